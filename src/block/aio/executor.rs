@@ -1,0 +1,189 @@
+//! Tasks and their wakers.
+//!
+//! A task woken on its own thread goes to a thread-local list, without a lock or a system call; a waker of
+//! another thread goes through a mutex and, if the engine sleeps, an eventfd.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// The future of [`super::Engine::block_on`] itself.
+const ROOT: usize = usize::MAX;
+
+static NEXT_EXECUTOR: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// Tasks woken by their own thread: (executor, task). One list serves all executors of the thread.
+    static WOKEN: RefCell<VecDeque<(u64, usize)>> = const { RefCell::new(VecDeque::new()) };
+    /// The executor that this thread runs; 0 outside of `block_on`.
+    static CURRENT: Cell<u64> = const { Cell::new(0) };
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Slot {
+    /// Taken out while it is polled.
+    task: Option<Task>,
+    waker: Waker,
+}
+
+pub(super) struct Executor {
+    slots: RefCell<Vec<Option<Slot>>>,
+    free: RefCell<Vec<usize>>,
+    root: Waker,
+    shared: Arc<Shared>,
+}
+
+/// What wakers reach from any thread.
+struct Shared {
+    id: u64,
+    woken: Mutex<Vec<usize>>,
+    asleep: AtomicBool,
+    kick: EventFd,
+}
+
+struct TaskWaker {
+    slot: usize,
+    /// Already in a list.
+    queued: AtomicBool,
+    shared: Arc<Shared>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if CURRENT.get() == self.shared.id {
+            WOKEN.with_borrow_mut(|woken| woken.push_back((self.shared.id, self.slot)));
+            return;
+        }
+        self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
+        if self.shared.asleep.swap(false, Ordering::SeqCst) {
+            // Only a full counter could fail, and then the engine is awake already.
+            let _ = self.shared.kick.write(1);
+        }
+    }
+}
+
+impl Executor {
+    pub(super) fn new() -> io::Result<Executor> {
+        let shared = Arc::new(Shared {
+            id: NEXT_EXECUTOR.fetch_add(1, Ordering::Relaxed),
+            woken: Mutex::default(),
+            asleep: AtomicBool::new(false),
+            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        });
+        Ok(Executor {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            root: waker(ROOT, &shared),
+            shared,
+        })
+    }
+
+    /// Readable when another thread woke a task of a sleeping engine.
+    pub(super) fn kick_fd(&self) -> RawFd {
+        self.shared.kick.as_raw_fd()
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            self.slots.borrow_mut().push(None);
+            self.slots.borrow().len() - 1
+        });
+        let waker = waker(slot, &self.shared);
+        waker.wake_by_ref();
+        self.slots.borrow_mut()[slot] = Some(Slot { task: Some(Box::pin(task)), waker });
+    }
+
+    pub(super) fn wake_root(&self) {
+        self.root.wake_by_ref();
+    }
+
+    /// Polls what was woken so far; what these polls wake comes with the next call.
+    pub(super) fn poll_woken<T>(&self, mut root: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let outer = CURRENT.replace(self.shared.id);
+        let mut result = None;
+        for slot in self.take_woken() {
+            if slot == ROOT {
+                self.unqueue(&self.root);
+                if let Poll::Ready(value) = root.as_mut().poll(&mut Context::from_waker(&self.root)) {
+                    result = Some(value);
+                }
+            } else {
+                self.poll_task(slot);
+            }
+        }
+        CURRENT.set(outer);
+        result
+    }
+
+    fn take_woken(&self) -> Vec<usize> {
+        let mut batch =
+            std::mem::take(&mut *self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner));
+        WOKEN.with_borrow_mut(|woken| {
+            woken.retain(|&(executor, slot)| {
+                let ours = executor == self.shared.id;
+                if ours {
+                    batch.push(slot);
+                }
+                !ours
+            });
+        });
+        batch
+    }
+
+    /// From now on a wake-up queues the task again.
+    fn unqueue(&self, waker: &Waker) {
+        // SAFETY: every waker of this executor was made by `waker` below, so its data is a `TaskWaker` that the
+        // waker itself keeps alive.
+        let task = unsafe { &*waker.data().cast::<TaskWaker>() };
+        task.queued.store(false, Ordering::Release);
+    }
+
+    fn poll_task(&self, slot: usize) {
+        let taken = match self.slots.borrow_mut().get_mut(slot) {
+            Some(Some(entry)) => entry.task.take().map(|task| (task, entry.waker.clone())),
+            _ => None,
+        };
+        let Some((mut task, waker)) = taken else { return };
+        self.unqueue(&waker);
+        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            self.slots.borrow_mut()[slot] = None;
+            self.free.borrow_mut().push(slot);
+        } else if let Some(entry) = &mut self.slots.borrow_mut()[slot] {
+            entry.task = Some(task);
+        }
+    }
+
+    /// Whether the engine may sleep. From here on other threads kick it.
+    pub(super) fn prepare_to_wait(&self) -> bool {
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        let id = self.shared.id;
+        WOKEN.with_borrow(|woken| woken.iter().all(|&(executor, _)| executor != id))
+            && self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    pub(super) fn awake(&self) {
+        if !self.shared.asleep.swap(false, Ordering::SeqCst) {
+            // Somebody kicked: take the count back. An empty counter says so, which is as good.
+            let _ = self.shared.kick.read();
+        }
+    }
+}
+
+fn waker(slot: usize, shared: &Arc<Shared>) -> Waker {
+    Waker::from(Arc::new(TaskWaker { slot, queued: AtomicBool::new(false), shared: shared.clone() }))
+}

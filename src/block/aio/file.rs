@@ -1,0 +1,201 @@
+//! A host file as the block layer uses it: which way each request takes.
+//!
+//! * Reads of a cached file are tried inline with RWF_NOWAIT; what the page cache does not have goes to the
+//!   reactor.
+//! * Cached writes up to [`INLINE_WRITE`] bytes are done inline: they are a copy into the page cache, and ext4
+//!   hands every buffered write of a ring to a kernel worker, at half the speed.
+//! * Direct I/O always goes to the reactor.
+
+use super::ring::Request;
+use super::{Engine, Reactor};
+use crate::block::Iov;
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+/// Longest cached write that is done inline, in bytes.
+const INLINE_WRITE: usize = 128 << 10;
+
+/// An open host file or device.
+pub struct HostFile {
+    engine: Rc<Engine>,
+    fd: Rc<OwnedFd>,
+    direct: bool,
+    /// The file system knows RWF_NOWAIT.
+    nowait: Cell<bool>,
+}
+
+/// What worker threads run: a request that its task owns until the call is over.
+struct Call(*const Request);
+
+// SAFETY: the request is boxed in a task that is not cancelled and does not touch it before the call has
+// returned; the worker only reads its addresses and numbers, never its reference counts.
+unsafe impl Send for Call {}
+
+impl HostFile {
+    /// A file whose requests run on `engine`; `direct` says that it was opened with O_DIRECT.
+    pub fn new(engine: &Rc<Engine>, fd: OwnedFd, direct: bool) -> HostFile {
+        HostFile { engine: engine.clone(), fd: Rc::new(fd), direct, nowait: Cell::new(true) }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Rc<Engine> {
+        &self.engine
+    }
+
+    /// The descriptor, for locks, seeks and ioctls.
+    pub fn fd(&self) -> &Rc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Reads into all of `into`; what lies past the end of the file reads as zeros.
+    pub async fn read(&self, offset: u64, into: &Iov) -> io::Result<()> {
+        let mut done = 0;
+        if !self.direct && self.nowait.get() {
+            done = self.read_cached(offset, into);
+            if self.engine.inline_budget_spent() {
+                self.engine.yield_now().await;
+            }
+        }
+        while done < into.len() {
+            let rest = if done == 0 { into.clone() } else { into.slice(done, into.len() - done) };
+            let request = Request::Read { file: self.fd.clone(), into: rest, offset: offset + done as u64 };
+            match self.run(request).await? {
+                0 => {
+                    into.fill(done, into.len() - done, 0);
+                    break;
+                }
+                n => done += n as usize,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `from`.
+    pub async fn write(&self, offset: u64, from: &Iov) -> io::Result<()> {
+        let mut done = 0;
+        if !self.direct && from.len() <= INLINE_WRITE {
+            done = retry(|| vectored(libc::pwritev, &self.fd, from, offset))? as usize;
+            if self.engine.inline_budget_spent() {
+                self.engine.yield_now().await;
+            }
+        }
+        while done < from.len() {
+            let rest = if done == 0 { from.clone() } else { from.slice(done, from.len() - done) };
+            let request = Request::Write { file: self.fd.clone(), from: rest, offset: offset + done as u64 };
+            match self.run(request).await? {
+                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+                n => done += n as usize,
+            }
+        }
+        Ok(())
+    }
+
+    /// fdatasync(2).
+    pub async fn sync(&self) -> io::Result<()> {
+        self.run(Request::Sync { file: self.fd.clone() }).await.map(drop)
+    }
+
+    /// fallocate(2) with `mode`.
+    pub async fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        self.run(Request::Allocate { file: self.fd.clone(), mode, offset, len }).await.map(drop)
+    }
+
+    /// What the page cache has of the range, from its start.
+    fn read_cached(&self, offset: u64, into: &Iov) -> usize {
+        let read = |fd: RawFd, parts, count, at| {
+            // SAFETY: the ranges are mapped for as long as `into` lives.
+            unsafe { libc::preadv2(fd, parts, count, at, libc::RWF_NOWAIT) }
+        };
+        // SAFETY: see `vectored`.
+        let got = unsafe { call_vectored(read, &self.fd, into, offset) };
+        match got {
+            Ok(n) => n as usize,
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+                    self.nowait.set(false);
+                }
+                0
+            }
+        }
+    }
+
+    /// Through the reactor. A signal or a full queue is tried again.
+    async fn run(&self, request: Request) -> io::Result<u32> {
+        match &self.engine.reactor {
+            Reactor::Ring(ring) => ring.run(request).await,
+            Reactor::Threads(_) => self.run_on_worker(Box::new(request)).await,
+        }
+    }
+
+    /// The task owns the request, and the engine, so that both outlive the call even if this future does not.
+    async fn run_on_worker(&self, request: Box<Request>) -> io::Result<u32> {
+        let (engine, (done, result)) = (self.engine.clone(), async_channel::bounded(1));
+        self.engine.spawn(async move {
+            let call = Call(&raw const *request);
+            let outcome = engine.offload(move || call.run()).await;
+            drop(request);
+            // Nobody may be waiting any more.
+            let _ = done.try_send(outcome);
+        });
+        result.recv().await.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::ECANCELED)))
+    }
+}
+
+impl Call {
+    /// Carries the request out on the calling thread. A signal is no reason to stop.
+    fn run(self) -> io::Result<u32> {
+        // SAFETY: the task keeps the box until this returns.
+        let request = unsafe { &*self.0 };
+        retry(|| call(request))
+    }
+}
+
+fn call(request: &Request) -> io::Result<u32> {
+    match request {
+        Request::Read { file, into, offset } => vectored(libc::preadv, file, into, *offset),
+        Request::Write { file, from, offset } => vectored(libc::pwritev, file, from, *offset),
+        // SAFETY: a plain system call on a descriptor that is open.
+        Request::Sync { file } => result(unsafe { libc::fdatasync(file.as_raw_fd()) } as isize),
+        Request::Allocate { file, mode, offset, len } => {
+            // SAFETY: as above.
+            result(unsafe { libc::fallocate(file.as_raw_fd(), *mode, *offset as i64, *len as i64) } as isize)
+        }
+        // Waits belong to the poller and never come here.
+        Request::Readable(_) | Request::Sleep(_) => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+type Vectored = unsafe extern "C" fn(RawFd, *const libc::iovec, libc::c_int, libc::off_t) -> isize;
+
+fn vectored(call: Vectored, fd: &OwnedFd, iov: &Iov, offset: u64) -> io::Result<u32> {
+    // SAFETY: the list keeps its ranges mapped, and `call` is preadv or pwritev, which want just that.
+    unsafe { call_vectored(|fd, parts, count, at| call(fd, parts, count, at), fd, iov, offset) }
+}
+
+/// # Safety
+/// `call` must use no more than the ranges it is given.
+unsafe fn call_vectored(
+    call: impl Fn(RawFd, *const libc::iovec, libc::c_int, libc::off_t) -> isize,
+    fd: &OwnedFd,
+    iov: &Iov,
+    offset: u64,
+) -> io::Result<u32> {
+    // A longer list is done in part, and the caller goes on behind it.
+    let count = iov.parts().len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
+    result(call(fd.as_raw_fd(), iov.parts().as_ptr(), count, offset as libc::off_t))
+}
+
+fn result(returned: isize) -> io::Result<u32> {
+    u32::try_from(returned).map_err(|_| io::Error::last_os_error())
+}
+
+fn retry(mut call: impl FnMut() -> io::Result<u32>) -> io::Result<u32> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}

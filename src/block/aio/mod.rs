@@ -1,0 +1,275 @@
+//! The I/O engine: one a thread, an executor of `!Send` tasks over a reactor.
+//!
+//! ```text
+//!   tasks (executor) ──▶ HostFile ──▶ inline preadv2/pwritev      when the page cache serves it
+//!                           │    └──▶ ring: io_uring               else
+//!                           └───────▶ pool: worker threads         where io_uring is refused
+//! ```
+//!
+//! * A turn of [`Engine::block_on`] polls the tasks that were woken, then enters the kernel once: it submits all
+//!   that they queued and, if nobody is ready, waits.
+//! * A completion only wakes a task; it never calls onward.
+//! * A buffer belongs to the kernel until its completion: what an operation lends sits in the reactor, not in
+//!   the future, so that a dropped future leaves it there.
+//! * `COWVM_AIO=threads` forces the worker threads.
+
+mod executor;
+mod file;
+mod poller;
+mod pool;
+mod ring;
+
+pub use file::HostFile;
+
+use executor::Executor;
+use poller::Poller;
+use ring::Ring;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// After how many requests that were served inline a task lets the others run.
+const INLINE_BUDGET: u32 = 64;
+
+/// Which reactor to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// io_uring, or worker threads where the host refuses it.
+    Auto,
+    /// Worker threads.
+    Threads,
+}
+
+impl Backend {
+    /// As the environment variable `COWVM_AIO` says.
+    pub fn from_environment() -> Backend {
+        match std::env::var("COWVM_AIO").as_deref() {
+            Ok("threads") => Backend::Threads,
+            _ => Backend::Auto,
+        }
+    }
+}
+
+enum Reactor {
+    Ring(Ring),
+    Threads(Poller),
+}
+
+/// The engine of one thread.
+pub struct Engine {
+    executor: Executor,
+    reactor: Reactor,
+    /// Work for other threads that the tasks of this turn have queued.
+    jobs: RefCell<Vec<pool::Job>>,
+    inline: Cell<u32>,
+}
+
+impl Engine {
+    /// An engine for the calling thread.
+    ///
+    /// # Errors
+    /// When the host has no file descriptors left.
+    pub fn new(backend: Backend) -> io::Result<Rc<Engine>> {
+        let executor = Executor::new()?;
+        let ring = match backend {
+            Backend::Auto => Ring::new(executor.kick_fd()).ok(),
+            Backend::Threads => None,
+        };
+        // Whatever a ring is refused for (ENOSYS, EPERM, ENOMEM), threads can do.
+        let reactor = match ring {
+            Some(ring) => Reactor::Ring(ring),
+            None => Reactor::Threads(Poller::new(executor.kick_fd())),
+        };
+        Ok(Rc::new(Engine { executor, reactor, jobs: RefCell::default(), inline: Cell::new(0) }))
+    }
+
+    /// Whether requests go to io_uring.
+    pub fn uses_ring(&self) -> bool {
+        matches!(self.reactor, Reactor::Ring(_))
+    }
+
+    /// Starts a task. It runs while the thread is in [`Engine::block_on`].
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.executor.spawn(task);
+    }
+
+    /// Runs the thread's tasks until `future` ends. Tasks that are left go on at the next call.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait: then nothing can complete any more.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
+        let mut future = pin!(future);
+        self.executor.wake_root();
+        loop {
+            if let Some(result) = self.executor.poll_woken(future.as_mut()) {
+                return Ok(result);
+            }
+            pool::submit(&mut self.jobs.borrow_mut());
+            let wait = self.executor.prepare_to_wait();
+            match &self.reactor {
+                Reactor::Ring(ring) => ring.turn(wait)?,
+                Reactor::Threads(poller) => poller.turn(wait)?,
+            }
+            self.executor.awake();
+        }
+    }
+
+    /// Waits until `fd` can be read.
+    pub async fn readable(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
+        match &self.reactor {
+            Reactor::Ring(ring) => ring.run(ring::Request::Readable(fd.clone())).await.map(drop),
+            Reactor::Threads(poller) => {
+                poller.readable(fd.clone()).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for `time`.
+    pub async fn sleep(&self, time: Duration) {
+        match &self.reactor {
+            // A timeout completes with ETIME; there is nothing else that it could say.
+            Reactor::Ring(ring) => drop(ring.run(ring::Request::sleep(time)).await),
+            Reactor::Threads(poller) => poller.sleep(time).await,
+        }
+    }
+
+    /// Lets every other task that is ready run first.
+    pub async fn yield_now(&self) {
+        let mut yielded = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Runs `work` on a thread of the pool: for work that burns CPU or blocks.
+    pub async fn offload<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (job, result) = pool::job(work);
+        self.jobs.borrow_mut().push(job);
+        result.await
+    }
+
+    /// Counts a request that was served inline; true when it is time to yield.
+    fn inline_budget_spent(&self) -> bool {
+        let count = self.inline.get() + 1;
+        self.inline.set(count % INLINE_BUDGET);
+        count == INLINE_BUDGET
+    }
+}
+
+/// Waits until the eventfd (or any descriptor) `fd` is readable, by poll(2); for threads without an engine.
+pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    poller::poll_one(fd, None).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+    use std::sync::mpsc;
+
+    fn engines() -> Vec<Rc<Engine>> {
+        vec![Engine::new(Backend::Auto).unwrap(), Engine::new(Backend::Threads).unwrap()]
+    }
+
+    #[test]
+    fn tasks_run_interleaved_until_the_root_ends() {
+        for engine in engines() {
+            let log = Rc::new(RefCell::new(Vec::new()));
+            for name in [1, 2] {
+                let (log, inner) = (log.clone(), engine.clone());
+                engine.spawn(async move {
+                    for step in 0..3 {
+                        log.borrow_mut().push((step, name));
+                        inner.yield_now().await;
+                    }
+                });
+            }
+            let inner = engine.clone();
+            engine
+                .block_on(async {
+                    while log.borrow().len() < 6 {
+                        inner.yield_now().await;
+                    }
+                })
+                .unwrap();
+            assert_eq!(*log.borrow(), [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]);
+        }
+    }
+
+    #[test]
+    fn another_thread_wakes_a_sleeping_engine() {
+        for engine in engines() {
+            let (tx, rx) = async_channel::bounded(1);
+            let sender = std::thread::spawn(move || tx.send_blocking(7));
+            assert_eq!(engine.block_on(rx.recv()).unwrap(), Ok(7));
+            sender.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn offloaded_work_runs_on_another_thread() {
+        for engine in engines() {
+            let here = std::thread::current().id();
+            let there = engine.block_on(engine.offload(|| std::thread::current().id())).unwrap();
+            assert_ne!(here, there);
+        }
+    }
+
+    #[test]
+    fn readable_waits_for_the_event_and_sleep_ends() {
+        for engine in engines() {
+            // SAFETY: a fresh descriptor that nobody else owns.
+            let event = Rc::new(unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) });
+            let (order, seen) = mpsc::channel();
+            let (waiter, fd, first) = (engine.clone(), event.clone(), order.clone());
+            engine.spawn(async move {
+                waiter.readable(&fd).await.unwrap();
+                first.send("event").unwrap();
+            });
+            let inner = engine.clone();
+            engine
+                .block_on(async move {
+                    inner.sleep(Duration::from_millis(5)).await;
+                    order.send("slept").unwrap();
+                    vmm_sys_util::eventfd::EventFd::from(std::fs::File::from(event.try_clone().unwrap()))
+                        .write(1)
+                        .unwrap();
+                    inner.readable(&event).await.unwrap();
+                    for _ in 0..100 {
+                        inner.yield_now().await;
+                    }
+                })
+                .unwrap();
+            assert_eq!(seen.try_iter().collect::<Vec<_>>(), ["slept", "event"]);
+        }
+    }
+
+    #[test]
+    fn an_engine_with_operations_in_flight_can_be_dropped() {
+        for engine in engines() {
+            // SAFETY: a fresh descriptor that nobody else owns.
+            let event = Rc::new(unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) });
+            let waiter = engine.clone();
+            // A task that holds its engine would keep it alive for ever: hold it weakly.
+            let weak = Rc::downgrade(&waiter);
+            drop(waiter);
+            engine.spawn(async move {
+                if let Some(engine) = weak.upgrade() {
+                    let _ = engine.readable(&event).await;
+                }
+            });
+            engine.block_on(engine.yield_now()).unwrap();
+        }
+    }
+}

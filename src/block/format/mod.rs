@@ -1,0 +1,1 @@
+//! Format drivers: what stands inside an image file.

@@ -1,0 +1,194 @@
+//! What a format or protocol driver must be able to do.
+//!
+//! A driver sees only requests that the pipeline ([`super::io`]) has already checked: inside
+//! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
+//! writes no longer than [`Limits::max_transfer`], never empty.
+
+use crate::block::graph::Node;
+use crate::block::options::Preallocation;
+use crate::block::{Error, Iov, Kind, Result};
+use async_trait::async_trait;
+use std::rc::Rc;
+
+/// The edge from a node to the one below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildRole {
+    /// Where the format's bytes are.
+    File,
+    /// What unallocated clusters read as.
+    Backing,
+}
+
+/// What requests a driver can take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Offsets and lengths are multiples of this many bytes (a power of two).
+    pub request_alignment: u32,
+    /// Addresses of memory are multiples of this many bytes (a power of two); 1 where any will do.
+    pub memory_alignment: u32,
+    /// Longest read or write, in bytes; a multiple of `request_alignment`.
+    pub max_transfer: u32,
+    /// Writes past the end make the node larger (host files).
+    pub growable: bool,
+}
+
+/// What the first bytes of a range are, in one layer.
+#[derive(Clone)]
+pub struct BlockStatus {
+    /// How many bytes, from the start of the range, this speaks of (never 0).
+    pub len: u64,
+    /// This layer decides the content; otherwise the backing file does.
+    pub allocated: bool,
+    /// Space is in use for it and reading it fetches bytes.
+    pub data: bool,
+    /// It reads as zeros.
+    pub zero: bool,
+    /// It is stored compressed.
+    pub compressed: bool,
+    /// Where the bytes are: the node below and the offset in it, when they stand there as they are.
+    pub mapped: Option<(Rc<Node>, u64)>,
+    /// What the node below says of the mapped range decides `data` and `zero` (raw, preallocated metadata).
+    pub recurse: bool,
+}
+
+/// A format or protocol driver: one instance a node.
+#[async_trait(?Send)]
+pub trait Driver {
+    /// The name users give it: "qcow2", "raw", "file".
+    fn format_name(&self) -> &'static str;
+
+    /// Size of the disk that this node shows, in bytes.
+    fn size(&self) -> u64;
+
+    /// The nodes below.
+    fn children(&self) -> Vec<(ChildRole, Rc<Node>)>;
+
+    /// What requests it takes.
+    fn limits(&self) -> Limits;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// Reads `into.len()` bytes.
+    async fn read(&self, offset: u64, into: &Iov) -> Result<()>;
+
+    /// Writes `from.len()` bytes.
+    async fn write(&self, offset: u64, from: &Iov) -> Result<()>;
+
+    /// Makes a range read as zeros; the space is given back if `may_unmap` and the driver can. A driver that
+    /// has no cheap way answers [`Kind::Unsupported`], and the pipeline writes zeros.
+    async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()>;
+
+    /// Tells that the content of a range is no longer needed. What it reads as afterwards is the driver's
+    /// choice, but never bytes of another place.
+    async fn discard(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Makes all completed writes durable.
+    async fn flush(&self) -> Result<()>;
+
+    /// What the first bytes of a range are, in this layer only. `len` bounds how far it looks.
+    async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus>;
+
+    /// Changes the size. No request is in flight on this node.
+    async fn truncate(&self, _size: u64, _preallocation: Preallocation) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, format!("{} images cannot be resized", self.format_name())))
+    }
+
+    /// Writes back what is cached, before the node goes away. Called once, when no request is in flight.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What only this format has to say of an image, for `info`.
+    fn specifics(&self) -> Option<Specifics> {
+        None
+    }
+
+    /// The consistency check, where the format has one.
+    fn checker(&self) -> Option<&dyn Check> {
+        None
+    }
+}
+
+/// A format that can be checked for consistency.
+#[async_trait(?Send)]
+pub trait Check {
+    /// Reads all metadata and reports; changes nothing.
+    async fn check(&self) -> Result<CheckReport>;
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Things that are wrong and can cost data.
+    pub corruptions: u64,
+    /// Clusters that nobody uses and nobody can allocate.
+    pub leaks: u64,
+    /// Parts that could not be checked (read errors).
+    pub check_errors: u64,
+    /// Clusters of the guest's disk.
+    pub total_clusters: u64,
+    /// Of these, the ones with data.
+    pub allocated_clusters: u64,
+    /// Of these, the ones that do not follow their predecessor in the file.
+    pub fragmented_clusters: u64,
+    /// Of these, the compressed ones.
+    pub compressed_clusters: u64,
+    /// End of the last cluster in use, in bytes.
+    pub image_end_offset: u64,
+    /// One line a finding, in qemu-img's words ("Leaked cluster 5 refcount=1 reference=0").
+    pub messages: Vec<String>,
+}
+
+/// What only one format has to say of an image.
+#[derive(Clone, Debug)]
+pub enum Specifics {
+    /// Of a host file: nothing yet.
+    File,
+    /// Of a qcow2 image.
+    Qcow2(Qcow2Specifics),
+}
+
+/// Header fields of a qcow2 image and its internal snapshots.
+#[derive(Clone, Debug)]
+pub struct Qcow2Specifics {
+    /// "0.10" or "1.1".
+    pub compat: &'static str,
+    /// "zlib" or "zstd".
+    pub compression_type: &'static str,
+    /// Refcounts may lag behind (compatible bit 0).
+    pub lazy_refcounts: bool,
+    /// Width of a refcount entry.
+    pub refcount_bits: u32,
+    /// The corrupt bit (incompatible bit 1).
+    pub corrupt: bool,
+    /// The dirty bit (incompatible bit 0).
+    pub dirty: bool,
+    /// Subclusters (incompatible bit 4).
+    pub extended_l2: bool,
+    /// Cluster size in bytes.
+    pub cluster_size: u64,
+    /// The backing file's name as written in the header.
+    pub backing_file: Option<String>,
+    /// The backing file's format as written in the header extension.
+    pub backing_format: Option<String>,
+    /// Internal snapshots, in the order of the snapshot table.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// One entry of the snapshot table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Unique ID, a decimal number by convention.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Size of the VM state in bytes.
+    pub vm_state_size: u64,
+    /// Wall-clock time of creation: seconds and nanoseconds since the epoch.
+    pub date: (u32, u32),
+    /// Guest run time, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Instruction count; `None` where the guest ran without one.
+    pub icount: Option<u64>,
+}

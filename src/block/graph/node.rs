@@ -1,0 +1,64 @@
+//! A node: a driver instance with its name and what the pipeline must know of it.
+
+use super::driver::{ChildRole, Driver};
+use crate::block::Result;
+use crate::block::range_lock::RangeLock;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// One driver instance in the graph of a disk. Its requests are in [`super::io`].
+pub struct Node {
+    pub(super) driver: Box<dyn Driver>,
+    filename: String,
+    /// Orders read-modify-write cycles against the writes that they overlap; unused where any request fits.
+    pub(super) writes: RangeLock,
+    /// Something was written since the last flush.
+    pub(super) dirty: Cell<bool>,
+}
+
+impl Node {
+    /// A node over `driver`, known to users by `filename` (as they or the overlay's header wrote it).
+    pub fn new(filename: impl Into<String>, driver: Box<dyn Driver>) -> Rc<Node> {
+        Rc::new(Node {
+            driver,
+            filename: filename.into(),
+            writes: RangeLock::default(),
+            dirty: Cell::new(false),
+        })
+    }
+
+    /// The driver, for capabilities and facts; requests go through the node.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// The name users know the image by.
+    pub fn filename(&self) -> &str {
+        &self.filename
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.driver.size()
+    }
+
+    /// The node below in `role`.
+    pub fn child(&self, role: ChildRole) -> Option<Rc<Node>> {
+        self.driver.children().into_iter().find(|(of, _)| *of == role).map(|(_, node)| node)
+    }
+
+    /// Writes back what the drivers of this node and of all below it cache. For the end of a graph's life.
+    pub async fn close(&self) -> Result<()> {
+        let mut result = self.driver.close().await;
+        for (_, child) in self.driver.children() {
+            result = result.and(Box::pin(child.close()).await);
+        }
+        result
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} '{}'", self.driver.format_name(), self.filename)
+    }
+}

@@ -1,0 +1,252 @@
+//! Scatter-gather lists that keep alive what they point to.
+//!
+//! An [`Iov`] is a list of memory ranges: of guest memory, or of a [`Buffer`]. It is cheap to clone and to
+//! split, and it never becomes a `&[u8]`: the guest, the kernel and a second request may change the bytes at
+//! any time, so every access copies.
+
+use smallvec::SmallVec;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+/// Alignment of every [`Buffer`], in bytes: enough for direct I/O on any host device.
+pub const BUFFER_ALIGN: usize = 4096;
+
+/// A list of memory ranges and a handle on their owner.
+#[derive(Clone)]
+pub struct Iov {
+    parts: SmallVec<[libc::iovec; 2]>,
+    len: usize,
+    owner: Rc<dyn Any>,
+}
+
+impl Iov {
+    /// A list over memory that `owner` keeps mapped.
+    ///
+    /// # Safety
+    /// Each range must be readable and writable memory for as long as `owner` lives, and nothing may hold a
+    /// Rust reference into it meanwhile.
+    pub unsafe fn new(parts: impl IntoIterator<Item = (*mut u8, usize)>, owner: Rc<dyn Any>) -> Iov {
+        let parts: SmallVec<[libc::iovec; 2]> = parts
+            .into_iter()
+            .filter(|&(_, len)| len > 0)
+            .map(|(base, len)| libc::iovec { iov_base: base.cast(), iov_len: len })
+            .collect();
+        let len = parts.iter().map(|part| part.iov_len).sum();
+        Iov { parts, len, owner }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The ranges, as the system calls want them.
+    pub fn parts(&self) -> &[libc::iovec] {
+        &self.parts
+    }
+
+    /// The `len` bytes from `start` on; what lies beyond the end is left out.
+    #[must_use]
+    pub fn slice(&self, start: usize, len: usize) -> Iov {
+        if start == 0 && len >= self.len {
+            return self.clone();
+        }
+        let mut out = Iov { parts: SmallVec::new(), len: 0, owner: self.owner.clone() };
+        self.each(start, len, |base, len| {
+            out.parts.push(libc::iovec { iov_base: base.cast(), iov_len: len });
+            out.len += len;
+        });
+        out
+    }
+
+    /// One list after another.
+    pub fn concat(lists: &[Iov]) -> Iov {
+        match lists {
+            [one] => one.clone(),
+            _ => Iov {
+                parts: lists.iter().flat_map(|list| list.parts.iter().copied()).collect(),
+                len: lists.iter().map(Iov::len).sum(),
+                owner: Rc::new(lists.iter().map(|list| list.owner.clone()).collect::<Vec<_>>()),
+            },
+        }
+    }
+
+    /// Copies from the list, from byte `start` on, as much as both sides have; returns how much.
+    pub fn copy_to(&self, start: usize, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        self.each(start, into.len(), |base, len| {
+            // SAFETY: `each` yields ranges that the owner keeps mapped, and no more than `into.len()` in all.
+            unsafe { ptr::copy_nonoverlapping(base, into.as_mut_ptr().add(done), len) };
+            done += len;
+        });
+        done
+    }
+
+    /// Copies into the list, from byte `start` on, as much as both sides have; returns how much.
+    pub fn copy_from(&self, start: usize, from: &[u8]) -> usize {
+        let mut done = 0;
+        self.each(start, from.len(), |base, len| {
+            // SAFETY: as in `copy_to`.
+            unsafe { ptr::copy_nonoverlapping(from.as_ptr().add(done), base, len) };
+            done += len;
+        });
+        done
+    }
+
+    /// Copies what `from` holds to byte `start` of this list.
+    pub fn copy_from_iov(&self, start: usize, from: &Iov) {
+        let mut at = start;
+        for part in &from.parts {
+            let mut done = 0;
+            self.each(at, part.iov_len, |base, len| {
+                // SAFETY: both owners keep their ranges mapped; guest memory may overlap, so `ptr::copy`.
+                unsafe { ptr::copy(part.iov_base.cast::<u8>().add(done), base, len) };
+                done += len;
+            });
+            at += part.iov_len;
+        }
+    }
+
+    /// Sets `len` bytes from `start` on.
+    pub fn fill(&self, start: usize, len: usize, byte: u8) {
+        self.each(start, len, |base, len| {
+            // SAFETY: as in `copy_to`.
+            unsafe { ptr::write_bytes(base, byte, len) };
+        });
+    }
+
+    /// A copy of all bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len];
+        self.copy_to(0, &mut out);
+        out
+    }
+
+    /// Whether address and length of every range are multiples of `align` (a power of two).
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.parts.iter().all(|part| (part.iov_base as usize | part.iov_len) & (align - 1) == 0)
+    }
+
+    /// Calls `f` for each piece of the `len` bytes from `start` on.
+    fn each(&self, start: usize, len: usize, mut f: impl FnMut(*mut u8, usize)) {
+        let (mut skip, mut left) = (start, len);
+        for part in &self.parts {
+            if left == 0 {
+                return;
+            }
+            if skip >= part.iov_len {
+                skip -= part.iov_len;
+                continue;
+            }
+            let take = left.min(part.iov_len - skip);
+            // The sum stays inside the range: skip < iov_len.
+            f(part.iov_base.cast::<u8>().wrapping_add(skip), take);
+            left -= take;
+            skip = 0;
+        }
+    }
+}
+
+impl std::fmt::Debug for Iov {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Iov({} bytes in {} parts)", self.len, self.parts.len())
+    }
+}
+
+/// Memory of our own, zeroed and aligned to [`BUFFER_ALIGN`] bytes.
+pub struct Buffer(Rc<Memory>);
+
+struct Memory {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Buffer {
+    /// `len` zero bytes.
+    pub fn new(len: usize) -> Buffer {
+        // At least one byte: a zero-sized allocation has no address.
+        let Ok(layout) = Layout::from_size_align(len.max(1), BUFFER_ALIGN) else {
+            handle_alloc_error(Layout::new::<u8>())
+        };
+        // SAFETY: the size is not zero.
+        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
+            Some(base) => Buffer(Rc::new(Memory { base, layout })),
+            None => handle_alloc_error(layout),
+        }
+    }
+
+    /// A copy of `bytes`.
+    pub fn from_bytes(bytes: &[u8]) -> Buffer {
+        let buffer = Buffer::new(bytes.len());
+        let iov = buffer.iov(bytes.len());
+        iov.copy_from(0, bytes);
+        buffer
+    }
+
+    /// The first `len` bytes as a list.
+    pub fn iov(&self, len: usize) -> Iov {
+        let len = len.min(self.0.layout.size());
+        // SAFETY: the memory lives as long as the `Rc` in the list; `bytes` hands out references only while
+        // no list exists.
+        unsafe { Iov::new([(self.0.base.as_ptr(), len)], self.0.clone()) }
+    }
+
+    /// The bytes, unless a list over them is still about (a request in flight).
+    pub fn bytes(&mut self) -> Option<&mut [u8]> {
+        let memory = Rc::get_mut(&mut self.0)?;
+        // SAFETY: the `Rc` is the only one, so no list points here; base and size are the allocation's.
+        Some(unsafe { std::slice::from_raw_parts_mut(memory.base.as_ptr(), memory.layout.size()) })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, freed once.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_slices_see_the_same_bytes() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let (a, b) = (Buffer::from_bytes(&bytes[..100]), Buffer::from_bytes(&bytes[100..]));
+        let all = Iov::concat(&[a.iov(100), b.iov(156)]);
+        assert_eq!(all.to_vec(), bytes);
+        for (start, len) in [(0, 256), (0, 0), (99, 2), (100, 100), (250, 100), (256, 1)] {
+            let expect = &bytes[start..(start + len).min(256)];
+            assert_eq!(all.slice(start, len).to_vec(), expect, "{start}+{len}");
+        }
+        assert_eq!(all.slice(90, 100).slice(5, 20).to_vec(), bytes[95..115]);
+    }
+
+    #[test]
+    fn copies_and_fills_cross_part_borders() {
+        let all = Iov::concat(&[Buffer::new(3).iov(3), Buffer::new(5).iov(5)]);
+        assert_eq!(all.copy_from(1, b"abcd"), 4);
+        all.fill(5, 2, b'x');
+        assert_eq!(all.to_vec(), b"\0abcdxx\0");
+        let other = Iov::concat(&[Buffer::new(4).iov(4), Buffer::new(4).iov(4)]);
+        other.copy_from_iov(2, &all.slice(1, 5));
+        assert_eq!(other.to_vec(), b"\0\0abcdx\0");
+    }
+
+    #[test]
+    fn bytes_are_lent_only_when_no_list_is_about() {
+        let mut buffer = Buffer::new(8);
+        let iov = buffer.iov(8);
+        assert!(buffer.bytes().is_none());
+        drop(iov);
+        assert!(buffer.bytes().is_some());
+    }
+}

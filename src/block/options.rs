@@ -1,0 +1,81 @@
+//! How an image is opened: format, access, cache mode.
+
+use crate::block::{Error, Kind, Result};
+
+/// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheMode {
+    /// O_DIRECT: the host's page cache is passed by.
+    pub direct: bool,
+    /// The guest sees a write cache and flushes it itself; without it every write is followed by a flush.
+    pub writeback: bool,
+    /// Flushes never reach the host.
+    pub no_flush: bool,
+}
+
+impl CacheMode {
+    /// QEMU's default.
+    pub const WRITEBACK: CacheMode = CacheMode { direct: false, writeback: true, no_flush: false };
+    /// For files whose loss costs nothing: temporary disks, conversion targets until they are complete.
+    pub const UNSAFE: CacheMode = CacheMode { direct: false, writeback: true, no_flush: true };
+
+    /// Reads one of `none`, `writeback`, `writethrough`, `directsync`, `unsafe` (and `off` for `none`).
+    pub fn parse(word: &str) -> Result<CacheMode> {
+        let (direct, writeback, no_flush) = match word {
+            "none" | "off" => (true, true, false),
+            "writeback" => (false, true, false),
+            "writethrough" => (false, false, false),
+            "directsync" => (true, false, false),
+            "unsafe" => (false, true, true),
+            _ => {
+                return Err(Error::new(Kind::InvalidArgument, format!("invalid cache option: {word}"))
+                    .remedy("use none, writeback, writethrough, directsync or unsafe"));
+            }
+        };
+        Ok(CacheMode { direct, writeback, no_flush })
+    }
+}
+
+/// How to open an image and the chain below it.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The format's name; `None` probes.
+    pub format: Option<String>,
+    /// Never write. The chain below the top image is always opened so.
+    pub read_only: bool,
+    /// Cache mode of the top image; backing files share all of it.
+    pub cache: CacheMode,
+    /// Discards reach the host file (`discard=unmap`).
+    pub unmap: bool,
+    /// Take no locks, and open although others write (`-U`).
+    pub force_share: bool,
+    /// Open the backing file too. `info` and `check` work on one image alone.
+    pub backing: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            format: None,
+            read_only: true,
+            cache: CacheMode::WRITEBACK,
+            unmap: false,
+            force_share: false,
+            backing: true,
+        }
+    }
+}
+
+/// How much of a new image is allocated at once (`preallocation=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Tables, no data.
+    Metadata,
+    /// Space reserved by `fallocate`.
+    Falloc,
+    /// Space written with zeros.
+    Full,
+}

@@ -1,0 +1,1 @@
+//! Protocol drivers: where the bytes of an image are.

@@ -1,0 +1,1 @@
+//! `imgtool`: the offline image tool.

@@ -1,0 +1,1 @@
+//! What every layer may use: on-disk integers, sizes with suffixes, key=value options.

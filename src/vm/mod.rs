@@ -1,0 +1,1 @@
+//! The virtual machine: memory, vCPUs, run state, boot.
