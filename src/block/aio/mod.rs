@@ -175,6 +175,7 @@ pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::fd::FromRawFd;
     use std::sync::mpsc;
 
@@ -242,9 +243,7 @@ mod tests {
                 .block_on(async move {
                     inner.sleep(Duration::from_millis(5)).await;
                     order.send("slept").unwrap();
-                    vmm_sys_util::eventfd::EventFd::from(std::fs::File::from(event.try_clone().unwrap()))
-                        .write(1)
-                        .unwrap();
+                    std::fs::File::from(event.try_clone().unwrap()).write_all(&1u64.to_ne_bytes()).unwrap();
                     inner.readable(&event).await.unwrap();
                     for _ in 0..100 {
                         inner.yield_now().await;
