@@ -64,7 +64,8 @@ fn agrees_with_the_model(steps: usize, make: impl Fn() -> Stack) {
 struct Run {
     backend: Backend,
     stack: Stack,
-    image: Image,
+    /// Always there but while it is being reopened.
+    image: Option<Image>,
     rng: StdRng,
 }
 
@@ -72,7 +73,11 @@ impl Run {
     fn new(backend: Backend, stack: Stack, seed: u64) -> Run {
         let image = Image::open(backend, &stack.folder.path(stack.image), stack.format, false);
         assert_eq!(image.node.size(), stack.content.len() as u64);
-        Run { backend, stack, image, rng: StdRng::seed_from_u64(seed) }
+        Run { backend, stack, image: Some(image), rng: StdRng::seed_from_u64(seed) }
+    }
+
+    fn image(&self) -> &Image {
+        self.image.as_ref().unwrap()
     }
 
     fn range(&mut self) -> (u64, usize) {
@@ -94,28 +99,29 @@ impl Run {
         let at = start as usize;
         match self.rng.random_range(0..100) {
             0..35 => {
-                assert_eq!(self.image.read(start, len), self.stack.content[at..at + len], "{start}+{len}")
+                assert_eq!(self.image().read(start, len), self.stack.content[at..at + len], "{start}+{len}")
             }
             35..75 => {
                 let mut bytes = vec![0; len];
                 self.rng.fill(&mut bytes[..]);
-                self.image.write(start, &bytes);
+                self.image().write(start, &bytes);
                 self.stack.content[at..at + len].copy_from_slice(&bytes);
             }
             75..85 => {
-                self.image.write_zeroes(start, len as u64, self.rng.random());
+                let may_unmap = self.rng.random();
+                self.image().write_zeroes(start, len as u64, may_unmap);
                 self.stack.content[at..at + len].fill(0);
             }
             85..92 => self.discard(start, len),
-            92..97 => self.image.flush(),
+            92..97 => self.image().flush(),
             _ => self.reopen(),
         }
     }
 
     /// Each byte is what it was, or zero; nothing outside changes.
     fn discard(&mut self, start: u64, len: usize) {
-        self.image.discard(start, len as u64);
-        let (at, now) = (start as usize, self.image.read(start, len));
+        self.image().discard(start, len as u64);
+        let (at, now) = (start as usize, self.image().read(start, len));
         let before = &mut self.stack.content[at..at + len];
         for (new, old) in now.iter().zip(before) {
             assert!(*new == 0 || *new == *old);
@@ -124,18 +130,17 @@ impl Run {
     }
 
     fn reopen(&mut self) {
-        let path = self.stack.folder.path(self.stack.image);
         // Only one writer at a time: close before opening again.
-        let read_only = Image { engine: self.image.engine.clone(), node: self.image.node.clone() };
-        read_only.close();
-        let placeholder = Folder::new();
-        std::fs::write(placeholder.path("empty"), [0; 512]).unwrap();
-        self.image = Image::open(self.backend, &placeholder.path("empty"), "raw", true);
-        self.image = Image::open(self.backend, &path, self.stack.format, false);
+        if let Some(image) = self.image.take() {
+            image.close();
+        }
+        let path = self.stack.folder.path(self.stack.image);
+        self.image = Some(Image::open(self.backend, &path, self.stack.format, false));
     }
 
     fn finish(self) {
         let Run { stack, image, .. } = self;
+        let image = image.unwrap();
         assert!(image.read(0, stack.content.len()) == stack.content);
         image.close();
         assert!(
