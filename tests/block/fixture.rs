@@ -10,27 +10,27 @@ use std::process::Command;
 use std::rc::Rc;
 
 /// Both reactors.
-pub const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Threads];
+pub(crate) const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Threads];
 
 /// A folder that goes away with the test.
-pub struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    pub fn new() -> Folder {
+    pub(crate) fn new() -> Folder {
         Folder(tempfile::tempdir().unwrap())
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Runs qemu-img in this folder; `line` is split at spaces.
-    pub fn qemu_img(&self, line: &str) -> String {
+    pub(crate) fn qemu_img(&self, line: &str) -> String {
         self.run("qemu-img", &line.split(' ').collect::<Vec<_>>())
     }
 
     /// Runs qemu-io commands on an image of this folder.
-    pub fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
+    pub(crate) fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
         let mut words = vec!["-f", format];
         words.extend(commands.iter().flat_map(|command| ["-c", command]));
         words.push(image);
@@ -50,53 +50,53 @@ impl Folder {
     }
 
     /// The guest-visible content, as the real qemu-img sees it.
-    pub fn content(&self, format: &str, image: &str) -> Vec<u8> {
+    pub(crate) fn content(&self, format: &str, image: &str) -> Vec<u8> {
         self.qemu_img(&format!("convert -f {format} -O raw {image} {image}.content"));
         std::fs::read(self.path(&format!("{image}.content"))).unwrap()
     }
 }
 
 /// An open image with the engine that runs it.
-pub struct Image {
-    pub engine: Rc<Engine>,
-    pub node: Rc<Node>,
+pub(crate) struct Image {
+    pub(crate) engine: Rc<Engine>,
+    pub(crate) node: Rc<Node>,
 }
 
 impl Image {
-    pub fn try_open(backend: Backend, path: &Path, options: &OpenOptions) -> Result<Image> {
+    pub(crate) fn try_open(backend: Backend, path: &Path, options: &OpenOptions) -> Result<Image> {
         let engine = Engine::new(backend).unwrap();
         let node = engine.block_on(open(&engine, path.to_str().unwrap(), options)).unwrap()?;
         Ok(Image { engine, node })
     }
 
-    pub fn open(backend: Backend, path: &Path, format: &str, read_only: bool) -> Image {
+    pub(crate) fn open(backend: Backend, path: &Path, format: &str, read_only: bool) -> Image {
         let options =
             OpenOptions { format: Some(format.into()), read_only, unmap: true, ..OpenOptions::default() };
         Image::try_open(backend, path, &options).unwrap()
     }
 
-    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         self.engine.block_on(self.node.read_bytes(offset, len)).unwrap().unwrap()
     }
 
-    pub fn write(&self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
         let iov = Buffer::from_bytes(bytes).iov(bytes.len());
         self.engine.block_on(self.node.write(offset, &iov)).unwrap().unwrap();
     }
 
-    pub fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) {
+    pub(crate) fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) {
         self.engine.block_on(self.node.write_zeroes(offset, len, may_unmap)).unwrap().unwrap();
     }
 
-    pub fn discard(&self, offset: u64, len: u64) {
+    pub(crate) fn discard(&self, offset: u64, len: u64) {
         self.engine.block_on(self.node.discard(offset, len)).unwrap().unwrap();
     }
 
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         self.engine.block_on(self.node.flush()).unwrap().unwrap();
     }
 
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         self.flush();
         self.engine.block_on(self.node.close()).unwrap().unwrap();
     }

@@ -27,7 +27,7 @@ use ring::Ring;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -56,7 +56,7 @@ impl Backend {
 }
 
 enum Reactor {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads(Poller),
 }
 
@@ -82,7 +82,7 @@ impl Engine {
         };
         // Whatever a ring is refused for (ENOSYS, EPERM, ENOMEM), threads can do.
         let reactor = match ring {
-            Some(ring) => Reactor::Ring(ring),
+            Some(ring) => Reactor::Ring(Box::new(ring)),
             None => Reactor::Threads(Poller::new(executor.kick_fd())),
         };
         Ok(Rc::new(Engine { executor, reactor, jobs: RefCell::default(), inline: Cell::new(0) }))
@@ -165,11 +165,6 @@ impl Engine {
         self.inline.set(count % INLINE_BUDGET);
         count == INLINE_BUDGET
     }
-}
-
-/// Waits until the eventfd (or any descriptor) `fd` is readable, by poll(2); for threads without an engine.
-pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    poller::poll_one(fd, None).map(drop)
 }
 
 #[cfg(test)]
