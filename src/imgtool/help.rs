@@ -45,7 +45,6 @@ fn of_command(program: &Program, command: &Command) -> String {
         format!("{}.\n\nUsage: {} {} {}\n\n", command.summary, program.name(), command.name, command.usage);
     text += "Options:\n";
     text.extend(command.flags.iter().map(of_flag));
-    text += "  -h, --help\n      print this help\n";
     for (operand, meaning) in command.operands {
         text += &format!("  {operand}\n      {meaning}\n");
     }

@@ -15,6 +15,7 @@
 mod check;
 mod convert;
 mod create;
+mod create_options;
 mod getopt;
 mod help;
 mod info;
@@ -54,9 +55,12 @@ static COMMANDS: &[Command] =
 static LATER: &[&str] =
     &["amend", "bench", "bitmap", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
 
+/// The option that every command has.
+const HELP: Flag = Flag::switch("help", "print this help").short('h');
+
 /// The options before the command word.
 static STANDARD: &[Flag] = &[
-    Flag::switch("help", "print this help").short('h'),
+    HELP,
     Flag::switch("version", "print the version").short('V'),
     Flag::value("trace", "[[enable=]PATTERN][,events=FILE][,file=FILE]", "trace what happens inside")
         .short('T')

@@ -66,7 +66,9 @@ impl Failure {
         let full = command.map_or(name.to_owned(), |command| format!("{name} {}", command.name));
         match self {
             Failure::Help => return help::show(program, command),
-            Failure::Options(mistake) => say(&format!("{full}: {mistake}\nTry '{full} --help' for more info")),
+            Failure::Options(mistake) => {
+                say(&format!("{full}: {mistake}\nTry '{full} --help' for more info"))
+            }
             Failure::Usage(message) => say(&format!("{name}: {message}\nTry '{full} --help' for more info")),
             Failure::Other { message, remedy, code } => {
                 say(&format!("{name}: {message}"));
