@@ -8,10 +8,10 @@
 //! ```
 //! A process that dies before the end leaks the cluster.
 
+use super::cache::Piece;
 use super::driver::Qcow2;
 use super::entries::{L1Entry, L2Entry, without_copied};
 use super::extensions::be64;
-use super::cache::Piece;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
 use super::mapping::Slot;
 use super::overlap::Metadata;

@@ -62,7 +62,7 @@ impl Image {
         self.header.backing_format()
     }
 
-    /// The driver of the image over `backing`. `unmap`: discards reach the host file.
+    /// The driver of the image over `backing`.
     ///
     /// # Errors
     /// [`Kind::Corrupt`] and [`Kind::Unsupported`] where the image may only be read and `read_only` is false.
@@ -71,9 +71,8 @@ impl Image {
         engine: &Rc<Engine>,
         backing: Option<Rc<Node>>,
         read_only: bool,
-        unmap: bool,
     ) -> Result<Box<dyn Driver>> {
-        Ok(Box::new(self.into_qcow2(engine, backing, read_only, unmap)?))
+        Ok(Box::new(self.into_qcow2(engine, backing, read_only)?))
     }
 
     pub(super) fn into_qcow2(
@@ -81,7 +80,6 @@ impl Image {
         engine: &Rc<Engine>,
         backing: Option<Rc<Node>>,
         read_only: bool,
-        unmap: bool,
     ) -> Result<Qcow2> {
         if !read_only {
             self.check_writable()?;
@@ -98,7 +96,6 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
-            unmap,
             incompatible: Cell::new(self.header.incompatible),
             autoclear: Cell::new(self.header.autoclear),
             header: self.header,
@@ -159,7 +156,6 @@ pub(super) struct Qcow2 {
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
-    pub(super) unmap: bool,
     pub(super) incompatible: Cell<u64>,
     pub(super) autoclear: Cell<u64>,
     /// As it was when the image was opened.

@@ -48,7 +48,10 @@ impl Qcow2 {
     /// Makes all completed writes durable.
     pub(super) async fn flush_all(&self) -> Result<()> {
         if self.is_broken() {
-            return Err(Error::new(Kind::Corrupt, "the image is marked as corrupt; its metadata is not written"));
+            return Err(Error::new(
+                Kind::Corrupt,
+                "the image is marked as corrupt; its metadata is not written",
+            ));
         }
         self.write_back().await?;
         self.flush_file().await?;

@@ -97,7 +97,8 @@ impl Header {
         }
         let name = backing_name(cluster, field64(8), field32(16))?;
         let extensions_end = if field64(8) == 0 { cluster.len() } else { field64(8) as usize };
-        let area = cluster.get(header_len..extensions_end).ok_or_else(|| invalid("Invalid backing file offset"))?;
+        let area =
+            cluster.get(header_len..extensions_end).ok_or_else(|| invalid("Invalid backing file offset"))?;
         let header = Header {
             version,
             geometry: Geometry { cluster_bits: field32(20), refcount_order },
@@ -123,7 +124,8 @@ impl Header {
     fn check_features(&self, crypt_method: u32, compression_type: u8) -> Result<()> {
         let unknown = self.incompatible & !(DIRTY | CORRUPT);
         if unknown != 0 {
-            let names: Vec<String> = (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
+            let names: Vec<String> =
+                (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
             let message = format!("Unsupported qcow2 feature(s): {}", names.join(", "));
             return Err(Error::new(Kind::Unsupported, message));
         }
@@ -153,7 +155,12 @@ impl Header {
         }
         let snapshots = u64::from(self.snapshot_count);
         let l1_bytes = u64::from(self.l1_entries) * ENTRY;
-        self.check_table(self.refcount_table_offset, refcount_table_bytes, MAX_REFCOUNT_TABLE_BYTES, "Reference count table")?;
+        self.check_table(
+            self.refcount_table_offset,
+            refcount_table_bytes,
+            MAX_REFCOUNT_TABLE_BYTES,
+            "Reference count table",
+        )?;
         self.check_table(self.snapshots_offset, snapshots, u64::from(MAX_SNAPSHOTS), "Snapshot table")?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
         if self.refcount_table_offset.0 == 0 || l1_bytes > 0 && self.l1_offset.0 == 0 {

@@ -145,7 +145,8 @@ impl Qcow2 {
     /// Decodes the entry at `index` of a slice.
     pub(super) fn entry(&self, slice: &Piece, index: usize) -> Result<L2Entry> {
         L2Entry::decode(slice.entry(index), self.geometry, self.v3).map_err(|what| {
-            let message = format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
+            let message =
+                format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
             Error::new(Kind::Corrupt, message)
         })
     }

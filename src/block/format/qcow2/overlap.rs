@@ -140,7 +140,13 @@ impl Places {
         }
     }
 
-    fn find(&self, geometry: Geometry, offset: HostOffset, len: u64, own: Option<Metadata>) -> Option<Metadata> {
+    fn find(
+        &self,
+        geometry: Geometry,
+        offset: HostOffset,
+        len: u64,
+        own: Option<Metadata>,
+    ) -> Option<Metadata> {
         let (start, end) = (offset.0, offset.0.saturating_add(len));
         for (kind, range) in &self.ranges {
             if range.start < end && start < range.end && Some(*kind) != own {
@@ -149,7 +155,9 @@ impl Places {
         }
         let clusters = start >> geometry.cluster_bits..end.div_ceil(geometry.cluster_size());
         let sets = [(Metadata::ActiveL2, &self.l2_tables), (Metadata::RefcountBlock, &self.refcount_blocks)];
-        sets.into_iter().find(|(kind, set)| Some(*kind) != own && set.intersects(&clusters)).map(|(kind, _)| kind)
+        sets.into_iter()
+            .find(|(kind, set)| Some(*kind) != own && set.intersects(&clusters))
+            .map(|(kind, _)| kind)
     }
 }
 

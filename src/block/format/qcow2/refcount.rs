@@ -14,8 +14,8 @@
 use super::cache::{Cache, Piece};
 use super::entries::{decode_refcount_table, refcount, set_refcount};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
-use super::overlap::{Metadata, Overlap};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
+use super::overlap::{Metadata, Overlap};
 use crate::block::graph::Node;
 use crate::block::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
@@ -62,7 +62,8 @@ impl Refcounts {
     pub(super) async fn read(file: &Rc<Node>, header: &Header, overlap: &Rc<Overlap>) -> Result<Refcounts> {
         let geometry = header.geometry;
         let (offset, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
-        let bytes = file.read_bytes(offset.0, (u64::from(clusters) << geometry.cluster_bits) as usize).await?;
+        let bytes =
+            file.read_bytes(offset.0, (u64::from(clusters) << geometry.cluster_bits) as usize).await?;
         let table = bytes.chunks_exact(ENTRY as usize).map(super::extensions::be64).collect();
         let blocks = MIN_BLOCKS.max((CACHE_BYTES >> geometry.cluster_bits) as usize);
         Ok(Refcounts {
@@ -273,7 +274,9 @@ impl Refcounts {
 
     /// Puts an empty block into the table, in memory.
     fn install_block(&self, block: u64, cluster: HostCluster) -> Result<()> {
-        if (block + 1) * ENTRY > MAX_REFCOUNT_TABLE_BYTES || cluster.0 >= HOST_END >> self.geometry.cluster_bits {
+        if (block + 1) * ENTRY > MAX_REFCOUNT_TABLE_BYTES
+            || cluster.0 >= HOST_END >> self.geometry.cluster_bits
+        {
             return Err(Error::new(Kind::NoSpace, "the image file cannot grow any further"));
         }
         let offset = self.geometry.start_of(cluster);
@@ -346,7 +349,8 @@ impl Refcounts {
 
     fn group_bytes(&self, group: usize) -> Vec<u8> {
         let table = self.table.borrow();
-        let entries = (group * TABLE_GROUP..(group + 1) * TABLE_GROUP).map(|at| table.get(at).copied().unwrap_or(0));
+        let entries =
+            (group * TABLE_GROUP..(group + 1) * TABLE_GROUP).map(|at| table.get(at).copied().unwrap_or(0));
         entries.flat_map(u64::to_be_bytes).collect()
     }
 }

@@ -73,8 +73,13 @@ impl Qcow2 {
         Ok(self.users.enter())
     }
 
+    /// Makes whole clusters read as zeros; their host clusters stay. Needs version 3.
+    pub(super) async fn zero_clusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
+        self.change_clusters(first, last, Change::Keep).await
+    }
+
     /// Zeroes a part of one or two clusters by writing, unless it reads as zeros already.
-    async fn zero_part(&self, at: GuestOffset, len: u64) -> Result<()> {
+    pub(super) async fn zero_part(&self, at: GuestOffset, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {
             let from = at.add(done);
@@ -149,7 +154,7 @@ impl Qcow2 {
         }
         self.l2.set_entry(slice, index, new.encode(self.geometry));
         if !matches!(new, L2Entry::Zero { host: Some(_), .. }) {
-            self.free_entry(old, self.unmap);
+            self.free_entry(old, true);
         }
         Ok(())
     }
