@@ -4,7 +4,7 @@ use crate::block::Result;
 use crate::block::aio::Engine;
 use crate::block::graph::driver::{Qcow2Specifics, Specifics};
 use crate::block::graph::{ChildRole, Node};
-use crate::block::open::open;
+use crate::block::open::{beside, open};
 use crate::block::options::OpenOptions;
 use std::rc::Rc;
 
@@ -67,22 +67,4 @@ pub async fn inspect(engine: &Rc<Engine>, filename: &str, options: &OpenOptions)
     let info = NodeInfo::of(&node);
     node.close().await?;
     Ok(info)
-}
-
-/// The name of `file` as seen from where `overlay` is seen from: names in an image are relative to its folder.
-pub fn beside(overlay: &str, file: &str) -> String {
-    let folder = overlay.rfind('/').map_or("", |end| &overlay[..=end]);
-    if file.starts_with('/') { file.to_owned() } else { format!("{folder}{file}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_in_an_image_are_relative_to_its_folder() {
-        assert_eq!(beside("top.qcow2", "base.raw"), "base.raw");
-        assert_eq!(beside("d/top.qcow2", "../base.raw"), "d/../base.raw");
-        assert_eq!(beside("d/top.qcow2", "/base.raw"), "/base.raw");
-    }
 }
