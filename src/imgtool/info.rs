@@ -180,12 +180,12 @@ fn to_json(image: &NodeInfo) -> Value {
     };
     let children = image.file.iter().map(|file| json!({"name": "file", "info": to_json(file)}));
     put("children", Some(children.collect()));
-    let snapshots = facts.map(|facts| &facts.snapshots).filter(|list| !list.is_empty());
-    put("snapshots", snapshots.map(|list| list.iter().map(snapshot_json).collect()));
     put(
         "backing-filename-format",
         backing.as_ref().and_then(|(_, _, format)| format.clone().map(Value::from)),
     );
+    let snapshots = facts.map(|facts| &facts.snapshots).filter(|list| !list.is_empty());
+    put("snapshots", snapshots.map(|list| list.iter().map(snapshot_json).collect()));
     put("virtual-size", Some(json!(image.virtual_size)));
     put("filename", Some(json!(image.filename)));
     put("cluster-size", facts.map(|facts| json!(facts.cluster_size)));

@@ -10,8 +10,8 @@
 //! from start to end.
 
 use super::layer_status;
-use crate::block::graph::status::chain_status;
 use crate::block::graph::Node;
+use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Error, Kind, Result};
 use async_lock::Mutex;
 use futures_util::future::try_join_all;

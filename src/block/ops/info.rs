@@ -8,6 +8,9 @@ use crate::block::open::{beside, open};
 use crate::block::options::OpenOptions;
 use std::rc::Rc;
 
+/// Sizes are counted in these, in bytes.
+const SECTOR: u64 = 512;
+
 /// Facts of one node.
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
@@ -15,7 +18,7 @@ pub struct NodeInfo {
     pub filename: String,
     /// The driver's name.
     pub format: &'static str,
-    /// Size of the disk (of the file, for a protocol node) in bytes.
+    /// Size of the disk (of the file, for a protocol node) in bytes, in whole sectors.
     pub virtual_size: u64,
     /// Space on the host in bytes, backing files not counted; `None` where the host does not say.
     pub actual_size: Option<u64>,
@@ -33,7 +36,7 @@ impl NodeInfo {
         NodeInfo {
             filename: node.filename().to_owned(),
             format: node.driver().format_name(),
-            virtual_size: node.size(),
+            virtual_size: node.size().next_multiple_of(SECTOR),
             actual_size: own.or(file.as_ref().and_then(|file| file.actual_size)),
             specifics: node.driver().specifics(),
             file,
