@@ -5,14 +5,13 @@ use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
 use super::output::Failure;
 use super::progress::Progress;
-use super::{Command, HELP, engine, open};
+use super::{Command, HELP, engine, open, size_argument};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::copy::{CopyOptions, copy, total_size};
 use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, graph::ChildRole};
-use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -23,7 +22,8 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
-        Flag::switch("image-opts", "sources are option strings").aliases(&["source-image-opts"]).later(),
+        Flag::switch("image-opts", "sources are option strings").later(),
+        Flag::switch("source-image-opts", "sources are option strings").later(),
         Flag::value("source-format", "FMT", "format of the sources (default: guessed)").short('f'),
         Flag::value("source-cache", "CACHE", "cache mode of the sources (default: writeback)").short('T'),
         Flag::value("snapshot", "SNAPSHOT", "copy an internal snapshot").short('l').later(),
@@ -155,13 +155,12 @@ impl Request {
 }
 
 fn parse_sparse(text: &str) -> Result<u64, Failure> {
-    let prefix = "Invalid buffer size for sparse output specified";
-    match parse_size(text) {
-        Ok(size) if size <= MAX_SPARSE && size.is_multiple_of(512) => Ok(size),
-        Err(SizeError::Malformed) => Err(Failure::message(format!("{prefix}: '{text}'."))),
+    let what = "buffer size for sparse output";
+    match size_argument(what, text)? {
+        size if size <= MAX_SPARSE && size.is_multiple_of(512) => Ok(size),
         _ => Err(Failure::message(format!(
-            "{prefix}. Valid sizes are multiples of 512 up to {MAX_SPARSE}. Select 0 to disable sparse detection \
-             (fully allocates output)."
+            "Invalid {what} specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. Select 0 to disable \
+             sparse detection (fully allocates output)."
         ))),
     }
 }

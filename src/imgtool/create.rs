@@ -3,13 +3,12 @@
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
 use super::output::{self, Failure};
-use super::{Command, HELP, engine};
+use super::{Command, HELP, engine, size_argument};
 use crate::block::aio::Engine;
 use crate::block::open::{beside, open};
 use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
-use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -86,23 +85,10 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
     }
     let missing = || Failure::Usage("Expecting image file name".to_owned());
     request.filename = filename.ok_or_else(missing)?;
-    request.size = operands.next().map(|size| parse_image_size(&size)).transpose()?;
+    request.size = operands.next().map(|size| size_argument("image size", &size)).transpose()?;
     match operands.next() {
         Some(extra) => Err(Failure::Usage(format!("Unexpected argument: {extra}"))),
         None => Ok(Some(request)),
-    }
-}
-
-fn parse_image_size(text: &str) -> Result<u64, Failure> {
-    match parse_size(text) {
-        Ok(size) if i64::try_from(size).is_ok() => Ok(size),
-        Err(SizeError::Malformed) => {
-            Err(Failure::message(format!("Invalid image size specified: '{text}'.")))
-        }
-        _ => {
-            let range = format!("Must be between 0 and {}.", i64::MAX);
-            Err(Failure::message(format!("Invalid image size specified. {range}")))
-        }
     }
 }
 

@@ -2,11 +2,10 @@
 
 use super::getopt::{Flag, Parser};
 use super::output::{self, Failure, Form};
-use super::{Command, HELP, engine, only_image, open};
+use super::{Command, HELP, engine, only_image, open, size_argument};
 use crate::block::graph::Node;
 use crate::block::ops::map::{Extent, Walk};
 use crate::block::options::OpenOptions;
-use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -38,8 +37,8 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
         match name {
             "help" => return Err(Failure::Help),
             "format" => options.format = Some(value),
-            "start-offset" => start = position("start offset", &value)?,
-            "max-length" => max = Some(position("max length", &value)?),
+            "start-offset" => start = size_argument("start offset", &value)?,
+            "max-length" => max = Some(size_argument("max length", &value)?),
             "output" => form = Form::parse(&value)?,
             _ => options.force_share = true,
         }
@@ -47,17 +46,6 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
     let filename = only_image(parser)?;
     map(&filename, &options, form, start, max)?;
     Ok(0)
-}
-
-fn position(what: &str, text: &str) -> Result<u64, Failure> {
-    match parse_size(text) {
-        Ok(value) if i64::try_from(value).is_ok() => Ok(value),
-        Err(SizeError::Malformed) => Err(Failure::message(format!("Invalid {what} specified: '{text}'."))),
-        _ => {
-            let range = format!("Must be between 0 and {}.", i64::MAX);
-            Err(Failure::message(format!("Invalid {what} specified. {range}")))
-        }
-    }
 }
 
 fn map(

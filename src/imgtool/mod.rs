@@ -26,6 +26,7 @@ mod output;
 mod progress;
 
 use crate::block::aio::{Backend, Engine};
+use crate::util::size::{SizeError, parse_size};
 use getopt::{Flag, Parser};
 use output::Failure;
 use std::ffi::OsString;
@@ -140,5 +141,17 @@ fn only_image(parser: Parser) -> Result<String, Failure> {
     match <[String; 1]>::try_from(parser.operands()) {
         Ok([filename]) => Ok(filename),
         Err(_) => Err(Failure::Usage("Expecting one image file name".to_owned())),
+    }
+}
+
+/// Reads a size or position up to 2^63 - 1; `what` names it in the message.
+fn size_argument(what: &str, text: &str) -> Result<u64, Failure> {
+    match parse_size(text) {
+        Ok(size) if i64::try_from(size).is_ok() => Ok(size),
+        Err(SizeError::Malformed) => Err(Failure::message(format!("Invalid {what} specified: '{text}'."))),
+        _ => {
+            let range = format!("Must be between 0 and {}.", i64::MAX);
+            Err(Failure::message(format!("Invalid {what} specified. {range}")))
+        }
     }
 }

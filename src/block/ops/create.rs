@@ -323,11 +323,15 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
     let size = values.size().unwrap_or(0);
     let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
     let file = new_file(engine, filename)?;
-    file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))
+    file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))?;
+    // The disk must not look like an image of another format that was in the file.
+    let first = usize::try_from(size.min(512)).unwrap_or(0);
+    Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
 }
 
 async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
     let options = qcow2_options(values)?;
+    options.validate()?;
     let file = Node::new(filename, Box::new(new_file(engine, filename)?));
     let done = qcow2::create(engine, &file, &options).await;
     done.and(file.close().await).map_err(|error| explain_too_large(error, values))
