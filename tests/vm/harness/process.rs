@@ -49,3 +49,11 @@ pub(crate) fn status_and_output(command: &mut Command) -> (ExitStatus, String) {
     let text = [done.stdout, done.stderr].concat();
     (done.status, String::from_utf8_lossy(&text).into_owned())
 }
+
+#[test]
+fn a_program_that_hangs_is_killed() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "sleep 1000; exit 0"]);
+    assert_eq!(run_within(&mut shell, Duration::ZERO, log.path()), None);
+}
