@@ -15,6 +15,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::initramfs::Initramfs;
@@ -22,6 +23,8 @@ use super::process::{output, run_within};
 
 /// No scenario takes as long, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
+/// Held while a place is at work: a machine takes all processors, and two at a time are slower than one by one.
+static AT_WORK: Mutex<()> = Mutex::new(());
 /// Room for a session's files, in bytes; the image is sparse.
 const WORK_IMAGE_SIZE: u64 = 8 << 30;
 /// A path of the project, from the root of the repository.
@@ -51,11 +54,12 @@ impl Site {
         }
     }
 
-    /// Runs `folder/run` in a copy or in place of `folder`, which has its results afterwards.
+    /// Runs the script `folder/run`; `folder` has its results afterwards.
     ///
     /// `memory` is what the script needs in MiB: its guests and 1 GiB. The log of the place is in `log`.
     /// Whether the script came to its end is for the caller to see from what it wrote.
     pub(crate) fn run(self, folder: &Path, memory: u32, log: &Path) {
+        let _alone = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
         match self {
             Self::Direct => run_here(folder, Path::new(env!("CARGO_BIN_EXE_cowvm")), log),
             Self::Reference => run_here(folder, &project("tests/vm/reference-vmm"), log),
