@@ -1,1 +1,3 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
+
+pub mod console;
