@@ -1,3 +1,8 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
 
 pub mod console;
+pub mod error;
+pub mod layout;
+pub mod memory;
+
+pub use error::{Error, Result};
