@@ -1,8 +1,11 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
 
 pub mod console;
+pub mod cpuid;
 pub mod error;
+pub mod kick;
 pub mod layout;
 pub mod memory;
+pub mod run_state;
 
 pub use error::{Error, Result};
