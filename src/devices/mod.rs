@@ -11,10 +11,12 @@
 //! The data path never takes that lock: kicks and interrupts are eventfds, and a queue belongs to its drive's
 //! thread while it runs.
 
+pub mod acpi;
 pub mod bus;
 pub mod error;
 pub mod events;
 pub mod interrupts;
+pub mod legacy;
 pub mod pci;
 pub mod virtio;
 
