@@ -63,10 +63,8 @@ impl Console {
         let mut output = lock(&self.output);
         if output.bytes.len() >= OUTPUT_LIMIT && !output.stalled {
             let full = |output: &mut Output| output.bytes.len() >= OUTPUT_LIMIT;
-            let (waited, timeout) = self
-                .changed
-                .wait_timeout_while(output, STALL, full)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (waited, timeout) =
+                self.changed.wait_timeout_while(output, STALL, full).unwrap_or_else(PoisonError::into_inner);
             output = waited;
             output.stalled = timeout.timed_out();
         }

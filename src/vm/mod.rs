@@ -1,12 +1,14 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
 
 pub mod boot;
+pub mod builder;
 pub mod console;
 pub mod cpuid;
 pub mod error;
 pub mod irqchip;
 pub mod kick;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod run_state;
 pub mod vcpu;

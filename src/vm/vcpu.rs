@@ -19,6 +19,7 @@ use kvm_bindings::{
     KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -63,6 +64,11 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Whether it has a thread, which can be parked.
+    pub fn started(&self) -> bool {
+        self.thread.is_some()
+    }
+
     /// Makes the thread leave guest mode.
     pub fn kick(&self) {
         self.thread.iter().for_each(kick);
@@ -95,8 +101,12 @@ fn run(fd: &Mutex<VcpuFd>, shared: &Shared) {
     while shared.run_state.enter() {
         let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
         let kickable = Kickable::new(&mut fd);
-        let outcome = run_guest(&mut fd, shared).and_then(|()| settle(&mut fd, shared));
+        // A panic must not leave the machine waiting for a vCPU that never parks.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            run_guest(&mut fd, shared).and_then(|()| settle(&mut fd, shared))
+        }));
         drop(kickable);
+        let outcome = outcome.unwrap_or_else(|_| Err(Error::new("a vCPU's thread has panicked")));
         if let Err(error) = outcome {
             shared.run_state.request(Request::Failure(error.to_string()));
         }
@@ -148,7 +158,10 @@ fn step(fd: &mut VcpuFd, shared: &Shared) -> Result<Step> {
         Ok(VcpuExit::SystemEvent(kind, _)) => shared.run_state.request(system_event(kind)),
         Ok(VcpuExit::InternalError) => return Err(internal_error(fd)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
-            return Err(failure(fd, &format!("the CPU refused to enter the guest (reason {reason:#x}, CPU {cpu})")));
+            return Err(failure(
+                fd,
+                &format!("the CPU refused to enter the guest (reason {reason:#x}, CPU {cpu})"),
+            ));
         }
         Ok(other) => {
             let what = format!("{other:?}");
@@ -220,8 +233,34 @@ fn failure(fd: &VcpuFd, what: &str) -> Error {
          R12={:016x} R13={:016x} R14={:016x} R15={:016x}\n\
          RIP={:016x} RFL={:08x} CS={:04x}:{:x} SS={:04x}:{:x} DS={:04x}:{:x}\n\
          CR0={:08x} CR2={:016x} CR3={:016x} CR4={:08x} EFER={:x}",
-        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-        r.r15, r.rip, r.rflags, s.cs.selector, s.cs.base, s.ss.selector, s.ss.base, s.ds.selector, s.ds.base,
-        s.cr0, s.cr2, s.cr3, s.cr4, s.efer,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        r.rsp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        r.rip,
+        r.rflags,
+        s.cs.selector,
+        s.cs.base,
+        s.ss.selector,
+        s.ss.base,
+        s.ds.selector,
+        s.ds.base,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer,
     ))
 }

@@ -208,7 +208,11 @@ fn motherboard(ecam: &Range<u64>) -> Vec<u8> {
 fn com1() -> Vec<u8> {
     let base = serial::COM1 as u16;
     let ports = IO::new(base, base, 1, serial::PORTS as u8);
-    device("COM1", &EISAName::new("PNP0501"), vec![&ports, &Interrupt::new(true, true, false, false, serial::IRQ)])
+    device(
+        "COM1",
+        &EISAName::new("PNP0501"),
+        vec![&ports, &Interrupt::new(true, true, false, false, serial::IRQ)],
+    )
 }
 
 fn clock() -> Vec<u8> {

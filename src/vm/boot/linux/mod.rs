@@ -111,7 +111,8 @@ impl LinuxBoot {
         let end = self.run_time_end(&loaded, &header)?;
         let has_limits = header.version >= 0x0203;
         let limit = if has_limits { u64::from(header.initrd_addr_max) } else { INITRD_LIMIT };
-        let command_line = if header.version >= 0x0206 { header.cmdline_size as usize } else { OLD_COMMAND_LINE_LIMIT };
+        let command_line =
+            if header.version >= 0x0206 { header.cmdline_size as usize } else { OLD_COMMAND_LINE_LIMIT };
         let parameters = self.parameters(end, limit, command_line)?;
         parameters.write_zero_page(&self.memory, header)?;
         const XLF_KERNEL_64: u16 = 1;
@@ -131,7 +132,9 @@ impl LinuxBoot {
         }
         if end > self.layout.low_ram() {
             let needed = end.div_ceil(1 << 20);
-            return Err(self.no_room(&format!("the kernel {} needs {needed} MiB", self.kernel.path.display())));
+            return Err(
+                self.no_room(&format!("the kernel {} needs {needed} MiB", self.kernel.path.display()))
+            );
         }
         Ok(end)
     }
@@ -145,18 +148,29 @@ impl LinuxBoot {
         let parameters = self.parameters(loaded.kernel_end, INITRD_LIMIT, COMMAND_LINE_LIMIT)?;
         if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
             parameters.write_pvh(&self.memory)?;
-            return Entry::protected_mode(&self.memory, entry.0, entry::Argument::Rbx(params::PVH_START_INFO));
+            return Entry::protected_mode(
+                &self.memory,
+                entry.0,
+                entry::Argument::Rbx(params::PVH_START_INFO),
+            );
         }
         parameters.write_zero_page(&self.memory, setup_header::default())?;
         Entry::long_mode(&self.memory, loaded.kernel_load.0, params::ZERO_PAGE)
     }
 
     /// Loads initrd and command line, and says where they are.
-    fn parameters(&mut self, kernel_end: u64, initrd_limit: u64, command_line_limit: usize) -> Result<Parameters> {
+    fn parameters(
+        &mut self,
+        kernel_end: u64,
+        initrd_limit: u64,
+        command_line_limit: usize,
+    ) -> Result<Parameters> {
         let limit = command_line_limit.min(COMMAND_LINE_LIMIT);
         if self.command_line.len() > limit {
             let len = self.command_line.len();
-            return Err(Error::new(format!("the kernel command line has {len} bytes, this kernel takes {limit}")));
+            return Err(Error::new(format!(
+                "the kernel command line has {len} bytes, this kernel takes {limit}"
+            )));
         }
         let mut bytes = self.command_line.clone().into_bytes();
         bytes.push(0);
@@ -169,7 +183,8 @@ impl LinuxBoot {
         let Some(initrd) = &mut self.initrd else { return Ok(None) };
         let size = initrd.file.seek(SeekFrom::End(0)).map_err(|error| initrd.error(&error))?;
         let top = self.layout.low_ram().min(limit.saturating_add(1));
-        let start = top.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|start| *start >= kernel_end);
+        let start =
+            top.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|start| *start >= kernel_end);
         let Some(start) = start else {
             let message = format!("the initrd {} needs {size} bytes", initrd.path.display());
             return Err(self.no_room(&message));
@@ -187,7 +202,8 @@ impl LinuxBoot {
 
     fn no_room(&self, what: &str) -> Error {
         let mib = self.layout.low_ram() >> 20;
-        Error::new(format!("{what}, the guest has {mib} MiB in its place")).remedy("give the guest more with -m")
+        Error::new(format!("{what}, the guest has {mib} MiB in its place"))
+            .remedy("give the guest more with -m")
     }
 }
 
