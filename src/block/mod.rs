@@ -25,6 +25,7 @@ pub mod graph;
 pub mod iov;
 pub mod open;
 pub mod options;
+pub mod probe;
 pub mod protocol;
 pub mod range_lock;
 

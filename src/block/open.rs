@@ -1,12 +1,113 @@
-//! Opening a graph: the image, the files below it, its backing chain.
+//! Opening a graph: the image, the file below it, its backing chain.
+//!
+//! Names that an image carries (of its backing file) are names of files and nothing else: no protocol, no
+//! JSON, no device is ever opened on an image's word.
 
 use crate::block::aio::Engine;
-use crate::block::graph::Node;
+use crate::block::format::raw::Raw;
+use crate::block::graph::{Driver, Node};
 use crate::block::options::OpenOptions;
+use crate::block::probe::{self, PROBE_LEN};
+use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
-/// Opens `filename` and all below it.
-pub async fn open(_engine: &Rc<Engine>, filename: &str, _options: &OpenOptions) -> Result<Rc<Node>> {
-    Err(Error::new(Kind::Unsupported, "opening").path(filename))
+/// Most images in a backing chain.
+const MAX_CHAIN: usize = 256;
+
+/// Opens `filename` and, unless the options say otherwise, its backing chain.
+///
+/// # Errors
+/// In qemu-img's words, with the file that failed and a remedy.
+pub async fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
+    Opener { engine, chain: Vec::new() }.open(filename, options).await
+}
+
+/// What is known while a chain is being opened.
+struct Opener<'a> {
+    engine: &'a Rc<Engine>,
+    /// The files so far, from the top.
+    chain: Vec<(u64, u64)>,
+}
+
+impl Opener<'_> {
+    async fn open(&mut self, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
+        check_protocol(filename)?;
+        let file = FileDriver::open(self.engine, filename, options)?;
+        self.enter(&file, filename)?;
+        let guess = match &options.format {
+            Some(_) => None,
+            None => Some(probe::looks_like(&file.head(PROBE_LEN).await?).unwrap_or("raw")),
+        };
+        let format = options.format.as_deref().or(guess).unwrap_or("raw");
+        match format {
+            "raw" => self.open_raw(file, filename, options, guess.is_some()),
+            other => Err(unknown_format(other, filename, guess.is_some())),
+        }
+    }
+
+    /// Notes a file of the chain; a chain that loops or never ends is refused.
+    fn enter(&mut self, file: &FileDriver, filename: &str) -> Result<()> {
+        if self.chain.contains(&file.identity()) {
+            return Err(Error::new(Kind::InvalidFormat, format!("the backing chain of '{filename}' loops"))
+                .path(filename)
+                .remedy("name another backing file: qemu-img rebase -u -b FILE -F FORMAT"));
+        }
+        if self.chain.len() == MAX_CHAIN {
+            let message = format!("the backing chain is longer than {MAX_CHAIN} images");
+            return Err(Error::new(Kind::InvalidFormat, message)
+                .path(filename)
+                .remedy("commit some of them"));
+        }
+        self.chain.push(file.identity());
+        Ok(())
+    }
+
+    fn open_raw(
+        &mut self,
+        file: FileDriver,
+        filename: &str,
+        options: &OpenOptions,
+        guessed: bool,
+    ) -> Result<Rc<Node>> {
+        if guessed && !options.read_only {
+            warn_guessed_raw(filename);
+        }
+        if !options.force_share {
+            let write = !options.read_only;
+            file.lock(Access { write, resize: false, share_writes: !(write || options.exclusive) })?;
+        }
+        if !options.read_only && !file.size().is_multiple_of(u64::from(file.limits().request_alignment)) {
+            let message = "the size of the image is not a multiple of what direct I/O needs";
+            return Err(Error::new(Kind::InvalidArgument, message)
+                .path(filename)
+                .remedy("use cache=writeback, or make the image larger with qemu-img resize"));
+        }
+        let file = Node::new(filename, Box::new(file));
+        Ok(Node::new(filename, Box::new(Raw::new(file, guessed))))
+    }
+}
+
+/// A name with a protocol in front ("nbd:…") is not a file's.
+fn check_protocol(filename: &str) -> Result<()> {
+    let Some((protocol, _)) = filename.split_once(':') else { return Ok(()) };
+    if protocol == "file" || protocol.contains('/') {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unsupported, format!("Unknown protocol '{protocol}'"))
+        .path(filename)
+        .remedy("write ./ in front of the name of a file with a colon in it"))
+}
+
+fn unknown_format(format: &str, filename: &str, guessed: bool) -> Error {
+    let remedy = if guessed { "convert it to qcow2 or raw first" } else { "use raw or qcow2" };
+    Error::new(Kind::Unsupported, format!("Unknown driver '{format}'")).path(filename).remedy(remedy)
+}
+
+fn warn_guessed_raw(filename: &str) {
+    eprintln!(
+        "WARNING: Image format was not specified for '{filename}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+         restricted.\n         Specify the 'raw' format explicitly to remove the restrictions."
+    );
 }

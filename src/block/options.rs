@@ -49,6 +49,8 @@ pub struct OpenOptions {
     pub unmap: bool,
     /// Take no locks, and open although others write (`-U`).
     pub force_share: bool,
+    /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
+    pub exclusive: bool,
     /// Open the backing file too. `info` and `check` work on one image alone.
     pub backing: bool,
 }
@@ -61,6 +63,7 @@ impl Default for OpenOptions {
             cache: CacheMode::WRITEBACK,
             unmap: false,
             force_share: false,
+            exclusive: false,
             backing: true,
         }
     }

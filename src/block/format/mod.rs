@@ -1,1 +1,3 @@
 //! Format drivers: what stands inside an image file.
+
+pub mod raw;

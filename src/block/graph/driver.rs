@@ -99,6 +99,11 @@ pub trait Driver {
         Ok(())
     }
 
+    /// Space taken on the host, in bytes, where the driver knows.
+    fn allocated_size(&self) -> Option<u64> {
+        None
+    }
+
     /// What only this format has to say of an image, for `info`.
     fn specifics(&self) -> Option<Specifics> {
         None

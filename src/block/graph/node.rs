@@ -2,6 +2,7 @@
 
 use super::driver::{ChildRole, Driver};
 use crate::block::Result;
+use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -45,6 +46,15 @@ impl Node {
     /// The node below in `role`.
     pub fn child(&self, role: ChildRole) -> Option<Rc<Node>> {
         self.driver.children().into_iter().find(|(of, _)| *of == role).map(|(_, node)| node)
+    }
+
+    /// Changes the size. No request may be in flight.
+    ///
+    /// # Errors
+    /// When the driver cannot, or the host has no room.
+    pub async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.dirty.set(true);
+        self.driver.truncate(size, preallocation).await
     }
 
     /// Writes back what the drivers of this node and of all below it cache. For the end of a graph's life.

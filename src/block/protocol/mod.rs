@@ -1,1 +1,3 @@
 //! Protocol drivers: where the bytes of an image are.
+
+pub mod file;
