@@ -1,5 +1,6 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
 
+pub mod boot;
 pub mod console;
 pub mod error;
 pub mod layout;
