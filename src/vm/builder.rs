@@ -15,6 +15,7 @@ use crate::devices::legacy::i8042::{self, I8042};
 use crate::devices::legacy::serial::{self, Line, Uart};
 use crate::devices::pci::{PciRoot, PciWindows};
 use crate::devices::virtio::blk::{self, BlkOptions};
+use crate::vm::boot::bios::{self, Bios};
 use crate::vm::boot::{Boot, linux};
 use crate::vm::console::Console;
 use crate::vm::layout::{self, Layout};
@@ -57,6 +58,8 @@ pub struct DiskConfig {
 pub enum BootSource {
     /// A kernel.
     Linux(linux::Files),
+    /// The first disk's boot sector.
+    Disk,
 }
 
 /// The host's KVM.
@@ -152,10 +155,11 @@ impl Parts {
         let power = self.add_power(&ports)?;
         self.add_clock(&ports)?;
         let (pci, disks) = self.add_pci(&ports, &mmio, config.disks)?;
-        let boot = self.boot(config.boot)?;
+        let boot = self.boot(config.boot, &disks, console)?;
         let platform = self.platform(config.vcpus);
+        let bios_port = boot.port();
         let boot = Mutex::new(boot);
-        let shared = Shared { ports, mmio, run_state: self.run_state, boot, bios_port: None };
+        let shared = Shared { ports, mmio, run_state: self.run_state, boot, bios_port };
         Ok(Machine {
             chips: irqchip::PowerOnState::read(&self.vm),
             vm: self.vm,
@@ -225,8 +229,12 @@ impl Parts {
         Ok((root, plugged))
     }
 
-    fn boot(&self, source: BootSource) -> Result<Boot> {
+    fn boot(&self, source: BootSource, disks: &[Disk], console: &Arc<Console>) -> Result<Boot> {
         match source {
+            BootSource::Disk => {
+                let drives = disks.iter().map(|disk| disk.drive.clone() as Arc<dyn bios::Disk>).collect();
+                Ok(Boot::Bios(Bios::new(self.memory.clone(), self.layout.e820(), drives, console.clone())))
+            }
             BootSource::Linux(files) => {
                 let (memory, layout) = (self.memory.clone(), self.layout.clone());
                 Ok(Boot::Linux(linux::LinuxBoot::open(&files, memory, layout, layout::ACPI_START)?))

@@ -84,6 +84,11 @@ impl Machine {
         self.run_state().take_request()
     }
 
+    /// Asks for a reset, as the guest can: it happens when the request is taken.
+    pub fn request_reset(&self) {
+        self.run_state().request(Request::Reset);
+    }
+
     /// Stops the guest and writes back the caches of its disks. Does nothing to a stopped one.
     ///
     /// # Errors
