@@ -71,11 +71,12 @@ fn find(line: &str) -> Option<(&'static Command, &str)> {
 
 /// What follows the words of `name` in `line`, however they are spaced.
 fn arguments<'a>(line: &'a str, name: &str) -> Option<&'a str> {
-    name.split(' ').try_fold(line, |rest, word| {
-        let rest = rest.trim_start().strip_prefix(word)?;
-        (rest.is_empty() || rest.starts_with(char::is_whitespace)).then_some(rest)
-    })
-    .map(str::trim)
+    name.split(' ')
+        .try_fold(line, |rest, word| {
+            let rest = rest.trim_start().strip_prefix(word)?;
+            (rest.is_empty() || rest.starts_with(char::is_whitespace)).then_some(rest)
+        })
+        .map(str::trim)
 }
 
 fn unknown(line: &str, out: &mut dyn Write) -> io::Result<()> {
