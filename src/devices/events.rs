@@ -52,6 +52,37 @@ impl VmEvents for VmFd {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::interrupts::{Interrupts, Message};
+    use std::sync::Arc;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    #[test]
+    fn kvm_takes_routes_irqfds_and_ioeventfds() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            eprintln!("skipped: no /dev/kvm");
+            return;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        vm.create_irq_chip().unwrap();
+        let interrupts = Interrupts::new(vm.clone()).unwrap();
+        let vectors: Vec<_> = (0..3).map(|_| interrupts.msi().unwrap()).collect();
+        for vector in &vectors {
+            vector.trigger();
+            vector.update(Message { address: 0xfee0_0000, data: 0x41 }, false).unwrap();
+            vector.trigger();
+        }
+        drop(vectors);
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        vm.add_ioeventfd(&event, 0xc000_3000).unwrap();
+        assert!(vm.add_ioeventfd(&event, 0xc000_3000).is_err());
+        vm.remove_ioeventfd(&event, 0xc000_3000).unwrap();
+        assert!(vm.remove_ioeventfd(&event, 0xc000_3000).is_err());
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod fake {
     //! A virtual machine that only notes what it is asked for.
 

@@ -6,6 +6,7 @@ use crate::devices::events::fake::FakeVm;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::io::Write;
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
@@ -250,8 +251,12 @@ impl Guest {
     }
 }
 
+static PATTERN: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..IMAGE as u32).map(|at| (at / 512 * 7 + at % 251) as u8).collect());
+
+/// What the image holds at first.
 fn pattern() -> Vec<u8> {
-    (0..IMAGE as u32).map(|at| (at / 512 * 7 + at % 251) as u8).collect()
+    PATTERN.clone()
 }
 
 fn writable() -> OpenOptions {
@@ -473,7 +478,7 @@ fn check_reads(guest: &mut Guest, count: u16) {
     assert_eq!(heads, (0..count).map(|n| (2 * u32::from(n), 513)).collect::<Vec<_>>());
     for n in 0..usize::from(count) {
         let data = guest.bytes(DATA + 1024 * n as u64, 513);
-        assert_eq!((&data[..512], data[512]), (&pattern()[512 * n..][..512], OK));
+        assert_eq!((&data[..512], data[512]), (&PATTERN[512 * n..][..512], OK));
     }
 }
 
@@ -518,7 +523,6 @@ fn the_rings_wrap_around() {
             guest.kick();
             check_reads(&mut guest, 100);
         }
-        (guest.available, guest.used) = (guest.available, guest.used);
         assert_eq!(guest.available, 700 * (round + 1));
     }
 }
@@ -549,6 +553,32 @@ fn pausing_waits_for_what_is_in_flight() {
         guest.device.resume();
         check_reads(&mut guest, 100);
     }
+}
+
+#[test]
+fn a_reset_waits_for_what_is_in_flight() {
+    let mut guest = Guest::new(writable(), FLUSH | EVENT_IDX);
+    let (release, released) = async_channel::bounded::<()>(1);
+    // Requests wait behind the drained section.
+    let hold = |local: std::rc::Rc<crate::block::drive::Local>| async move {
+        let drained = local.drained().await;
+        local.engine().spawn(async move {
+            let _ = released.recv().await;
+            drop(drained);
+        });
+    };
+    guest.drive.call(hold).unwrap();
+    publish_reads(&mut guest, 100);
+    guest.kick();
+    guest.wait(|guest| guest.get16(USED + 4 + 8 * 256) == 100);
+    assert_eq!(guest.get16(USED + 2), 0, "all taken, none answered");
+    std::thread::scope(|scope| {
+        let reset = scope.spawn(|| guest.store(0x14, 0, 1));
+        release.close();
+        reset.join().unwrap();
+    });
+    assert_eq!((guest.get16(USED + 2), guest.status()), (100, 0));
+    check_reads(&mut guest, 100);
 }
 
 #[test]
