@@ -43,11 +43,16 @@ const UNSUPP: u8 = 2;
 /// What the driver puts where it expects a status.
 const NONE: u8 = 0xee;
 
+/// A descriptor: address, length, flags, next.
 #[derive(Clone, Copy, Debug)]
 struct Desc(u64, u32, u16, u16);
+/// A buffer: address, length, flags.
+type Part = (u64, u32, u16);
+/// A segment of a discard or write-zeroes request: sector, sectors, flags.
+type Segment = (u64, u32, u32);
 
 /// A chain of descriptors that follow each other, from (address, length, flags).
-fn chain(parts: &[(u64, u32, u16)]) -> Vec<Desc> {
+fn chain(parts: &[Part]) -> Vec<Desc> {
     let last = parts.len() - 1;
     let link = |at| if at < last { NEXT } else { 0 };
     (0..)
@@ -207,7 +212,7 @@ impl Guest {
     }
 
     /// Sends a request with its header; `data` are its buffers. Status and used length.
-    fn request(&mut self, kind: u32, sector: u64, data: &[(u64, u32, u16)]) -> (u8, u32) {
+    fn request(&mut self, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
         self.put_header(HEADER, kind, sector);
         self.fill(STATUS, &[NONE]);
         let parts = [&[(HEADER, 16, 0)], data, &[(STATUS, 1, WRITE)]].concat();
@@ -225,8 +230,8 @@ impl Guest {
         self.request(1, sector, &data)
     }
 
-    /// Segments of a discard or write-zeroes request: (sector, sectors, flags).
-    fn segments(&mut self, kind: u32, segments: &[(u64, u32, u32)]) -> (u8, u32) {
+    /// Sends a discard or write-zeroes request.
+    fn segments(&mut self, kind: u32, segments: &[Segment]) -> (u8, u32) {
         for (at, &(sector, sectors, flags)) in (0..).zip(segments) {
             self.memory.write_obj(sector, GuestAddress(DATA + 16 * at)).unwrap();
             self.memory.write_obj(sectors, GuestAddress(DATA + 16 * at + 8)).unwrap();
@@ -332,7 +337,7 @@ fn zeroes_are_written_by_segment() {
     expected[5120..6144].fill(0);
     expected[2040 * 512..].fill(0);
     assert_eq!(guest.image(), expected);
-    let cases: [(&[(u64, u32, u32)], u8); 7] = [
+    let cases: [(&[Segment], u8); 7] = [
         (&[(0, 1, 2)], UNSUPP),
         (&[(0, 1, 0x8000_0001)], UNSUPP),
         (&[(0, (1 << 22) + 1, 0)], IOERR),
@@ -374,7 +379,7 @@ fn a_read_only_drive_refuses_to_write_and_still_reads() {
 #[test]
 fn requests_that_make_no_sense_get_an_error_status() {
     let mut guest = Guest::new(writable(), FLUSH);
-    let cases: [(u32, u64, &[(u64, u32, u16)], u8); 16] = [
+    let cases: [(u32, u64, &[Part], u8); 16] = [
         (0, 0, &[(DATA, 511, WRITE)], IOERR),
         (0, 0, &[(DATA, 513, WRITE)], IOERR),
         (0, 0, &[], IOERR),

@@ -140,7 +140,7 @@ fn the_capabilities_are_where_and_what_the_specification_says() {
     let mut found = Vec::new();
     let mut at = driver.config(0x34, 1) as usize;
     while at != 0 {
-        assert!(at >= 0x40 && at % 4 == 0, "{at:#x}");
+        assert!(at >= 0x40 && at.is_multiple_of(4), "{at:#x}");
         match driver.config(at, 1) {
             9 => {
                 let len = driver.config(at + 2, 1);
