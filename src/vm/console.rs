@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes of input that wait for the guest; stdin is not read while the queue is full.
 const INPUT_LIMIT: usize = 4096;
@@ -35,6 +36,19 @@ struct Input {
     bytes: VecDeque<u8>,
     /// Told after bytes have arrived, with no lock held.
     listener: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Fired once, when the queue has become half empty.
+    room: Option<EventFd>,
+}
+
+impl Input {
+    fn announce_room(&mut self) {
+        if self.bytes.len() <= INPUT_LIMIT / 2
+            && let Some(event) = self.room.take()
+        {
+            // It fails only when it is readable already.
+            let _ = event.write(1);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -63,10 +77,8 @@ impl Console {
         let mut output = lock(&self.output);
         if output.bytes.len() >= OUTPUT_LIMIT && !output.stalled {
             let full = |output: &mut Output| output.bytes.len() >= OUTPUT_LIMIT;
-            let (waited, timeout) = self
-                .changed
-                .wait_timeout_while(output, STALL, full)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (waited, timeout) =
+                self.changed.wait_timeout_while(output, STALL, full).unwrap_or_else(PoisonError::into_inner);
             output = waited;
             output.stalled = timeout.timed_out();
         }
@@ -107,9 +119,19 @@ impl Console {
         INPUT_LIMIT.saturating_sub(lock(&self.input).bytes.len())
     }
 
+    /// Has `event` fired once when half the input queue is free; at once if it is.
+    pub fn notify_room(&self, event: &EventFd) {
+        let mut input = lock(&self.input);
+        input.room = event.try_clone().ok();
+        input.announce_room();
+    }
+
     /// The next input byte, if there is one.
     pub fn pop_input(&self) -> Option<u8> {
-        lock(&self.input).bytes.pop_front()
+        let mut input = lock(&self.input);
+        let byte = input.bytes.pop_front();
+        input.announce_room();
+        byte
     }
 
     /// The next input byte, without taking it.
@@ -215,6 +237,22 @@ mod tests {
             console.write(&[b'x'; 1024]);
         }
         console.flush();
+    }
+
+    #[test]
+    fn room_is_announced_once_the_queue_is_half_empty() {
+        let (console, room) = (Console::default(), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        console.push_input(&[0; INPUT_LIMIT]);
+        console.notify_room(&room);
+        for _ in 0..INPUT_LIMIT / 2 {
+            assert!(room.read().is_err());
+            console.pop_input();
+        }
+        assert!(room.read().is_ok());
+        console.pop_input();
+        assert!(room.read().is_err());
+        console.notify_room(&room);
+        assert!(room.read().is_ok());
     }
 
     #[test]

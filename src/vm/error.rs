@@ -24,6 +24,13 @@ impl Error {
         Error::new(format!("KVM cannot {what}: {}", block::error::errno_text(&source.into())))
     }
 
+    /// Puts `what` and a colon before the message.
+    #[must_use]
+    pub fn context(mut self, what: &str) -> Error {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// Says what the user can do about it.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Error {

@@ -8,7 +8,7 @@
 //!   000f_0000  BIOS                                                          reserved
 //!   0010_0000  RAM, up to 3 GiB of it
 //!   c000_0000  32-bit PCI window
-//!   e000_0000  ECAM, 256 buses                                               reserved
+//!   e000_0000  ECAM of the one PCI bus                                       reserved
 //!   fec0_0000  I/O APIC
 //!   fee0_0000  local APICs
 //!   fffb_c000  page tables and TSS that KVM wants for real mode on old CPUs  reserved
@@ -34,8 +34,8 @@ pub const HIGH_RAM_START: u64 = 0x0010_0000;
 pub const LOW_RAM_LIMIT: u64 = 0xc000_0000;
 /// PCI memory that 32-bit BARs reach.
 pub const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI Express configuration space: 256 buses of 1 MiB.
-pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// PCI Express configuration space: 1 MiB for the one bus.
+pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// The I/O APIC's registers.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The local APICs' registers.

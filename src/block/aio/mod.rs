@@ -27,7 +27,7 @@ use ring::Ring;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -56,7 +56,7 @@ impl Backend {
 }
 
 enum Reactor {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads(Poller),
 }
 
@@ -82,7 +82,7 @@ impl Engine {
         };
         // Whatever a ring is refused for (ENOSYS, EPERM, ENOMEM), threads can do.
         let reactor = match ring {
-            Some(ring) => Reactor::Ring(ring),
+            Some(ring) => Reactor::Ring(Box::new(ring)),
             None => Reactor::Threads(Poller::new(executor.kick_fd())),
         };
         Ok(Rc::new(Engine { executor, reactor, jobs: RefCell::default(), inline: Cell::new(0) }))
@@ -167,14 +167,10 @@ impl Engine {
     }
 }
 
-/// Waits until the eventfd (or any descriptor) `fd` is readable, by poll(2); for threads without an engine.
-pub fn wait_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    poller::poll_one(fd, None).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::fd::FromRawFd;
     use std::sync::mpsc;
 
@@ -242,9 +238,7 @@ mod tests {
                 .block_on(async move {
                     inner.sleep(Duration::from_millis(5)).await;
                     order.send("slept").unwrap();
-                    vmm_sys_util::eventfd::EventFd::from(std::fs::File::from(event.try_clone().unwrap()))
-                        .write(1)
-                        .unwrap();
+                    std::fs::File::from(event.try_clone().unwrap()).write_all(&1u64.to_ne_bytes()).unwrap();
                     inner.readable(&event).await.unwrap();
                     for _ in 0..100 {
                         inner.yield_now().await;

@@ -94,14 +94,9 @@ impl Poller {
 }
 
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    poll_one(fd, Some(Duration::ZERO)).unwrap_or(true)
-}
-
-/// Whether `fd` became readable within `timeout` (`None`: however long it takes).
-pub(super) fn poll_one(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
     let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-    poll(&mut fds, timeout)?;
-    Ok(fds[0].revents != 0)
+    // A descriptor that cannot be polled is for the reader to find out about.
+    poll(&mut fds, Some(Duration::ZERO)).is_err() || fds[0].revents != 0
 }
 
 /// poll(2), with a timeout rounded up so that a timer is over when it wakes; a signal ends it early.

@@ -1,0 +1,9 @@
+//! The block layer from outside: every driver and stack against a plain array of bytes, and the real qemu-img.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod fixture;
+mod interop;
+mod locks;
+mod model;
+mod open;
