@@ -1,0 +1,266 @@
+//! Taking and giving back clusters, and L2 tables that may be changed.
+//!
+//! A cluster that is freed goes through these stages, and only at the end is its refcount counted down, so that
+//! nobody is given a cluster that something on disk still refers to:
+//!
+//! ```text
+//!   fresh ──checkpoint writes the tables──▶ written ──flush──▶ durable ──requests that saw it end──▶ free
+//! ```
+//! A process that dies before the end leaks the cluster.
+
+use super::cache::Piece;
+use super::driver::Qcow2;
+use super::entries::{L1Entry, L2Entry, without_copied};
+use super::extensions::be64;
+use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
+use super::mapping::Slot;
+use super::overlap::Metadata;
+use super::refcount::Run;
+use crate::block::Result;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// So many freed runs may wait for a flush before a writer causes one.
+const MAX_FREES: usize = 4096;
+
+/// One reference to each cluster of a run that is no longer held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    run: Run,
+    /// Give the space back to the host.
+    punch: bool,
+}
+
+/// Freed clusters on their way to be free.
+#[derive(Default)]
+pub(super) struct Frees {
+    fresh: RefCell<Vec<Free>>,
+    written: RefCell<Vec<Free>>,
+    durable: RefCell<Vec<Free>>,
+    /// Durable, and only requests that began before that can still use them.
+    waiting: RefCell<Vec<Free>>,
+}
+
+impl Frees {
+    /// Gives up a reference that is gone from the tables in memory.
+    pub(super) fn push(&self, run: Run, punch: bool) {
+        let mut fresh = self.fresh.borrow_mut();
+        if let Some(last) = fresh.last_mut()
+            && last.run.first.0 + last.run.count == run.first.0
+            && last.punch == punch
+        {
+            last.run.count += run.count;
+            return;
+        }
+        fresh.push(Free { run, punch });
+    }
+
+    /// Gives up references that are gone from the file, as the next flush makes sure.
+    pub(super) fn push_written(&self, frees: impl IntoIterator<Item = Free>) {
+        self.written.borrow_mut().extend(frees);
+    }
+
+    /// Gives up references that are gone from the file for good.
+    pub(super) fn push_durable(&self, frees: Vec<Free>) {
+        self.durable.borrow_mut().extend(frees);
+    }
+
+    /// What the checkpoint that begins now removes from the file.
+    pub(super) fn take_fresh(&self) -> Vec<Free> {
+        self.fresh.take()
+    }
+
+    /// Takes back what a checkpoint could not write.
+    pub(super) fn restore_fresh(&self, frees: Vec<Free>) {
+        self.fresh.borrow_mut().extend(frees);
+    }
+
+    /// What a flush that begins now makes durable.
+    pub(super) fn take_written(&self) -> Vec<Free> {
+        self.written.take()
+    }
+
+    /// Whether so many wait that a flush should come first.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.fresh.borrow().len() + self.written.borrow().len() > MAX_FREES
+    }
+
+    /// Whether nothing is on its way that a flush could help along.
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.fresh, &self.written, &self.durable, &self.waiting].iter().all(|list| list.borrow().is_empty())
+    }
+
+    /// What can be counted down now.
+    fn take_ready(&self, users: &Users) -> Option<Vec<Free>> {
+        if self.waiting.borrow().is_empty() {
+            if self.durable.borrow().is_empty() {
+                return None;
+            }
+            self.durable.swap(&self.waiting);
+            users.begin_epoch();
+        }
+        users.earlier_are_gone().then(|| self.waiting.take())
+    }
+}
+
+impl From<Run> for Free {
+    fn from(run: Run) -> Free {
+        Free { run, punch: false }
+    }
+}
+
+/// Requests in flight, in two epochs: those that may know clusters from before, and later ones.
+#[derive(Default)]
+pub(super) struct Users {
+    counts: [Cell<usize>; 2],
+    epoch: Cell<usize>,
+}
+
+impl Users {
+    /// Notes a request that looks up host clusters; it ends with the guard.
+    pub(super) fn enter(&self) -> InFlight<'_> {
+        let count = &self.counts[self.epoch.get()];
+        count.set(count.get() + 1);
+        InFlight(count)
+    }
+
+    fn begin_epoch(&self) {
+        self.epoch.set(1 - self.epoch.get());
+    }
+
+    fn earlier_are_gone(&self) -> bool {
+        self.counts[1 - self.epoch.get()].get() == 0
+    }
+}
+
+/// A request in flight.
+#[must_use]
+pub(super) struct InFlight<'a>(&'a Cell<usize>);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Clusters that are counted and that nothing refers to yet. Dropped, it gives them back.
+#[must_use]
+pub(super) struct Reserved<'a> {
+    frees: &'a Frees,
+    pub(super) run: Run,
+    /// Nothing was ever stored there: it reads as zeros.
+    pub(super) untouched: bool,
+}
+
+impl Reserved<'_> {
+    /// Something in memory refers to them now.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        // Not free at once: a request that was given up may still be writing there.
+        self.frees.push(self.run, false);
+    }
+}
+
+impl Qcow2 {
+    /// Takes up to `want` clusters that follow one another.
+    pub(super) async fn reserve(&self, want: u64) -> Result<Reserved<'_>> {
+        let (run, untouched) = self.refcounts.allocate(want).await?;
+        Ok(Reserved { frees: &self.frees, run, untouched })
+    }
+
+    /// Takes exactly `want` clusters that follow one another.
+    pub(super) async fn reserve_contiguous(&self, want: u64) -> Result<Reserved<'_>> {
+        let run = self.refcounts.allocate_contiguous(want).await?;
+        Ok(Reserved { frees: &self.frees, run, untouched: false })
+    }
+
+    /// Gives up what an L2 entry that was replaced refers to.
+    pub(super) fn free_entry(&self, old: L2Entry, punch: bool) {
+        let (first, last) = match old {
+            L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => return,
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => (host, host),
+            L2Entry::Compressed(at) => (at.offset, at.offset.add(at.len - 1)),
+        };
+        let (first, last) = (self.geometry.cluster_of(first), self.geometry.cluster_of(last));
+        // Compressed neighbours share clusters: never punched.
+        let punch = punch && !matches!(old, L2Entry::Compressed(_));
+        self.frees.push(Run { first, count: last.0 - first.0 + 1 }, punch);
+    }
+
+    /// Counts down what is ready. What cannot be counted down leaks.
+    pub(super) async fn release(&self) {
+        while let Some(frees) = self.frees.take_ready(&self.users) {
+            for free in frees {
+                for cluster in free.run.first.0..free.run.first.0 + free.run.count {
+                    self.release_cluster(HostCluster(cluster), free.punch).await;
+                }
+            }
+        }
+    }
+
+    async fn release_cluster(&self, cluster: HostCluster, punch: bool) {
+        if punch && self.refcounts.get(cluster).await.is_ok_and(|count| count == 1) {
+            let size = self.geometry.cluster_size();
+            // A hint: the cluster is free whether or not the host takes it.
+            let _ = self.file.discard(self.geometry.start_of(cluster).0, size).await;
+        }
+        // An image whose refcount is 0 here already was damaged before; check says so.
+        let _ = self.refcounts.decrement(cluster).await;
+    }
+
+    /// The slice with the L2 entry of a guest byte, in an L2 table that belongs to the active L1 table alone:
+    /// made, or copied, if need be.
+    pub(super) async fn writable_slot(&self, at: GuestOffset) -> Result<(Rc<Piece>, Slot)> {
+        loop {
+            match self.slot(&self.active, at)? {
+                Some(slot) if slot.copied => {
+                    return Ok((self.l2.load(&self.file, slot.slice).await?, slot));
+                }
+                _ => self.own_l2_table(at).await?,
+            }
+        }
+    }
+
+    async fn own_l2_table(&self, at: GuestOffset) -> Result<()> {
+        let _turn = self.tables.lock().await;
+        let old = match self.slot(&self.active, at)? {
+            Some(slot) if slot.copied => return Ok(()),
+            other => other.map(|slot| slot.table),
+        };
+        let bytes = self.l2_table_content(old).await?;
+        let new = self.reserve(1).await?;
+        let offset = self.geometry.start_of(new.run.first);
+        self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.overlap.add(Metadata::ActiveL2, new.run.first);
+        self.l2.forget(offset, bytes.len() as u64);
+        if let Err(error) = self.file.write_bytes(offset.0, &bytes).await {
+            self.overlap.remove(Metadata::ActiveL2, new.run.first);
+            return Err(error);
+        }
+        self.active.set(self.geometry.l1_index(at), L1Entry::Table { offset, copied: true });
+        new.keep();
+        if let Some(old) = old {
+            let cluster = self.geometry.cluster_of(old);
+            self.overlap.remove(Metadata::ActiveL2, cluster);
+            self.frees.push(Run { first: cluster, count: 1 }, false);
+        }
+        Ok(())
+    }
+
+    /// What a new L2 table holds: nothing, or what the shared one does. A shared table has no changes in memory.
+    async fn l2_table_content(&self, old: Option<HostOffset>) -> Result<Vec<u8>> {
+        let size = self.geometry.cluster_size() as usize;
+        let Some(old) = old else { return Ok(vec![0; size]) };
+        let mut bytes = self.file.read_bytes(old.0, size).await?;
+        for entry in bytes.chunks_exact_mut(ENTRY as usize) {
+            let raw = without_copied(be64(entry));
+            entry.copy_from_slice(&raw.to_be_bytes());
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,153 @@
+//! Making a new image: header, one refcount table cluster, one refcount block; then it grows to its size as any
+//! image does.
+//!
+//! ```text
+//!   cluster 0: header, extensions, backing name | 1: refcount table | 2: refcount block | L1 table
+//! ```
+
+use super::driver::Image;
+use super::entries::set_refcount;
+use super::extensions::{self, BACKING_FORMAT, Extension};
+use super::geometry::Geometry;
+use super::header::{HEADER_LEN, LAZY_REFCOUNTS, MAGIC, MAX_BACKING_NAME};
+use crate::block::aio::Engine;
+use crate::block::graph::{Driver, Node};
+use crate::block::options::Preallocation;
+use crate::block::{Error, Kind, Result};
+use std::rc::Rc;
+
+/// Bytes of a version 2 header.
+const V2_LEN: usize = 72;
+/// Clusters that are in use before there is an L1 table.
+const FIRST_CLUSTERS: usize = 3;
+
+/// What a new image is to be.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Size of the disk in bytes; rounded up to 512.
+    pub size: u64,
+    /// 2 (compat=0.10) or 3 (compat=1.1).
+    pub version: u32,
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// Width of a refcount in bits.
+    pub refcount_bits: u64,
+    /// Mark the image so that writers may update refcounts late.
+    pub lazy_refcounts: bool,
+    /// Name of the backing file.
+    pub backing_file: Option<String>,
+    /// Its format.
+    pub backing_format: Option<String>,
+    /// What is allocated at once.
+    pub preallocation: Preallocation,
+}
+
+impl Default for CreateOptions {
+    fn default() -> CreateOptions {
+        CreateOptions {
+            size: 0,
+            version: 3,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            lazy_refcounts: false,
+            backing_file: None,
+            backing_format: None,
+            preallocation: Preallocation::Off,
+        }
+    }
+}
+
+/// Writes a new image into an empty file.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] for options that make no image.
+pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOptions) -> Result<()> {
+    let geometry = options.check()?;
+    let size = options.size.div_ceil(512).checked_mul(512);
+    let size = size.ok_or_else(|| invalid("The image size is too large for file format 'qcow2'"))?;
+    let cluster = 1 << geometry.cluster_bits;
+    let mut bytes = options.header(geometry)?;
+    bytes.resize(cluster * FIRST_CLUSTERS, 0);
+    bytes[cluster..cluster + 8].copy_from_slice(&(2 * cluster as u64).to_be_bytes());
+    for used in 0..FIRST_CLUSTERS {
+        set_refcount(&mut bytes[2 * cluster..], geometry.refcount_order, used, 1);
+    }
+    file.write_bytes(0, &bytes).await?;
+    let image = Image::read(file).await?.into_qcow2(engine, None, false)?;
+    image.truncate(size, options.preallocation).await?;
+    image.close().await
+}
+
+impl CreateOptions {
+    fn check(&self) -> Result<Geometry> {
+        if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
+            return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
+        }
+        if self.version < 3 && self.lazy_refcounts {
+            let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
+        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
+            return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
+        }
+        if self.version < 3 && self.refcount_bits != 16 {
+            let what = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off {
+            let what =
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on";
+            return Err(invalid(what));
+        }
+        let cluster_bits = self.cluster_size.trailing_zeros();
+        Ok(Geometry { cluster_bits, refcount_order: self.refcount_bits.trailing_zeros() })
+    }
+
+    /// The first cluster, of an image of size 0.
+    fn header(&self, geometry: Geometry) -> Result<Vec<u8>> {
+        let v3 = self.version >= 3;
+        let mut header = vec![0; if v3 { HEADER_LEN } else { V2_LEN }];
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(4, &self.version.to_be_bytes());
+        put(20, &geometry.cluster_bits.to_be_bytes());
+        put(48, &geometry.cluster_size().to_be_bytes());
+        put(56, &1u32.to_be_bytes());
+        if v3 {
+            put(80, &(if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
+            put(96, &geometry.refcount_order.to_be_bytes());
+            put(100, &(HEADER_LEN as u32).to_be_bytes());
+        }
+        header.extend(extensions::encode(&self.extensions()));
+        if let Some(name) = &self.backing_file {
+            let at = header.len() as u64;
+            header[8..16].copy_from_slice(&at.to_be_bytes());
+            header[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+            header.extend(name.as_bytes());
+            if name.len() > MAX_BACKING_NAME {
+                return Err(could_not_assign(self, Kind::InvalidArgument, "Invalid argument"));
+            }
+        }
+        if header.len() as u64 > geometry.cluster_size() {
+            return Err(could_not_assign(self, Kind::NoSpace, "No space left on device"));
+        }
+        Ok(header)
+    }
+
+    fn extensions(&self) -> Vec<Extension> {
+        let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
+        let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
+        let names = (self.version >= 3).then(extensions::feature_name_table);
+        format.into_iter().chain(names).collect()
+    }
+}
+
+fn could_not_assign(options: &CreateOptions, kind: Kind, why: &str) -> Error {
+    let name = options.backing_file.as_deref().unwrap_or_default();
+    let format = options.backing_format.as_deref().unwrap_or_default();
+    Error::new(kind, format!("Could not assign backing file '{name}' with format '{format}': {why}"))
+}
+
+fn invalid(what: &str) -> Error {
+    Error::new(Kind::InvalidArgument, what)
+}

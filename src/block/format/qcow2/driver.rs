@@ -1,0 +1,274 @@
+//! The image as a whole: what is read when it is opened, and the driver that serves it.
+
+use super::alloc::{Frees, Users};
+use super::cache::Cache;
+use super::geometry::{ENTRY, Geometry, GuestOffset};
+use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::mapping::View;
+use super::overlap::{Metadata, Overlap};
+use super::refcount::Refcounts;
+use super::snapshot::{self, Snapshot};
+use crate::block::aio::Engine;
+use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::options::Preallocation;
+use crate::block::range_lock::RangeLock;
+use crate::block::{Buffer, Error, Iov, Kind, Result};
+use async_lock::Mutex;
+use async_trait::async_trait;
+use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
+
+/// The L2 cache covers the whole disk up to this many bytes of tables.
+const MAX_L2_CACHE: u64 = 32 << 20;
+/// Longest read or write, in bytes.
+const MAX_TRANSFER: u32 = 64 << 20;
+
+/// An image whose metadata was read and found valid, before its backing file is known.
+pub struct Image {
+    header: Header,
+    file: Rc<Node>,
+    active: View,
+    refcounts: Refcounts,
+    overlap: Rc<Overlap>,
+    snapshots: Vec<Snapshot>,
+}
+
+impl Image {
+    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
+    /// that this build does not have, by name.
+    pub async fn read(file: &Rc<Node>) -> Result<Image> {
+        let header = Header::read(file).await?;
+        let overlap = Rc::new(Overlap::new(header.geometry));
+        let active = View::read(file, header.l1_offset, header.l1_entries).await?;
+        let refcounts = Refcounts::read(file, &header, &overlap).await?;
+        let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
+        overlap.set_range(Metadata::SnapshotTable, snapshot_table);
+        let image = Image { header, file: file.clone(), active, refcounts, overlap, snapshots };
+        image.note_metadata();
+        Ok(image)
+    }
+
+    /// The backing file's name, as the header has it.
+    pub fn backing_file(&self) -> Option<&str> {
+        self.header.backing_file.as_deref()
+    }
+
+    /// The backing file's format, where the header has it.
+    pub fn backing_format(&self) -> Option<String> {
+        self.header.backing_format()
+    }
+
+    /// The driver of the image over `backing`.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] and [`Kind::Unsupported`] where the image may only be read and `read_only` is false.
+    pub fn into_driver(
+        self,
+        engine: &Rc<Engine>,
+        backing: Option<Rc<Node>>,
+        read_only: bool,
+    ) -> Result<Box<dyn Driver>> {
+        Ok(Box::new(self.into_qcow2(engine, backing, read_only)?))
+    }
+
+    pub(super) fn into_qcow2(
+        self,
+        engine: &Rc<Engine>,
+        backing: Option<Rc<Node>>,
+        read_only: bool,
+    ) -> Result<Qcow2> {
+        if !read_only {
+            self.check_writable()?;
+        }
+        let geometry = self.header.geometry;
+        let tables = geometry.l1_entries_for(self.header.size) << geometry.cluster_bits;
+        let slices = tables.min(MAX_L2_CACHE) / geometry.slice_size();
+        Ok(Qcow2 {
+            engine: engine.clone(),
+            file: self.file,
+            backing,
+            geometry,
+            v3: self.header.is_v3(),
+            size: Cell::new(self.header.size),
+            read_only: Cell::new(read_only),
+            opened_read_only: read_only,
+            incompatible: Cell::new(self.header.incompatible),
+            autoclear: Cell::new(self.header.autoclear),
+            header: self.header,
+            active: self.active,
+            l2: Cache::new(geometry.slice_size(), slices as usize),
+            refcounts: self.refcounts,
+            overlap: self.overlap,
+            snapshots: self.snapshots,
+            frees: Frees::default(),
+            users: Users::default(),
+            guests: RangeLock::default(),
+            tables: Mutex::new(()),
+            writing: Mutex::new(()),
+            zeros: OnceCell::new(),
+        })
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        let repair = "repair it with: qemu-img check -r all";
+        if self.header.incompatible & CORRUPT != 0 {
+            let error = Error::new(Kind::Corrupt, "Image is corrupt; cannot be opened read/write");
+            return Err(error.remedy(repair));
+        }
+        if self.header.incompatible & DIRTY != 0 {
+            let what = "Image has the dirty bit set: its refcounts may be wrong; cannot be opened read/write";
+            return Err(Error::new(Kind::Unsupported, what).remedy(repair));
+        }
+        Ok(())
+    }
+
+    /// Tells the overlap checks where the tables are. Entries that are not valid are met when they are used.
+    fn note_metadata(&self) {
+        let (header, geometry) = (&self.header, self.header.geometry);
+        let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * ENTRY;
+        self.overlap.set_range(Metadata::ActiveL1, header.l1_offset.0..l1_end);
+        self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
+        for offset in self.refcounts.block_offsets() {
+            self.overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
+        }
+        for offset in self.active.tables(geometry) {
+            self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
+        }
+        for snapshot in &self.snapshots {
+            let end = snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY;
+            self.overlap.add_range(Metadata::InactiveL1, snapshot.l1_offset.0..end);
+        }
+    }
+}
+
+/// An open image.
+pub(super) struct Qcow2 {
+    pub(super) engine: Rc<Engine>,
+    pub(super) file: Rc<Node>,
+    pub(super) backing: Option<Rc<Node>>,
+    pub(super) geometry: Geometry,
+    /// Version 3: there are zero clusters and feature bits.
+    pub(super) v3: bool,
+    pub(super) size: Cell<u64>,
+    pub(super) read_only: Cell<bool>,
+    pub(super) opened_read_only: bool,
+    pub(super) incompatible: Cell<u64>,
+    pub(super) autoclear: Cell<u64>,
+    /// As it was when the image was opened.
+    pub(super) header: Header,
+    /// The live disk.
+    pub(super) active: View,
+    pub(super) l2: Cache,
+    pub(super) refcounts: Refcounts,
+    pub(super) overlap: Rc<Overlap>,
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) frees: Frees,
+    pub(super) users: Users,
+    /// Guest ranges whose mapping is being changed.
+    pub(super) guests: RangeLock,
+    /// Held while an L2 table is made.
+    pub(super) tables: Mutex<()>,
+    /// Held while a checkpoint is written.
+    pub(super) writing: Mutex<()>,
+    zeros: OnceCell<Buffer>,
+}
+
+impl Qcow2 {
+    /// `len` bytes of zeros, at most a cluster. Nobody writes to them.
+    pub(super) fn zeros(&self, len: u64) -> Iov {
+        let buffer = self.zeros.get_or_init(|| Buffer::new(self.geometry.cluster_size() as usize));
+        buffer.iov(len as usize)
+    }
+}
+
+#[async_trait(?Send)]
+impl Driver for Qcow2 {
+    fn format_name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn size(&self) -> u64 {
+        self.size.get()
+    }
+
+    fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
+        let backing = self.backing.iter().map(|node| (ChildRole::Backing, node.clone()));
+        std::iter::once((ChildRole::File, self.file.clone())).chain(backing).collect()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: MAX_TRANSFER, growable: false }
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only.get()
+    }
+
+    async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        let _user = self.users.enter();
+        self.read_view(&self.active, GuestOffset(offset), into).await
+    }
+
+    async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
+        if self.must_prepare() {
+            self.prepare_change().await?;
+        }
+        let _user = self.users.enter();
+        match self.write_disk(GuestOffset(offset), from).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        self.zero_disk(GuestOffset(offset), len, may_unmap).await
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.discard_disk(GuestOffset(offset), len).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.flush_all().await
+    }
+
+    async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        let _user = self.users.enter();
+        self.status(&self.active, GuestOffset(offset), len).await
+    }
+
+    async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        match self.resize(size, preallocation).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.close_all().await
+    }
+
+    fn specifics(&self) -> Option<Specifics> {
+        Some(Specifics::Qcow2(Qcow2Specifics {
+            compat: if self.v3 { "1.1" } else { "0.10" },
+            compression_type: "zlib",
+            lazy_refcounts: self.header.compatible & LAZY_REFCOUNTS != 0,
+            refcount_bits: self.geometry.refcount_bits(),
+            corrupt: self.incompatible.get() & CORRUPT != 0,
+            dirty: self.incompatible.get() & DIRTY != 0,
+            extended_l2: false,
+            cluster_size: self.geometry.cluster_size(),
+            backing_file: self.header.backing_file.clone(),
+            backing_format: self.header.backing_format(),
+            snapshots: self.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect(),
+        }))
+    }
+
+    fn checker(&self) -> Option<&dyn Check> {
+        Some(self)
+    }
+}

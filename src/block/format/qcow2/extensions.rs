@@ -1,0 +1,150 @@
+//! Header extensions: what stands between the header and the backing file's name in the first cluster.
+//!
+//! ```text
+//!   type (4) | length (4) | data, padded to a multiple of 8 |  …  | type 0: end
+//! ```
+//! Nothing here is rewritten when an image is written to, so extensions that we do not know stay as they are.
+
+use crate::block::{Error, Kind, Result};
+
+/// Format of the backing file, a string.
+pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Names of feature bits.
+pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Where persistent bitmaps are.
+pub(super) const BITMAPS: u32 = 0x2385_2875;
+/// Bytes of an entry of the feature name table.
+const FEATURE_NAME: usize = 48;
+
+/// One extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Extension {
+    /// Its type.
+    pub(super) magic: u32,
+    /// Its data, without padding.
+    pub(super) data: Vec<u8>,
+}
+
+/// Parses the extensions in `area`: from the end of the header to the backing file's name or the cluster's end.
+///
+/// # Errors
+/// [`Kind::InvalidFormat`] for one that is longer than the area.
+pub(super) fn parse(area: &[u8]) -> Result<Vec<Extension>> {
+    let mut found = Vec::new();
+    let mut rest = area;
+    while let Some((head, tail)) = rest.split_at_checked(8) {
+        let [magic, len] = [&head[..4], &head[4..]].map(be32);
+        if magic == 0 {
+            break;
+        }
+        let len = len as usize;
+        let Some((data, _)) = tail.split_at_checked(len) else {
+            return Err(Error::new(Kind::InvalidFormat, "Header extension too large"));
+        };
+        found.push(Extension { magic, data: data.to_vec() });
+        rest = tail.get(len.next_multiple_of(8)..).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+/// Serialises extensions, with the end marker.
+pub(super) fn encode(extensions: &[Extension]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for extension in extensions {
+        out.extend(extension.magic.to_be_bytes());
+        out.extend((extension.data.len() as u32).to_be_bytes());
+        out.extend(&extension.data);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    out.extend([0; 8]);
+    out
+}
+
+/// The bitmaps extension (specification: "Bitmaps extension").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BitmapsExtension {
+    /// How many bitmaps.
+    pub(super) count: u32,
+    /// Bytes of the directory.
+    pub(super) directory_size: u64,
+    /// Where the directory stands.
+    pub(super) directory_offset: u64,
+}
+
+impl BitmapsExtension {
+    /// Finds it among `extensions`.
+    pub(super) fn find(extensions: &[Extension]) -> Option<BitmapsExtension> {
+        let data = &extensions.iter().find(|extension| extension.magic == BITMAPS)?.data;
+        let (count, size, offset) = (data.get(..4)?, data.get(8..16)?, data.get(16..24)?);
+        Some(BitmapsExtension {
+            count: be32(count),
+            directory_size: be64(size),
+            directory_offset: be64(offset),
+        })
+    }
+}
+
+/// The name that the image's own table gives to an incompatible feature bit.
+pub(super) fn feature_name(extensions: &[Extension], bit: u8) -> Option<String> {
+    let table = extensions.iter().find(|extension| extension.magic == FEATURE_NAMES)?;
+    let entry = table.data.chunks_exact(FEATURE_NAME).find(|entry| entry[..2] == [0, bit])?;
+    let name: Vec<u8> = entry[2..].iter().copied().take_while(|&byte| byte != 0).collect();
+    Some(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// The feature name table that new images get.
+pub(super) fn feature_name_table() -> Extension {
+    let names: [(u8, u8, &str); 8] = [
+        (0, 0, "dirty bit"),
+        (0, 1, "corrupt bit"),
+        (0, 2, "external data file"),
+        (0, 3, "compression type"),
+        (0, 4, "extended L2 entries"),
+        (1, 0, "lazy refcounts"),
+        (2, 0, "bitmaps"),
+        (2, 1, "raw external data"),
+    ];
+    let mut data = Vec::with_capacity(names.len() * FEATURE_NAME);
+    for (kind, bit, name) in names {
+        let end = data.len() + FEATURE_NAME;
+        data.extend([kind, bit]);
+        data.extend(name.as_bytes());
+        data.resize(end, 0);
+    }
+    Extension { magic: FEATURE_NAMES, data }
+}
+
+/// Four bytes, big-endian; missing ones count as zeros.
+pub(super) fn be32(bytes: &[u8]) -> u32 {
+    bytes.iter().take(4).fold(0, |value, &byte| value << 8 | u32::from(byte))
+}
+
+/// Eight bytes, big-endian.
+pub(super) fn be64(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_survive_and_unknown_ones_are_kept() {
+        let list = vec![
+            Extension { magic: BACKING_FORMAT, data: b"raw".to_vec() },
+            Extension { magic: 0x1234_5678, data: vec![9; 17] },
+            feature_name_table(),
+        ];
+        assert_eq!(parse(&encode(&list)).unwrap(), list);
+        assert_eq!(feature_name(&list, 1).as_deref(), Some("corrupt bit"));
+        assert_eq!(feature_name(&list, 63), None);
+    }
+
+    #[test]
+    fn an_extension_past_the_end_is_an_error() {
+        let mut bytes = encode(&[Extension { magic: 7, data: vec![0; 8] }]);
+        bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert!(parse(&bytes).is_err());
+        assert_eq!(parse(&[0, 0, 0, 1, 0]).unwrap(), []);
+    }
+}

@@ -1,0 +1,266 @@
+//! Writing metadata back: the order on disk, and the checkpoint that keeps it.
+//!
+//! At every instant the file holds an image whose tables refer only to clusters that are counted and written:
+//!
+//! 1. data, and new L2 tables, are written before anything in memory refers to them;
+//! 2. refcount blocks, then (after a flush) the refcount table that names new ones;
+//! 3. a flush;
+//! 4. L2 slices, then (after a flush) the L1 entries that name new tables;
+//! 5. a flush, where durability is asked for;
+//! 6. only now are clusters that step 4 stopped using counted down (see [`super::alloc`]).
+//!
+//! A [`Checkpoint`] copies all that is dirty at one instant, so that requests go on meanwhile: what they change
+//! after that instant comes with the next one. Dying in between leaks clusters at worst.
+
+use super::alloc::{Free, Reserved};
+use super::cache::DirtyBytes;
+use super::driver::Qcow2;
+use super::geometry::HostOffset;
+use super::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, AT_REFCOUNT_TABLE, CORRUPT};
+use super::overlap::Metadata;
+use crate::block::{Error, Kind, Result};
+
+/// Adjacent pieces are written as one, up to this many bytes.
+const MERGE: usize = 1 << 20;
+
+/// Copies of bytes with their place in the file.
+type Writes = Vec<(HostOffset, Vec<u8>)>;
+
+/// All metadata that was dirty at one instant.
+struct Checkpoint<'a> {
+    blocks: Vec<DirtyBytes>,
+    table: Table<'a>,
+    slices: Vec<DirtyBytes>,
+    l1: Writes,
+    /// What no table refers to once this is written.
+    frees: Vec<Free>,
+}
+
+/// What becomes of the refcount table.
+enum Table<'a> {
+    /// Groups of entries change in place.
+    Groups(Writes),
+    /// It outgrew its place and moves.
+    Moves(Reserved<'a>, Vec<u8>),
+}
+
+impl Qcow2 {
+    /// Makes all completed writes durable.
+    pub(super) async fn flush_all(&self) -> Result<()> {
+        if self.is_broken() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                "the image is marked as corrupt; its metadata is not written",
+            ));
+        }
+        self.write_back().await?;
+        self.flush_file().await?;
+        self.release().await;
+        Ok(())
+    }
+
+    /// Leaves nothing in memory that is not in the file. No request is in flight.
+    pub(super) async fn close_all(&self) -> Result<()> {
+        if self.read_only.get() {
+            return Ok(());
+        }
+        while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
+            self.flush_all().await?;
+        }
+        self.flush_all().await
+    }
+
+    /// Before a request that changes something: see to what must come first. Cheap where nothing must.
+    pub(super) async fn prepare_change(&self) -> Result<()> {
+        if self.read_only.get() {
+            return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
+        }
+        if self.autoclear.get() != 0 {
+            // Whoever relies on an autoclear feature must see it gone before anything changes.
+            self.file.write_bytes(AT_AUTOCLEAR, &[0; 8]).await?;
+            self.file.flush().await?;
+            self.autoclear.set(0);
+        }
+        if self.frees.is_crowded() {
+            self.flush_all().await?;
+        }
+        if self.l2.is_crowded() || self.refcounts.blocks.is_crowded() {
+            self.write_back().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Qcow2::prepare_change`] has anything to do.
+    pub(super) fn must_prepare(&self) -> bool {
+        self.read_only.get()
+            || self.autoclear.get() != 0
+            || self.frees.is_crowded()
+            || self.l2.is_crowded()
+            || self.refcounts.blocks.is_crowded()
+    }
+
+    /// Writes all metadata that is dirty now, in order; the last step is not yet durable.
+    pub(super) async fn write_back(&self) -> Result<()> {
+        let mut room: Option<Reserved<'_>> = None;
+        loop {
+            if let Some((needed, wanted)) = self.refcounts.outgrown()
+                && room.as_ref().is_none_or(|room| room.run.count < needed)
+            {
+                room = Some(self.reserve_contiguous(wanted).await?);
+                continue;
+            }
+            let _turn = self.writing.lock().await;
+            let enough = room.as_ref().map_or(0, |room| room.run.count);
+            if self.refcounts.outgrown().is_some_and(|(needed, _)| needed > enough) {
+                continue;
+            }
+            let checkpoint = self.checkpoint(room);
+            return self.write_checkpoint(checkpoint).await;
+        }
+    }
+
+    fn checkpoint<'a>(&'a self, room: Option<Reserved<'a>>) -> Checkpoint<'a> {
+        let table = match room.filter(|_| self.refcounts.outgrown().is_some()) {
+            Some(room) => {
+                let bytes = self.refcounts.take_table(room.run.count);
+                Table::Moves(room, bytes)
+            }
+            None => Table::Groups(self.refcounts.take_changed()),
+        };
+        Checkpoint {
+            table,
+            blocks: self.refcounts.blocks.take_dirty(),
+            slices: self.l2.take_dirty(),
+            l1: self.active.take_changed(),
+            frees: self.frees.take_fresh(),
+        }
+    }
+
+    async fn write_checkpoint(&self, checkpoint: Checkpoint<'_>) -> Result<()> {
+        let Checkpoint { blocks, table, slices, l1, frees } = checkpoint;
+        let mut done = self.write_refcounts(&blocks, table).await;
+        if done.is_ok() {
+            done = self.write_mappings(&slices, &l1).await;
+        }
+        match done {
+            Ok(()) => self.frees.push_written(frees),
+            Err(error) => {
+                self.refcounts.blocks.restore(&blocks);
+                self.refcounts.restore_table();
+                self.l2.restore(&slices);
+                self.active.restore();
+                self.frees.restore_fresh(frees);
+                return Err(self.corrupted(error).await);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_refcounts(&self, blocks: &[DirtyBytes], table: Table<'_>) -> Result<()> {
+        self.write_merged(blocks, Metadata::RefcountBlock).await?;
+        match table {
+            Table::Groups(groups) if groups.is_empty() => Ok(()),
+            Table::Groups(groups) => {
+                self.file.flush().await?;
+                self.write_all(&groups, Metadata::RefcountTable).await
+            }
+            Table::Moves(room, bytes) => self.move_refcount_table(room, &bytes).await,
+        }
+    }
+
+    /// Writes the refcount table to its new place, then switches the header to it: the old or the new one.
+    async fn move_refcount_table(&self, room: Reserved<'_>, bytes: &[u8]) -> Result<()> {
+        let offset = self.geometry.start_of(room.run.first);
+        self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.write_bytes(offset.0, bytes).await?;
+        self.file.flush().await?;
+        let clusters = room.run.count as u32;
+        let mut field = offset.0.to_be_bytes().to_vec();
+        field.extend(clusters.to_be_bytes());
+        // From here on the header may name the new table, whatever the host answers.
+        room.keep();
+        self.file.write_bytes(AT_REFCOUNT_TABLE, &field).await?;
+        let old = self.refcounts.moved(offset, clusters);
+        self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
+        self.frees.push_written([Free::from(old)]);
+        self.file.flush().await
+    }
+
+    async fn write_mappings(&self, slices: &[DirtyBytes], l1: &Writes) -> Result<()> {
+        if slices.is_empty() && l1.is_empty() {
+            return Ok(());
+        }
+        self.flush_file().await?;
+        self.write_merged(slices, Metadata::ActiveL2).await?;
+        if l1.is_empty() {
+            return Ok(());
+        }
+        self.file.flush().await?;
+        self.write_all(l1, Metadata::ActiveL1).await
+    }
+
+    /// Flushes the file; what the tables stopped using before is free for good then.
+    async fn flush_file(&self) -> Result<()> {
+        let frees = self.frees.take_written();
+        match self.file.flush().await {
+            Ok(()) => {
+                self.frees.push_durable(frees);
+                Ok(())
+            }
+            Err(error) => {
+                self.frees.push_written(frees);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes pieces, neighbours together.
+    async fn write_merged(&self, parts: &[DirtyBytes], kind: Metadata) -> Result<()> {
+        let mut rest = parts;
+        while let Some((first, mut tail)) = rest.split_first() {
+            let mut bytes = first.bytes.clone();
+            while let Some((next, after)) = tail.split_first()
+                && next.offset == first.offset.add(bytes.len() as u64)
+                && bytes.len() + next.bytes.len() <= MERGE
+            {
+                bytes.extend(&next.bytes);
+                tail = after;
+            }
+            self.write_metadata(first.offset, &bytes, kind).await?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    async fn write_all(&self, writes: &Writes, kind: Metadata) -> Result<()> {
+        for (offset, bytes) in writes {
+            self.write_metadata(*offset, bytes, kind).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_metadata(&self, offset: HostOffset, bytes: &[u8], kind: Metadata) -> Result<()> {
+        self.overlap.check(offset, bytes.len() as u64, Some(kind))?;
+        self.file.write_bytes(offset.0, bytes).await
+    }
+
+    /// Whether the image was found corrupt since it was opened.
+    fn is_broken(&self) -> bool {
+        self.incompatible.get() & CORRUPT != 0 && !self.opened_read_only
+    }
+
+    /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and
+    /// lets nobody write any more. Returns the error.
+    pub(super) async fn corrupted(&self, error: Error) -> Error {
+        if error.kind() != Kind::Corrupt || self.read_only.replace(true) {
+            return error;
+        }
+        self.incompatible.set(self.incompatible.get() | CORRUPT);
+        if self.v3 {
+            // If this fails too, there is nothing else that could be done.
+            let _ = self.file.write_bytes(AT_INCOMPATIBLE, &self.incompatible.get().to_be_bytes()).await;
+            let _ = self.file.flush().await;
+        }
+        error.context("Marking image as corrupt")
+    }
+}

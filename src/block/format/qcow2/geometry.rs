@@ -1,0 +1,160 @@
+//! Offsets as types, and the arithmetic of clusters and tables that the header's sizes fix.
+//!
+//! ```text
+//!   guest offset   | L1 index | L2 index | in cluster |      host offset   | cluster | in cluster |
+//!                             |-- slice | index --|
+//! ```
+//! A *slice* is the part of an L2 table that is cached as one: 4 KiB, or the whole table where it is smaller.
+
+/// A byte in the image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct HostOffset(pub(super) u64);
+
+/// A cluster of the image file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct HostCluster(pub(super) u64);
+
+/// A byte of a view: of the guest's disk, and behind it of the VM state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct GuestOffset(pub(super) u64);
+
+impl HostOffset {
+    /// The byte `bytes` further on. Offsets stay under 2^57, lengths under 2^62: no overflow.
+    pub(super) fn add(self, bytes: u64) -> HostOffset {
+        HostOffset(self.0 + bytes)
+    }
+}
+
+impl GuestOffset {
+    /// The byte `bytes` further on.
+    pub(super) fn add(self, bytes: u64) -> GuestOffset {
+        GuestOffset(self.0 + bytes)
+    }
+}
+
+/// Bytes of an L1 or L2 entry.
+pub(super) const ENTRY: u64 = 8;
+/// Host offsets end here: bits 56 and up of an entry are no part of an offset.
+pub(super) const HOST_END: u64 = 1 << 56;
+/// Bytes of an L2 slice, where the table is not smaller.
+const SLICE: u64 = 4096;
+
+/// Cluster size and refcount width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// log2 of the cluster size: 9 to 21.
+    pub(super) cluster_bits: u32,
+    /// log2 of the width of a refcount in bits: 0 to 6.
+    pub(super) refcount_order: u32,
+}
+
+impl Geometry {
+    /// Bytes of a cluster.
+    pub(super) fn cluster_size(self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// How far a guest or host offset is inside its cluster.
+    pub(super) fn in_cluster(self, offset: u64) -> u64 {
+        offset & (self.cluster_size() - 1)
+    }
+
+    /// Whether an offset starts a cluster.
+    pub(super) fn is_aligned(self, offset: u64) -> bool {
+        self.in_cluster(offset) == 0
+    }
+
+    /// The start of the cluster that holds a guest byte.
+    pub(super) fn guest_start(self, at: GuestOffset) -> GuestOffset {
+        GuestOffset(at.0 - self.in_cluster(at.0))
+    }
+
+    /// How many clusters hold `bytes` bytes.
+    pub(super) fn clusters_for(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.cluster_size())
+    }
+
+    /// The cluster of a host byte.
+    pub(super) fn cluster_of(self, offset: HostOffset) -> HostCluster {
+        HostCluster(offset.0 >> self.cluster_bits)
+    }
+
+    /// The first byte of a cluster.
+    pub(super) fn start_of(self, cluster: HostCluster) -> HostOffset {
+        HostOffset(cluster.0 << self.cluster_bits)
+    }
+
+    /// Entries of an L2 table.
+    pub(super) fn l2_entries(self) -> u64 {
+        self.cluster_size() / ENTRY
+    }
+
+    /// Guest bytes that one L2 table maps.
+    pub(super) fn l2_reach(self) -> u64 {
+        self.l2_entries() << self.cluster_bits
+    }
+
+    /// Which entry of the L1 table maps a guest byte.
+    pub(super) fn l1_index(self, at: GuestOffset) -> usize {
+        (at.0 / self.l2_reach()) as usize
+    }
+
+    /// How many L1 entries a view of `size` bytes needs.
+    pub(super) fn l1_entries_for(self, size: u64) -> u64 {
+        size.div_ceil(self.l2_reach())
+    }
+
+    /// Bytes of an L2 slice.
+    pub(super) fn slice_size(self) -> u64 {
+        self.cluster_size().min(SLICE)
+    }
+
+    /// Where in its L2 table the slice of a guest byte starts (bytes), and the entry's index in the slice.
+    pub(super) fn slice_of(self, at: GuestOffset) -> (u64, usize) {
+        let index = (at.0 >> self.cluster_bits) % self.l2_entries();
+        let byte = index * ENTRY;
+        let start = byte / self.slice_size() * self.slice_size();
+        (start, ((byte - start) / ENTRY) as usize)
+    }
+
+    /// Entries of an L2 slice.
+    pub(super) fn slice_entries(self) -> usize {
+        (self.slice_size() / ENTRY) as usize
+    }
+
+    /// Width of a refcount in bits.
+    pub(super) fn refcount_bits(self) -> u32 {
+        1 << self.refcount_order
+    }
+
+    /// The largest refcount that an entry holds.
+    pub(super) fn refcount_max(self) -> u64 {
+        u64::MAX >> (64 - self.refcount_bits())
+    }
+
+    /// Refcounts in one refcount block.
+    pub(super) fn block_entries(self) -> u64 {
+        self.cluster_size() * 8 / u64::from(self.refcount_bits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_offset_splits_into_indices_that_lead_back_to_it() {
+        for cluster_bits in 9..=21 {
+            let geometry = Geometry { cluster_bits, refcount_order: 4 };
+            for cluster in [0, 1, 63, 64, 65, 8191, 8192, 1 << 20, (1 << 30) + 7] {
+                let at = GuestOffset(cluster << cluster_bits);
+                let (slice, index) = geometry.slice_of(at);
+                assert_eq!(slice % geometry.slice_size(), 0);
+                assert!(index < geometry.slice_entries());
+                let in_table = slice / ENTRY + index as u64;
+                let back = geometry.l1_index(at) as u64 * geometry.l2_entries() + in_table;
+                assert_eq!(back, cluster);
+            }
+        }
+    }
+}

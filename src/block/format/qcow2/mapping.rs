@@ -1,0 +1,176 @@
+//! From guest bytes to where they are: views, slots of L2 entries, extents.
+//!
+//! A *view* is an L1 table and the length of what it maps: the live disk is one, each internal snapshot
+//! another. An *extent* is the longest run of bytes, from a guest byte on, that are in one place in the same
+//! way; it never goes past its L2 slice, so that it is found without waiting once the slice is in memory.
+
+use super::cache::Piece;
+use super::driver::Qcow2;
+use super::entries::{Compressed, L1Entry, L2Entry, successor};
+use super::extensions::be64;
+use super::geometry::{ENTRY, Geometry, GuestOffset, HostOffset};
+use crate::block::graph::Node;
+use crate::block::{Error, Kind, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+
+/// L1 entries are written in groups of this many.
+pub(super) const L1_GROUP: usize = 64;
+
+/// An L1 table and what it shows.
+pub(super) struct View {
+    pub(super) l1: RefCell<Vec<u64>>,
+    pub(super) offset: Cell<HostOffset>,
+    /// Groups of L1 entries that are not yet on disk.
+    pub(super) changed: RefCell<BTreeSet<usize>>,
+}
+
+impl View {
+    /// Reads an L1 table of `entries` entries, whose size was checked.
+    pub(super) async fn read(file: &Node, offset: HostOffset, entries: u32) -> Result<View> {
+        let bytes = match entries {
+            0 => Vec::new(),
+            _ => file.read_bytes(offset.0, entries as usize * ENTRY as usize).await?,
+        };
+        let l1 = bytes.chunks_exact(ENTRY as usize).map(be64).collect();
+        Ok(View { l1: RefCell::new(l1), offset: Cell::new(offset), changed: RefCell::default() })
+    }
+
+    /// All valid L2 tables that it names.
+    pub(super) fn tables(&self, geometry: Geometry) -> Vec<HostOffset> {
+        let table = |&raw: &u64| match L1Entry::decode(raw, geometry) {
+            Ok(L1Entry::Table { offset, .. }) => Some(offset),
+            _ => None,
+        };
+        self.l1.borrow().iter().filter_map(table).collect()
+    }
+
+    /// Sets an entry, in memory.
+    pub(super) fn set(&self, index: usize, entry: L1Entry) {
+        self.l1.borrow_mut()[index] = entry.encode();
+        self.changed.borrow_mut().insert(index / L1_GROUP);
+    }
+
+    /// The groups that changed, with their place on disk; they count as clean from now on.
+    pub(super) fn take_changed(&self) -> Vec<(HostOffset, Vec<u8>)> {
+        let groups = std::mem::take(&mut *self.changed.borrow_mut());
+        let l1 = self.l1.borrow();
+        let bytes = |group: usize| {
+            let entries = &l1[group * L1_GROUP..((group + 1) * L1_GROUP).min(l1.len())];
+            entries.iter().flat_map(|raw| raw.to_be_bytes()).collect()
+        };
+        let offset = |group: usize| self.offset.get().add((group * L1_GROUP) as u64 * ENTRY);
+        groups.iter().map(|&group| (offset(group), bytes(group))).collect()
+    }
+
+    /// Notes that all of the table must be written (again).
+    pub(super) fn restore(&self) {
+        let groups = self.l1.borrow().len().div_ceil(L1_GROUP);
+        self.changed.borrow_mut().extend(0..groups);
+    }
+}
+
+/// Where the L2 entry of a guest cluster is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    /// The L2 table.
+    pub(super) table: HostOffset,
+    /// It belongs to this L1 table alone.
+    pub(super) copied: bool,
+    /// The slice in the file.
+    pub(super) slice: HostOffset,
+    /// The entry's index in the slice.
+    pub(super) index: usize,
+}
+
+/// Where the bytes of an extent are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the backing file.
+    Unallocated,
+    /// Nowhere: zeros. `host` is kept for the first byte; `copied` as in the entry.
+    Zero { host: Option<HostOffset>, copied: bool },
+    /// In the file from `host` on.
+    Data { host: HostOffset, copied: bool },
+    /// Compressed, in this one cluster.
+    Compressed(Compressed),
+}
+
+/// A run of guest bytes that are in one place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    pub(super) place: Place,
+    pub(super) len: u64,
+}
+
+impl Qcow2 {
+    /// The extent of up to `len` bytes from `at` on.
+    pub(super) async fn map(&self, view: &View, at: GuestOffset, len: u64) -> Result<Extent> {
+        loop {
+            if let Some(extent) = self.lookup(view, at, len)? {
+                return Ok(extent);
+            }
+            if let Some(slot) = self.slot(view, at)? {
+                self.l2.load(&self.file, slot.slice).await?;
+            }
+        }
+    }
+
+    /// As [`Qcow2::map`], if what it needs is in memory.
+    pub(super) fn lookup(&self, view: &View, at: GuestOffset, len: u64) -> Result<Option<Extent>> {
+        let Some(slot) = self.slot(view, at)? else {
+            let reach = self.geometry.l2_reach();
+            return Ok(Some(Extent { place: Place::Unallocated, len: len.min(reach - at.0 % reach) }));
+        };
+        self.l2.peek(slot.slice, |slice| self.extent(slice, &slot, at, len)).transpose()
+    }
+
+    /// Where the L2 entry of a guest byte is; `None` if there is no L2 table.
+    pub(super) fn slot(&self, view: &View, at: GuestOffset) -> Result<Option<Slot>> {
+        let index = self.geometry.l1_index(at);
+        let raw = view.l1.borrow().get(index).copied().unwrap_or(0);
+        match L1Entry::decode(raw, self.geometry) {
+            Ok(L1Entry::Unallocated) => Ok(None),
+            Ok(L1Entry::Table { offset, copied }) => {
+                let (start, entry) = self.geometry.slice_of(at);
+                Ok(Some(Slot { table: offset, copied, slice: offset.add(start), index: entry }))
+            }
+            Err(what) => {
+                let message = format!("L2 table offset {raw:#x} {what} (L1 index: {index:#x})");
+                Err(Error::new(Kind::Corrupt, message))
+            }
+        }
+    }
+
+    /// Decodes the entry at `index` of a slice.
+    pub(super) fn entry(&self, slice: &Piece, index: usize) -> Result<L2Entry> {
+        L2Entry::decode(slice.entry(index), self.geometry, self.v3).map_err(|what| {
+            let message =
+                format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
+            Error::new(Kind::Corrupt, message)
+        })
+    }
+
+    fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
+        let first = self.entry(slice, slot.index)?;
+        let (skip, size) = (self.geometry.in_cluster(at.0), self.geometry.cluster_size());
+        let mut covered = size - skip;
+        if covered < len {
+            let mut raw = slice.entry(slot.index);
+            for index in slot.index + 1..self.geometry.slice_entries() {
+                let next = slice.entry(index);
+                if covered >= len || successor(raw, self.geometry) != Some(next) {
+                    break;
+                }
+                (raw, covered) = (next, covered + size);
+            }
+        }
+        let place = match first {
+            L2Entry::Unallocated => Place::Unallocated,
+            L2Entry::Zero { host, copied } => Place::Zero { host: host.map(|host| host.add(skip)), copied },
+            L2Entry::Data { host, copied } => Place::Data { host: host.add(skip), copied },
+            L2Entry::Compressed(at) => Place::Compressed(at),
+        };
+        Ok(Extent { place, len: covered.min(len) })
+    }
+}

@@ -1,0 +1,42 @@
+//! qcow2: copy-on-write images with refcounted clusters, versions 2 and 3.
+//!
+//! ```text
+//!   header ─▶ L1 table ─▶ L2 tables ─▶ clusters        what the guest sees     (mapping)
+//!        │                                  ▲
+//!        ├──▶ refcount table ─▶ refcount blocks         who uses a cluster      (refcount)
+//!        └──▶ snapshot table ─▶ other L1 tables         older views             (snapshot)
+//! ```
+//!
+//! | on disk | verbs |
+//! | --- | --- |
+//! | [`header`], [`extensions`], [`entries`], [`snapshot`] | [`read`], [`write`], [`zero`], [`compressed`] |
+//! | [`geometry`]: offsets as types | [`alloc`], [`flush`]: the order on disk |
+//! | [`cache`], [`refcount`], [`mapping`]: tables in memory | [`status`], [`check`], [`resize`], [`create`] |
+//! | [`overlap`]: where metadata is | [`driver`]: the whole as a node |
+
+mod alloc;
+mod cache;
+mod check;
+mod compressed;
+pub mod create;
+mod driver;
+mod entries;
+mod extensions;
+mod flush;
+mod geometry;
+mod header;
+mod mapping;
+mod overlap;
+mod read;
+mod refcount;
+mod resize;
+mod snapshot;
+mod status;
+#[cfg(test)]
+mod tests;
+mod write;
+mod zero;
+
+pub use create::{CreateOptions, create};
+pub use driver::Image;
+pub use header::probe;

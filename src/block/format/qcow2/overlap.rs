@@ -1,0 +1,183 @@
+//! Where the metadata is, so that no write of anything else hits it.
+//!
+//! Checked before every write of data and metadata, in release builds too: the header, the active L1 table and
+//! the L2 tables it names, the refcount table and its blocks, the snapshot table and the snapshots' L1 tables
+//! (what QEMU checks by default). Tables of one cluster are bits in a sparse map, so that a check costs one
+//! look-up; the rest is a short list of ranges.
+//!
+//! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
+
+use super::cache::OffsetMap;
+use super::geometry::{Geometry, HostCluster, HostOffset};
+use crate::block::{Error, Kind, Result};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// A kind of metadata. The text is how messages call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Metadata {
+    Header,
+    ActiveL1,
+    ActiveL2,
+    RefcountTable,
+    RefcountBlock,
+    SnapshotTable,
+    InactiveL1,
+}
+
+impl Metadata {
+    fn name(self) -> &'static str {
+        match self {
+            Metadata::Header => "qcow2_header",
+            Metadata::ActiveL1 => "active L1 table",
+            Metadata::ActiveL2 => "active L2 table",
+            Metadata::RefcountTable => "refcount table",
+            Metadata::RefcountBlock => "refcount block",
+            Metadata::SnapshotTable => "snapshot table",
+            Metadata::InactiveL1 => "inactive L1 table",
+        }
+    }
+}
+
+/// Clusters, 64 to a word.
+#[derive(Default)]
+struct ClusterSet(OffsetMap<u64, u64>);
+
+impl ClusterSet {
+    fn insert(&mut self, cluster: u64) {
+        *self.0.entry(cluster / 64).or_default() |= 1 << (cluster % 64);
+    }
+
+    fn remove(&mut self, cluster: u64) {
+        if let Some(word) = self.0.get_mut(&(cluster / 64)) {
+            *word &= !(1 << (cluster % 64));
+        }
+    }
+
+    /// Whether one of `clusters` is in the set.
+    fn intersects(&self, clusters: &Range<u64>) -> bool {
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let in_word = (64 - at % 64).min(clusters.end - at);
+            let mask = u64::MAX >> (64 - in_word) << (at % 64);
+            if self.0.get(&(at / 64)).is_some_and(|word| word & mask != 0) {
+                return true;
+            }
+            at += in_word;
+        }
+        false
+    }
+}
+
+#[derive(Default)]
+struct Places {
+    ranges: Vec<(Metadata, Range<u64>)>,
+    l2_tables: ClusterSet,
+    refcount_blocks: ClusterSet,
+}
+
+/// All places of metadata.
+pub(super) struct Overlap {
+    geometry: Geometry,
+    places: RefCell<Places>,
+}
+
+impl Overlap {
+    /// Nothing but the header.
+    pub(super) fn new(geometry: Geometry) -> Overlap {
+        let overlap = Overlap { geometry, places: RefCell::default() };
+        overlap.set_range(Metadata::Header, 0..geometry.cluster_size());
+        overlap
+    }
+
+    /// Notes a table of one cluster.
+    pub(super) fn add(&self, kind: Metadata, cluster: HostCluster) {
+        if let Some(set) = self.places.borrow_mut().set(kind) {
+            set.insert(cluster.0);
+        }
+    }
+
+    /// Forgets a table of one cluster.
+    pub(super) fn remove(&self, kind: Metadata, cluster: HostCluster) {
+        if let Some(set) = self.places.borrow_mut().set(kind) {
+            set.remove(cluster.0);
+        }
+    }
+
+    /// Notes where the one table of a kind is, in place of where it was.
+    pub(super) fn set_range(&self, kind: Metadata, range: Range<u64>) {
+        self.places.borrow_mut().ranges.retain(|(other, _)| *other != kind);
+        self.add_range(kind, range);
+    }
+
+    /// Notes one more table of a kind.
+    pub(super) fn add_range(&self, kind: Metadata, range: Range<u64>) {
+        if !range.is_empty() {
+            let size = self.geometry.cluster_size();
+            let whole = range.start / size * size..range.end.next_multiple_of(size);
+            self.places.borrow_mut().ranges.push((kind, whole));
+        }
+    }
+
+    /// Refuses a write of `len` bytes that would hit metadata, of whatever kind but `own`.
+    pub(super) fn check(&self, offset: HostOffset, len: u64, own: Option<Metadata>) -> Result<()> {
+        match self.places.borrow().find(self.geometry, offset, len, own) {
+            None => Ok(()),
+            Some(kind) => Err(Error::new(
+                Kind::Corrupt,
+                format!("Preventing invalid write on metadata (overlaps with {})", kind.name()),
+            )),
+        }
+    }
+}
+
+impl Places {
+    fn set(&mut self, kind: Metadata) -> Option<&mut ClusterSet> {
+        match kind {
+            Metadata::ActiveL2 => Some(&mut self.l2_tables),
+            Metadata::RefcountBlock => Some(&mut self.refcount_blocks),
+            _ => None,
+        }
+    }
+
+    fn find(
+        &self,
+        geometry: Geometry,
+        offset: HostOffset,
+        len: u64,
+        own: Option<Metadata>,
+    ) -> Option<Metadata> {
+        let (start, end) = (offset.0, offset.0.saturating_add(len));
+        for (kind, range) in &self.ranges {
+            if range.start < end && start < range.end && Some(*kind) != own {
+                return Some(*kind);
+            }
+        }
+        let clusters = start >> geometry.cluster_bits..end.div_ceil(geometry.cluster_size());
+        let sets = [(Metadata::ActiveL2, &self.l2_tables), (Metadata::RefcountBlock, &self.refcount_blocks)];
+        sets.into_iter()
+            .find(|(kind, set)| Some(*kind) != own && set.intersects(&clusters))
+            .map(|(kind, _)| kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_unless_it_is_the_writers_own() {
+        let overlap = Overlap::new(Geometry { cluster_bits: 9, refcount_order: 4 });
+        overlap.set_range(Metadata::ActiveL1, 1024..1032);
+        overlap.add(Metadata::ActiveL2, HostCluster(200));
+        overlap.add(Metadata::RefcountBlock, HostCluster(63));
+        let hit = |start: u64, len, own| overlap.check(HostOffset(start), len, own).is_err();
+        assert!(hit(0, 1, None) && !hit(512, 512, None));
+        assert!(hit(1535, 1, None) && !hit(1536, 100, None) && !hit(1024, 8, Some(Metadata::ActiveL1)));
+        assert!(hit(512 * 199, 513, None) && !hit(512 * 199, 512, None));
+        assert!(hit(512 * 60, 512 * 1000, Some(Metadata::ActiveL2)));
+        assert!(!hit(512 * 64, 512 * 136, None) && hit(512 * 64, 512 * 137, None));
+        overlap.remove(Metadata::ActiveL2, HostCluster(200));
+        assert!(!hit(512 * 200, 512, None));
+    }
+}

@@ -1,0 +1,356 @@
+//! The refcount table and its blocks, and the search for free clusters in them.
+//!
+//! ```text
+//!   refcount table (in memory as a whole)     refcount blocks (cached)
+//!   | block 0 | block 1 | none | …      ──▶   | refcount of cluster 0 | 1 | 2 | …
+//! ```
+//! * A refcount of 0 means free. What an allocation takes is counted at once, in the cache; nothing on disk
+//!   refers to it until the L2 entry is written, and that happens after the refcounts (see [`super::flush`]).
+//! * New blocks, and a table that outgrew its place, exist in memory only until the next checkpoint writes
+//!   them, so that an allocation writes nothing.
+//! * A cluster that is freed is counted down only when its last reference has gone from the disk: see
+//!   [`super::alloc`].
+
+use super::cache::{Cache, Piece};
+use super::entries::{decode_refcount_table, refcount, set_refcount};
+use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
+use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
+use super::overlap::{Metadata, Overlap};
+use crate::block::graph::Node;
+use crate::block::{Error, Kind, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Refcount table entries are written in groups of this many.
+pub(super) const TABLE_GROUP: usize = 64;
+/// Refcount blocks in memory, as QEMU's least: enough where the L2 cache covers the disk.
+const MIN_BLOCKS: usize = 4;
+/// Bytes of refcount blocks that are kept at least.
+const CACHE_BYTES: u64 = 256 << 10;
+
+/// A run of host clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) first: HostCluster,
+    pub(super) count: u64,
+}
+
+/// The refcounts of an image.
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    file: Rc<Node>,
+    /// All entries of the table, more than the one on disk has if it must grow.
+    table: RefCell<Vec<u64>>,
+    /// Groups of entries that the table on disk does not have yet.
+    changed: RefCell<BTreeSet<usize>>,
+    /// Where the table on disk is.
+    place: Cell<(HostOffset, u32)>,
+    pub(super) blocks: Cache,
+    /// No cluster below is free.
+    hint: Cell<u64>,
+    /// The end of the file as far as anything was ever stored there: what lies behind reads as zeros.
+    untouched: Cell<u64>,
+    /// Counts allocations, so that a search that had to wait sees whether it was overtaken.
+    allocations: Cell<u64>,
+    overlap: Rc<Overlap>,
+}
+
+impl Refcounts {
+    /// Reads the refcount table that `header` describes.
+    pub(super) async fn read(file: &Rc<Node>, header: &Header, overlap: &Rc<Overlap>) -> Result<Refcounts> {
+        let geometry = header.geometry;
+        let (offset, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
+        let bytes =
+            file.read_bytes(offset.0, (u64::from(clusters) << geometry.cluster_bits) as usize).await?;
+        let table = bytes.chunks_exact(ENTRY as usize).map(super::extensions::be64).collect();
+        let blocks = MIN_BLOCKS.max((CACHE_BYTES >> geometry.cluster_bits) as usize);
+        Ok(Refcounts {
+            geometry,
+            file: file.clone(),
+            table: RefCell::new(table),
+            changed: RefCell::default(),
+            place: Cell::new((offset, clusters)),
+            blocks: Cache::new(geometry.cluster_size(), blocks),
+            hint: Cell::new(0),
+            untouched: Cell::new(geometry.clusters_for(file.size())),
+            allocations: Cell::new(0),
+            overlap: overlap.clone(),
+        })
+    }
+
+    /// Where the table on disk is, and its length in clusters.
+    pub(super) fn place(&self) -> (HostOffset, u32) {
+        self.place.get()
+    }
+
+    /// All valid refcount blocks that the table names.
+    pub(super) fn block_offsets(&self) -> Vec<HostOffset> {
+        let table = self.table.borrow();
+        table.iter().filter_map(|&raw| decode_refcount_table(raw, self.geometry).ok().flatten()).collect()
+    }
+
+    /// The table as it is in memory.
+    pub(super) fn table(&self) -> Vec<u64> {
+        self.table.borrow().clone()
+    }
+
+    /// The refcount of a cluster.
+    pub(super) async fn get(&self, cluster: HostCluster) -> Result<u64> {
+        let (block, index) = self.position(cluster.0);
+        Ok(match self.block(block).await? {
+            Some(piece) => self.count(&piece, index),
+            None => 0,
+        })
+    }
+
+    /// Takes up to `want` free clusters that follow one another, with a refcount of 1 each. The run ends where
+    /// a refcount block ends. Also says whether all of it lies where nothing was ever stored.
+    pub(super) async fn allocate(&self, want: u64) -> Result<(Run, bool)> {
+        loop {
+            let hint = self.hint.get();
+            let (block, index) = self.position(hint);
+            let Some(piece) = self.block(block).await? else {
+                self.create_block(block)?;
+                continue;
+            };
+            match self.take_free(&piece, index, want) {
+                Some((at, count)) => {
+                    let run = Run { first: HostCluster(hint - index as u64 + at as u64), count };
+                    return Ok((run, self.taken(run)));
+                }
+                // Someone may have freed clusters during the await: only ever skip what was searched.
+                None if self.hint.get() == hint => self.hint.set((block + 1) * self.geometry.block_entries()),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes exactly `want` clusters that follow one another, behind all that is in use.
+    pub(super) async fn allocate_contiguous(&self, want: u64) -> Result<Run> {
+        loop {
+            let before = self.allocations.get();
+            let end = self.end_in_use().await?;
+            let (range, missing) = self.blocks_behind(end, want);
+            let mut held = Vec::new();
+            for block in range {
+                held.extend(self.block(block).await?);
+            }
+            // Nobody may have taken anything during the awaits; from here on there are none.
+            if self.allocations.get() == before {
+                let run = Run { first: HostCluster(end), count: want };
+                self.take_behind(run, &missing)?;
+                return Ok(run);
+            }
+        }
+    }
+
+    /// The blocks that cover `want` clusters from `end` on and the new blocks behind them, and which are new.
+    fn blocks_behind(&self, end: u64, want: u64) -> (Range<u64>, Vec<u64>) {
+        let per_block = self.geometry.block_entries();
+        let mut extra = 0;
+        loop {
+            let range = end / per_block..(end + want + extra).div_ceil(per_block);
+            let missing: Vec<u64> = range.clone().filter(|&block| self.entry(block) == 0).collect();
+            if missing.len() as u64 == extra {
+                return (range, missing);
+            }
+            extra = missing.len() as u64;
+        }
+    }
+
+    /// Counts a run, and behind it the new blocks that it needs. All blocks are in memory.
+    fn take_behind(&self, run: Run, missing: &[u64]) -> Result<()> {
+        let end = run.first.0 + run.count;
+        for (&block, cluster) in missing.iter().zip(end..) {
+            self.install_block(block, HostCluster(cluster))?;
+        }
+        for cluster in run.first.0..end + missing.len() as u64 {
+            let (block, index) = self.position(cluster);
+            if let Some(piece) = self.blocks.get(HostOffset(self.entry(block))) {
+                self.set(&piece, index, 1);
+            }
+        }
+        self.taken(Run { first: run.first, count: run.count + missing.len() as u64 });
+        Ok(())
+    }
+
+    /// Takes one reference of a cluster away. Returns how many are left.
+    pub(super) async fn decrement(&self, cluster: HostCluster) -> Result<u64> {
+        let (block, index) = self.position(cluster.0);
+        let piece = self.block(block).await?;
+        let count = piece.as_ref().map_or(0, |piece| self.count(piece, index));
+        let (Some(piece), Some(left)) = (piece, count.checked_sub(1)) else {
+            return Err(Error::new(Kind::Corrupt, format!("cluster {} is freed but not in use", cluster.0)));
+        };
+        self.set(&piece, index, left);
+        if left == 0 {
+            self.hint.set(self.hint.get().min(cluster.0));
+        }
+        Ok(left)
+    }
+
+    /// The first cluster behind all that have a refcount.
+    pub(super) async fn end_in_use(&self) -> Result<u64> {
+        let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());
+        for block in (0..blocks).rev() {
+            let Some(piece) = self.block(block).await? else { continue };
+            if let Some(at) = (0..per_block as usize).rfind(|&at| self.count(&piece, at) != 0) {
+                return Ok(block * per_block + at as u64 + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// The refcount block at `index` of the table, if there is one.
+    async fn block(&self, index: u64) -> Result<Option<Rc<Piece>>> {
+        match self.decode(index as usize, self.entry(index))? {
+            Some(offset) => self.blocks.load(&self.file, offset).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn entry(&self, block: u64) -> u64 {
+        self.table.borrow().get(block as usize).copied().unwrap_or(0)
+    }
+
+    fn decode(&self, index: usize, raw: u64) -> Result<Option<HostOffset>> {
+        decode_refcount_table(raw, self.geometry).map_err(|what| {
+            Error::new(Kind::Corrupt, format!("Refblock offset {raw:#x} {what} (reftable index: {index:#x})"))
+        })
+    }
+
+    /// Block and index in it of a cluster's refcount.
+    fn position(&self, cluster: u64) -> (u64, usize) {
+        let per_block = self.geometry.block_entries();
+        (cluster / per_block, (cluster % per_block) as usize)
+    }
+
+    fn count(&self, piece: &Piece, index: usize) -> u64 {
+        piece.with(|bytes| refcount(bytes, self.geometry.refcount_order, index))
+    }
+
+    fn set(&self, piece: &Piece, index: usize, value: u64) {
+        self.blocks.change(piece, |bytes| set_refcount(bytes, self.geometry.refcount_order, index, value));
+    }
+
+    /// Finds the first free cluster of a block from `from` on, and counts it and up to `want` in all.
+    fn take_free(&self, piece: &Piece, from: usize, want: u64) -> Option<(usize, u64)> {
+        let (order, entries) = (self.geometry.refcount_order, self.geometry.block_entries() as usize);
+        let (start, end) = piece.with(|bytes| {
+            let free = |&at: &usize| refcount(bytes, order, at) == 0;
+            let start = (from..entries).find(free)?;
+            let limit = entries.min(start.saturating_add(want as usize));
+            let end = (start..limit).find(|at| !free(at)).unwrap_or(limit);
+            Some((start, end))
+        })?;
+        (start..end).for_each(|at| self.set(piece, at, 1));
+        Some((start, (end - start) as u64))
+    }
+
+    /// After an allocation: the search goes on behind it. Whether nothing was ever stored there.
+    fn taken(&self, run: Run) -> bool {
+        let end = run.first.0 + run.count;
+        if self.hint.get() <= run.first.0 {
+            self.hint.set(end);
+        }
+        self.allocations.set(self.allocations.get() + 1);
+        let untouched = run.first.0 >= self.untouched.get();
+        self.untouched.set(self.untouched.get().max(end));
+        untouched
+    }
+
+    /// A new refcount block in the first cluster that it covers, which is free as all of them are.
+    fn create_block(&self, block: u64) -> Result<()> {
+        let cluster = block * self.geometry.block_entries();
+        self.install_block(block, HostCluster(cluster))?;
+        if let Some(piece) = self.blocks.get(self.geometry.start_of(HostCluster(cluster))) {
+            self.set(&piece, 0, 1);
+        }
+        self.taken(Run { first: HostCluster(cluster), count: 1 });
+        Ok(())
+    }
+
+    /// Puts an empty block into the table, in memory.
+    fn install_block(&self, block: u64, cluster: HostCluster) -> Result<()> {
+        if (block + 1) * ENTRY > MAX_REFCOUNT_TABLE_BYTES
+            || cluster.0 >= HOST_END >> self.geometry.cluster_bits
+        {
+            return Err(Error::new(Kind::NoSpace, "the image file cannot grow any further"));
+        }
+        let offset = self.geometry.start_of(cluster);
+        self.overlap.check(offset, self.geometry.cluster_size(), None)?;
+        let mut table = self.table.borrow_mut();
+        if block as usize >= table.len() {
+            table.resize(block as usize + 1, 0);
+        }
+        table[block as usize] = offset.0;
+        self.changed.borrow_mut().insert(block as usize / TABLE_GROUP);
+        self.overlap.add(Metadata::RefcountBlock, cluster);
+        self.blocks.create(offset);
+        Ok(())
+    }
+}
+
+/// What the checkpoint needs of the table.
+impl Refcounts {
+    /// If the table outgrew its place on disk: how many clusters a new one needs, and with room to grow.
+    pub(super) fn outgrown(&self) -> Option<(u64, u64)> {
+        let bytes = self.table.borrow().len() as u64 * ENTRY;
+        let clusters = self.geometry.clusters_for(bytes);
+        if clusters <= u64::from(self.place.get().1) {
+            return None;
+        }
+        let most = self.geometry.clusters_for(MAX_REFCOUNT_TABLE_BYTES);
+        Some((clusters, (clusters + clusters / 2 + 1).min(most)))
+    }
+
+    /// The bytes of the table, padded to `clusters`; nothing of it counts as changed from now on.
+    pub(super) fn take_table(&self, clusters: u64) -> Vec<u8> {
+        self.changed.borrow_mut().clear();
+        let mut bytes: Vec<u8> = self.table.borrow().iter().flat_map(|raw| raw.to_be_bytes()).collect();
+        bytes.resize((clusters << self.geometry.cluster_bits) as usize, 0);
+        bytes
+    }
+
+    /// Groups of entries that changed since the last time, with their place on disk.
+    pub(super) fn take_changed(&self) -> Vec<(HostOffset, Vec<u8>)> {
+        let groups = std::mem::take(&mut *self.changed.borrow_mut());
+        groups.iter().map(|&group| (self.group_offset(group), self.group_bytes(group))).collect()
+    }
+
+    /// Notes that all of the table must be written (again).
+    pub(super) fn restore_table(&self) {
+        let groups = self.table.borrow().len().div_ceil(TABLE_GROUP);
+        self.changed.borrow_mut().extend(0..groups);
+    }
+
+    /// Whether the table on disk lags behind.
+    pub(super) fn is_clean(&self) -> bool {
+        self.changed.borrow().is_empty() && self.blocks.is_clean()
+    }
+
+    /// The table on disk is somewhere else now. Returns where it was.
+    pub(super) fn moved(&self, offset: HostOffset, clusters: u32) -> Run {
+        let (old, count) = self.place.replace((offset, clusters));
+        Run { first: self.geometry.cluster_of(old), count: u64::from(count) }
+    }
+
+    /// The range of the file that the table takes.
+    pub(super) fn table_range(&self) -> Range<u64> {
+        let (offset, clusters) = self.place.get();
+        offset.0..offset.0 + (u64::from(clusters) << self.geometry.cluster_bits)
+    }
+
+    fn group_offset(&self, group: usize) -> HostOffset {
+        self.place.get().0.add((group * TABLE_GROUP) as u64 * ENTRY)
+    }
+
+    fn group_bytes(&self, group: usize) -> Vec<u8> {
+        let table = self.table.borrow();
+        let entries =
+            (group * TABLE_GROUP..(group + 1) * TABLE_GROUP).map(|at| table.get(at).copied().unwrap_or(0));
+        entries.flat_map(u64::to_be_bytes).collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! Growing the disk, and allocating clusters ahead of their use.
+//!
+//! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
+//! of the old or the new size whenever the process dies.
+
+use super::driver::Qcow2;
+use super::entries::L2Entry;
+use super::geometry::{ENTRY, GuestOffset, HostOffset};
+use super::header::{AT_SIZE, MAX_L1_BYTES};
+use super::overlap::Metadata;
+use super::refcount::Run;
+use crate::block::options::Preallocation;
+use crate::block::{Error, Kind, Result};
+
+/// Sizes are multiples of this.
+const SECTOR: u64 = 512;
+
+impl Qcow2 {
+    /// Changes the size of the disk. No request is in flight.
+    pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.check_size(size)?;
+        self.prepare_change().await?;
+        let old = self.size.get();
+        self.grow_l1(self.geometry.l1_entries_for(size)).await?;
+        if size > old {
+            self.hide_backing(old, size).await?;
+        }
+        self.preallocate(old, size, preallocation).await?;
+        self.flush_all().await?;
+        self.write_size(size, self.active.offset.get(), self.l1_entries()).await?;
+        self.size.set(size);
+        Ok(())
+    }
+
+    fn check_size(&self, size: u64) -> Result<()> {
+        let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
+        if !size.is_multiple_of(SECTOR) {
+            return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
+        }
+        if size < self.size.get() {
+            return refuse("Shrinking qcow2 images is not supported");
+        }
+        if !self.v3 && !self.snapshots.is_empty() {
+            return refuse("Can't resize a v2 image which has snapshots");
+        }
+        if self.geometry.l1_entries_for(size) * ENTRY > MAX_L1_BYTES || size > i64::MAX as u64 {
+            let what =
+                "The image size is too large for file format 'qcow2' (try using a larger cluster size)";
+            return Err(Error::new(Kind::InvalidArgument, what));
+        }
+        Ok(())
+    }
+
+    fn l1_entries(&self) -> u64 {
+        self.active.l1.borrow().len() as u64
+    }
+
+    /// Moves the L1 table to a place where it has `entries` entries.
+    async fn grow_l1(&self, entries: u64) -> Result<()> {
+        if entries <= self.l1_entries() {
+            return Ok(());
+        }
+        let new = self.reserve_contiguous(self.geometry.clusters_for(entries * ENTRY)).await?;
+        self.flush_all().await?;
+        let mut bytes: Vec<u8> = self.active.l1.borrow().iter().flat_map(|raw| raw.to_be_bytes()).collect();
+        bytes.resize((entries * ENTRY) as usize, 0);
+        let offset = self.geometry.start_of(new.run.first);
+        self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.write_bytes(offset.0, &bytes).await?;
+        self.file.flush().await?;
+        // From here on the header may name the new table, whatever the host answers.
+        new.keep();
+        self.write_size(self.size.get(), offset, entries).await?;
+        let old = (self.active.offset.replace(offset), self.l1_entries() * ENTRY);
+        self.active.l1.borrow_mut().resize(entries as usize, 0);
+        self.overlap.set_range(Metadata::ActiveL1, offset.0..offset.0 + entries * ENTRY);
+        if old.1 > 0 {
+            let run =
+                Run { first: self.geometry.cluster_of(old.0), count: self.geometry.clusters_for(old.1) };
+            self.frees.push_written([run.into()]);
+        }
+        Ok(())
+    }
+
+    /// One write of size, encryption (none), L1 entries and L1 offset, which stand in one sector.
+    async fn write_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
+        let mut field = size.to_be_bytes().to_vec();
+        field.extend([0; 4]);
+        field.extend((entries as u32).to_be_bytes());
+        field.extend(l1.0.to_be_bytes());
+        self.file.write_bytes(AT_SIZE, &field).await?;
+        self.file.flush().await
+    }
+
+    /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has.
+    async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
+        let cluster_end = old.next_multiple_of(self.geometry.cluster_size()).min(size);
+        self.zero_part(GuestOffset(old), cluster_end - old).await?;
+        let backing = self.backing.as_ref().map_or(0, |backing| backing.size()).min(size);
+        if backing <= cluster_end {
+            return Ok(());
+        }
+        if !self.v3 {
+            let what = "Cannot grow a version 2 image over a longer backing file";
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        let end = backing.next_multiple_of(self.geometry.cluster_size());
+        self.zero_clusters(GuestOffset(cluster_end), GuestOffset(end)).await
+    }
+
+    /// Allocates all clusters of a range that are not.
+    async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
+        if mode == Preallocation::Off {
+            return Ok(());
+        }
+        let mut at = self.geometry.guest_start(GuestOffset(from));
+        while at.0 < to {
+            at = self.preallocate_run(at, to, mode).await?;
+        }
+        self.extend_file(self.refcounts.end_in_use().await?, Preallocation::Off).await
+    }
+
+    /// Allocates one run. Returns where it ended.
+    async fn preallocate_run(&self, at: GuestOffset, to: u64, mode: Preallocation) -> Result<GuestOffset> {
+        let (slice, slot) = self.writable_slot(at).await?;
+        if self.entry(&slice, slot.index)? != L2Entry::Unallocated {
+            return Ok(at.add(self.geometry.cluster_size()));
+        }
+        let in_slice = (self.geometry.slice_entries() - slot.index) as u64;
+        let wanted = self.geometry.clusters_for(to - at.0).min(in_slice);
+        let free = (0..wanted as usize).take_while(|count| slice.entry(slot.index + count) == 0).count();
+        let new = self.reserve(free as u64).await?;
+        let run = new.run;
+        self.extend_file(run.first.0 + run.count, mode).await?;
+        for count in 0..run.count {
+            let host = self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
+            // Old bytes may stand in clusters that were used before.
+            let entry = if new.untouched {
+                L2Entry::Data { host, copied: true }
+            } else {
+                L2Entry::Zero { host: Some(host), copied: true }
+            };
+            self.l2.set_entry(&slice, slot.index + count as usize, entry.encode(self.geometry));
+        }
+        new.keep();
+        Ok(at.add(run.count << self.geometry.cluster_bits))
+    }
+
+    /// Makes the file reach to the end of `clusters` clusters.
+    async fn extend_file(&self, clusters: u64, mode: Preallocation) -> Result<()> {
+        let end = clusters << self.geometry.cluster_bits;
+        if end > self.file.size() && mode != Preallocation::Metadata {
+            self.file.driver().truncate(end, mode).await?;
+        }
+        Ok(())
+    }
+}
