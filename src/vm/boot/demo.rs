@@ -6,47 +6,56 @@
 //!   sector 17 …     the user's
 //! ```
 
+use crate::block::aio::{Backend, Engine};
 use crate::block::drive::Drive;
+use crate::block::format::qcow2::{self, CreateOptions};
+use crate::block::graph::Node;
 use crate::block::options::OpenOptions;
+use crate::block::protocol::file::FileDriver;
 use crate::block::{Buffer, Error, Kind, Result};
-use std::fs::File;
-use std::path::{Path, PathBuf};
 
 core::arch::global_asm!(include_str!("../../../firmware/demo.S"), options(att_syntax));
 
 /// Size of the disk, in bytes.
 const DISK_SIZE: u64 = 16 << 20;
 /// What the disk is called in its directory.
-const DISK_NAME: &str = "demo.img";
-/// The disk's format.
-const DISK_FORMAT: &str = "raw";
+const DISK_NAME: &str = "demo.qcow2";
 
 /// Makes a demo disk in a new directory for temporary files and returns its path. The disk is kept when the
 /// machine ends: its count of boots is only worth something if it can be booted again.
 ///
 /// # Errors
 /// When the directory or the disk cannot be made; then nothing is left behind.
-pub fn make_temporary_disk() -> Result<PathBuf> {
+pub fn make_temporary_disk() -> Result<String> {
     let directory = tempfile::Builder::new()
         .prefix("cowvm-demo-")
         .tempdir()
         .map_err(|error| Error::from_io(error).context("cannot make a directory for the demo's disk"))?;
-    make_disk(&directory.path().join(DISK_NAME))?;
-    Ok(directory.keep().join(DISK_NAME))
+    let path = directory.path().join(DISK_NAME);
+    let name = path.to_str().ok_or_else(|| {
+        Error::new(Kind::InvalidArgument, "the directory for temporary files must have a name in UTF-8")
+            .path(&path)
+    })?;
+    make_disk(name)?;
+    // From here on nobody removes it.
+    let _kept = directory.keep();
+    Ok(name.to_owned())
+}
+
+/// What `cowvm run` says before it boots the demo from the new disk at `path`.
+pub fn announcement(path: &str) -> String {
+    format!(
+        "No disk and no kernel are given, so this is the demo guest on a new disk.\n\
+         The disk stays; to boot it again: cowvm run {path}\n"
+    )
 }
 
 /// Makes a demo disk at `path`.
-///
-/// # Errors
-/// When something is there already, or it cannot be written.
-pub fn make_disk(path: &Path) -> Result<()> {
-    let name = path.to_str().ok_or_else(|| {
-        Error::new(Kind::InvalidArgument, "the name of the demo's disk must be UTF-8").path(path)
-    })?;
+fn make_disk(path: &str) -> Result<()> {
     create_image(path)?;
     let options =
-        OpenOptions { format: Some(DISK_FORMAT.to_owned()), read_only: false, ..OpenOptions::default() };
-    let drive = Drive::open("demo", name, &options)?;
+        OpenOptions { format: Some("qcow2".to_owned()), read_only: false, ..OpenOptions::default() };
+    let drive = Drive::open("demo", path, &options)?;
     drive.call(|local| async move {
         let program = program();
         local.write(0, &Buffer::from_bytes(program).iov(program.len())).await
@@ -54,19 +63,15 @@ pub fn make_disk(path: &Path) -> Result<()> {
     drive.close()
 }
 
-/// An empty image.
-fn create_image(path: &Path) -> Result<()> {
-    let named = |error| Error::from_io(error).context("cannot make the demo's disk").path(path);
-    let file = File::create_new(path).map_err(named)?;
-    file.set_len(DISK_SIZE).map_err(named)
-}
-
-/// What `cowvm run` says before it boots the demo from the new disk at `path`.
-pub fn announcement(path: &Path) -> String {
-    let path = path.display();
-    format!(
-        "No image is given: this boots the demo guest from a new disk.\nTo boot the same disk again: cowvm run {path}\n"
-    )
+/// An empty qcow2 image.
+fn create_image(path: &str) -> Result<()> {
+    let engine = Engine::new(Backend::from_environment())?;
+    engine.block_on(async {
+        let file = FileDriver::create(&engine, path, &OpenOptions::default())?;
+        let node = Node::new(path, Box::new(file));
+        qcow2::create(&engine, &node, &CreateOptions { size: DISK_SIZE, ..CreateOptions::default() }).await?;
+        node.close().await
+    })?
 }
 
 /// The program: what the first sectors of the disk hold.
@@ -83,7 +88,8 @@ pub fn program() -> &'static [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::boot::harness::{Ended, Machine, MemoryDisk};
+    use crate::vm::boot::harness::{Ended, MEMORY, Machine, MemoryDisk};
+    use crate::vm::layout::{Layout, Region, RegionKind};
     use std::sync::Arc;
 
     /// A disk in memory with the program on it.
@@ -186,13 +192,11 @@ mod tests {
     #[test]
     fn memory_and_time_are_shown() {
         let disk = disk(64);
-        let expect = "mem\n\
-                      0000000000000000-000000000009fbff  memory\n\
-                      000000000009fc00-000000000009ffff  reserved\n\
-                      00000000000e0000-00000000000fffff  reserved\n\
-                      0000000000100000-0000000003ffffff  memory\n\
-                      00000000e0000000-00000000efffffff  reserved\n\
-                      00000000fffbc000-00000000ffffffff  reserved\n";
+        let mut expect = "mem\n".to_owned();
+        for Region { start, len, kind } in Layout::new(MEMORY, 36).unwrap().e820() {
+            let kind = if kind == RegionKind::Ram { "memory" } else { "reserved" };
+            expect += &format!("{start:016x}-{:016x}  {kind}\n", start + len - 1);
+        }
         assert_eq!(answer(&disk, "mem"), expect);
         let time = answer(&disk, "time");
         let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
@@ -218,20 +222,21 @@ mod tests {
     }
 
     #[test]
-    fn a_new_disk_holds_the_program_and_nothing_else() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk");
-        make_disk(&path).unwrap();
-        let drive = Drive::open(
-            "hda",
-            path.to_str().unwrap(),
-            &OpenOptions { format: Some(DISK_FORMAT.to_owned()), ..OpenOptions::default() },
-        )
-        .unwrap();
-        let all = crate::vm::boot::bios::Disk::read(&*drive, 0, DISK_SIZE as usize).unwrap();
-        assert_eq!(drive.size(), DISK_SIZE);
-        assert_eq!(&all[..program().len()], program());
-        assert!(all[program().len()..].iter().all(|&byte| byte == 0));
-        assert!(make_disk(&path).is_err(), "an existing file is not overwritten");
+    fn a_new_qcow2_disk_boots_and_counts_from_run_to_run() {
+        let path = make_temporary_disk().unwrap();
+        let removed = tempfile::TempPath::try_from_path(&path).unwrap();
+        for boot in 1..=2 {
+            let options = OpenOptions { read_only: false, ..OpenOptions::default() };
+            let drive = Drive::open("hda", &path, &options).unwrap();
+            assert_eq!((drive.format(), drive.size()), ("qcow2", DISK_SIZE));
+            let mut machine = Machine::with_disks(vec![drive.clone()]);
+            machine.console.push_input(b"poweroff\n");
+            assert_eq!(machine.run(), Ended::PowerOff);
+            assert!(machine.output().contains(&format!("This is boot {boot} of this disk.\r\n")));
+            drop(machine);
+            drive.close().unwrap();
+        }
+        drop(removed);
+        std::fs::remove_dir(std::path::Path::new(&path).parent().unwrap()).unwrap();
     }
 }

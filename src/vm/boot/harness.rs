@@ -102,6 +102,10 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(disks: Vec<Arc<MemoryDisk>>) -> Machine {
+        Machine::with_disks(disks.into_iter().map(|disk| disk as Arc<dyn Disk>).collect())
+    }
+
+    pub(super) fn with_disks(disks: Vec<Arc<dyn Disk>>) -> Machine {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         vm.set_tss_address(crate::vm::layout::KVM_TSS as usize).unwrap();
         vm.create_irq_chip().unwrap();
@@ -112,7 +116,6 @@ impl Machine {
         let vcpu = vm.create_vcpu(0).unwrap();
         let record = Record::default();
         let console = Console::new(record.clone()).unwrap();
-        let disks = disks.into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
         let bios = Bios::new(memory.clone(), layout.e820(), disks, console.clone());
         bios.load().unwrap();
         reset_registers(&vcpu).unwrap();
