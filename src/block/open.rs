@@ -4,6 +4,7 @@
 //! JSON, no device is ever opened on an image's word.
 
 use crate::block::aio::Engine;
+use crate::block::format::qcow2;
 use crate::block::format::raw::Raw;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::OpenOptions;
@@ -42,6 +43,7 @@ impl Opener<'_> {
         let format = options.format.as_deref().or(guess).unwrap_or("raw");
         match format {
             "raw" => self.open_raw(file, filename, options, guess.is_some()),
+            "qcow2" => self.open_qcow2(file, filename, options).await,
             other => Err(unknown_format(other, filename, guess.is_some())),
         }
     }
@@ -85,6 +87,55 @@ impl Opener<'_> {
         }
         let file = Node::new(filename, Box::new(file));
         Ok(Node::new(filename, Box::new(Raw::new(file, guessed))))
+    }
+
+    async fn open_qcow2(
+        &mut self,
+        file: FileDriver,
+        filename: &str,
+        options: &OpenOptions,
+    ) -> Result<Rc<Node>> {
+        let write = !options.read_only;
+        if !options.force_share {
+            file.lock(Access { write, resize: write, share_writes: false })?;
+        }
+        let named = |error: Error| {
+            error
+                .path(filename)
+                .remedy("check the image with: qemu-img check; or name its format with format=")
+        };
+        let image = qcow2::Image::read(&Node::new(filename, Box::new(file))).await.map_err(named)?;
+        let backing = match image.backing_file() {
+            Some(name) if options.backing => {
+                Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
+            }
+            _ => None,
+        };
+        let driver = image.into_driver(self.engine, backing, options.read_only).map_err(named)?;
+        Ok(Node::new(filename, driver))
+    }
+
+    async fn open_backing(
+        &mut self,
+        name: &str,
+        format: Option<String>,
+        overlay: &str,
+        options: &OpenOptions,
+    ) -> Result<Rc<Node>> {
+        let options = OpenOptions { format, read_only: true, ..options.clone() };
+        let opened = self.open(&beside(overlay, name), &options).await;
+        opened.map_err(|error| error.context("Could not open backing file"))
+    }
+}
+
+/// A backing file's name is relative to the folder of the overlay that names it.
+pub fn beside(overlay: &str, name: &str) -> String {
+    if name.starts_with('/') || check_protocol(name).is_err() {
+        return name.to_owned();
+    }
+    match overlay.rfind('/') {
+        Some(slash) => format!("{}{name}", &overlay[..=slash]),
+        None => name.to_owned(),
     }
 }
 

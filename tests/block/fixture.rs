@@ -4,10 +4,11 @@ use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::graph::Node;
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
-use cowvm::block::{Buffer, Result};
+use cowvm::block::{Buffer, Kind, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Both reactors.
 pub(crate) const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Threads];
@@ -72,7 +73,14 @@ impl Image {
     pub(crate) fn open(backend: Backend, path: &Path, format: &str, read_only: bool) -> Image {
         let options =
             OpenOptions { format: Some(format.into()), read_only, unmap: true, ..OpenOptions::default() };
-        Image::try_open(backend, path, &options).unwrap()
+        // A child that another test of this process is starting holds all our locks from its fork to its exec.
+        for _ in 0..500 {
+            match Image::try_open(backend, path, &options) {
+                Err(error) if error.kind() == Kind::Locked => std::thread::sleep(Duration::from_millis(10)),
+                other => return other.unwrap(),
+            }
+        }
+        panic!("{} stays locked", path.display());
     }
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
