@@ -7,6 +7,7 @@
 #
 # Assembled by rustc (AT&T syntax, 16-bit code) into a section that is only ever read as data, and copied to
 # the end of the segment F000. So nothing here has an absolute address: labels count from the image's start.
+# They begin with .L, which keeps them out of the object file.
 #
 # Protocol of a slot. The VMM finds the slot by CS:IP, which may be at the OUT or just after it, depending on
 # how KVM ran it. It reads and changes the registers, except RIP, and the FLAGS that the INT instruction
@@ -39,30 +40,30 @@ cowvm_bios_start:
         .balign 8
         .endr
         call_vmm
-        jmp     enter_boot_sector
+        jmp     .Lenter_boot_sector
         .balign 8
         call_vmm
         iret
         .balign 8
 
         # Slot 11: power on. The VMM writes the interrupt vectors and the BIOS data area.
-slot_power_on:
+.Lslot_power_on:
         call_vmm
-        jmp     boot
+        jmp     .Lboot
         .balign 8
 
         # Slots 12 to 15: IRQ 0, the master's other IRQs, the slave's, and vectors that nobody serves.
-        jmp     timer_tick
+        jmp     .Ltimer_tick
         .balign 8
-        jmp     end_master
+        jmp     .Lend_master
         .balign 8
-        jmp     end_slave
+        jmp     .Lend_slave
         .balign 8
         iret
         .balign 8
 
 # After reset. The stack is the traditional one, below the boot sector.
-power_on:
+.Lpower_on:
         cli
         cld
         xor     %ax, %ax
@@ -96,13 +97,13 @@ power_on:
         xor     %al, %al
         out     %al, $0x40
         out     %al, $0x40
-        jmp     slot_power_on
-boot:
+        jmp     .Lslot_power_on
+.Lboot:
         sti
         int     $0x19
 
 # INT 19h, after the VMM has put the boot sector in place.
-enter_boot_sector:
+.Lenter_boot_sector:
         xor     %ax, %ax
         mov     %ax, %ds
         mov     %ax, %es
@@ -113,7 +114,7 @@ enter_boot_sector:
         ljmp    $0, $0x7c00
 
 # IRQ 0: counts at 40:6C, 0x1800b0 ticks a day; 40:70 says that midnight has passed.
-timer_tick:
+.Ltimer_tick:
         push    %ds
         push    %ax
         mov     $0x40, %ax
@@ -130,12 +131,12 @@ timer_tick:
         pop     %ds
         iret
 
-end_slave:
+.Lend_slave:
         push    %ax
         mov     $0x20, %al
         out     %al, $0xa0
         jmp     3f
-end_master:
+.Lend_master:
         push    %ax
         mov     $0x20, %al
 3:      out     %al, $0x20
@@ -148,7 +149,7 @@ end_master:
         .byte   0xfc, 0, 1, 0x64, 0, 0, 0, 0
 
         .org    cowvm_bios_start + 0xff0
-        ljmp    $SEGMENT, $(power_on - cowvm_bios_start + BASE)
+        ljmp    $SEGMENT, $(.Lpower_on - cowvm_bios_start + BASE)
         .ascii  "01/01/26"
         .byte   0
         .byte   0xfc                    # model: AT

@@ -6,7 +6,7 @@ use crate::cli::signals::Signals;
 use crate::cli::terminal::{RawMode, Stdout};
 use crate::util::keyval::Options;
 use crate::util::size::parse_size_in;
-use crate::vm::boot::linux;
+use crate::vm::boot::{demo, linux};
 use crate::vm::builder::{self, BootSource, Config};
 use crate::vm::console::Console;
 use crate::vm::{Error, Result};
@@ -70,7 +70,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let kvm = builder::open_kvm()?;
     let memory = parse_memory(&args.memory)?;
     let vcpus = parse_smp(&args.smp)?;
-    let disks = drive::open_all(&args.disks()?, args.force_share)?;
+    let disks = drive::open_all(&args.disks_or_demo()?, args.force_share)?;
     let config = Config { memory, vcpus, disks, boot: args.boot_source() };
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
     let console =
@@ -108,6 +108,17 @@ impl RunArgs {
         ];
         let named = named.into_iter().filter_map(|(id, file)| Some(Ok(DriveSpec::plain(id, file?))));
         named.chain(self.drive.iter().map(|text| DriveSpec::parse(text))).collect()
+    }
+
+    /// The disks, or a new one with the demo guest where there is nothing else to boot.
+    fn disks_or_demo(&self) -> Result<Vec<DriveSpec>> {
+        let disks = self.disks()?;
+        if !disks.is_empty() || self.kernel.is_some() {
+            return Ok(disks);
+        }
+        let path = demo::make_temporary_disk()?;
+        eprint!("{}", demo::announcement(&path));
+        Ok(vec![DriveSpec::plain("hda", &path)])
     }
 
     fn boot_source(&self) -> BootSource {

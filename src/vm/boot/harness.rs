@@ -10,11 +10,10 @@ use kvm_bindings::kvm_pit_config;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Memory of the test machine.
 pub(super) const MEMORY: u64 = 64 << 20;
-/// Where test guests report bytes.
-const REPORT_PORT: u16 = 0x5c;
 /// The keyboard controller's command port, and the command that pulls the reset line.
 const RESET: (u16, u8) = (0x64, 0xfe);
 
@@ -27,6 +26,13 @@ pub(super) struct MemoryDisk {
 impl MemoryDisk {
     pub(super) fn new(bytes: impl Into<Vec<u8>>) -> Arc<MemoryDisk> {
         Arc::new(MemoryDisk { bytes: Mutex::new(bytes.into()), read_only: false })
+    }
+
+    /// A disk that begins with `boot_sector` and goes on with bytes that differ from sector to sector.
+    pub(super) fn patterned(boot_sector: &[u8], sectors: usize) -> Arc<MemoryDisk> {
+        let mut bytes: Vec<u8> = (0..sectors * 512).map(|at| (at * 7 + at / 512 * 13) as u8).collect();
+        bytes[..boot_sector.len()].copy_from_slice(boot_sector);
+        MemoryDisk::new(bytes)
     }
 }
 
@@ -70,7 +76,7 @@ pub(super) enum Ended {
 }
 
 #[derive(Clone, Default)]
-struct Record(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Record(pub(super) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Record {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -87,17 +93,19 @@ impl Write for Record {
 pub(super) struct Machine {
     vcpu: VcpuFd,
     _vm: VmFd,
-    pub(super) memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
     pub(super) layout: Layout,
     pub(super) console: Arc<Console>,
     bios: Bios,
     record: Record,
-    /// What the guest wrote to the report port.
-    pub(super) report: Vec<u8>,
 }
 
 impl Machine {
     pub(super) fn new(disks: Vec<Arc<MemoryDisk>>) -> Machine {
+        Machine::with_disks(disks.into_iter().map(|disk| disk as Arc<dyn Disk>).collect())
+    }
+
+    pub(super) fn with_disks(disks: Vec<Arc<dyn Disk>>) -> Machine {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         vm.set_tss_address(crate::vm::layout::KVM_TSS as usize).unwrap();
         vm.create_irq_chip().unwrap();
@@ -108,11 +116,10 @@ impl Machine {
         let vcpu = vm.create_vcpu(0).unwrap();
         let record = Record::default();
         let console = Console::new(record.clone()).unwrap();
-        let disks = disks.into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
         let bios = Bios::new(memory.clone(), layout.e820(), disks, console.clone());
         bios.load().unwrap();
         reset_registers(&vcpu).unwrap();
-        Machine { vcpu, _vm: vm, memory, layout, console, bios, record, report: Vec::new() }
+        Machine { vcpu, _vm: vm, memory, layout, console, bios, record }
     }
 
     /// Runs the guest until it switches itself off or resets the machine.
@@ -132,7 +139,6 @@ impl Machine {
                         return Ended::Reached;
                     }
                 }
-                VcpuExit::IoOut(REPORT_PORT, bytes) => self.report.extend(bytes),
                 VcpuExit::IoOut(port, bytes) if (port, bytes[0]) == RESET => return Ended::Reset,
                 VcpuExit::IoOut(..) => {}
                 VcpuExit::IoIn(_, bytes) => bytes.fill(0),
@@ -144,6 +150,13 @@ impl Machine {
         }
     }
 
+    /// The guest's memory.
+    pub(super) fn memory(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
     /// What the guest has shown so far.
     pub(super) fn output(&self) -> String {
         self.console.flush();
@@ -151,22 +164,26 @@ impl Machine {
     }
 }
 
-/// Defines a function `$name` that returns a 512-byte boot sector, assembled from `$source` for address 7C00h.
+/// Defines a function `$name` that returns a boot sector, assembled from `$source` for address 7C00h. Behind its
+/// last instruction the guest switches itself off. Labels must be numbers.
 macro_rules! boot_sector {
     ($name:ident, $source:literal) => {
         core::arch::global_asm!(
-            concat!(".pushsection .rodata.test_", stringify!($name), ", \"a\"\n"),
+            concat!(".pushsection .rodata.test_", stringify!($name), ", \"a\""),
             ".code16",
             concat!(".globl test_", stringify!($name)),
             concat!("test_", stringify!($name), ":"),
             $source,
+            "mov $0x5307, %ax",
+            "mov $1, %bx",
+            "mov $3, %cx",
+            "int $0x15",
             concat!(".org test_", stringify!($name), " + 510"),
             ".word 0xaa55",
             ".code64",
             ".popsection",
             options(att_syntax)
         );
-        #[allow(non_snake_case)]
         fn $name() -> [u8; 512] {
             unsafe extern "C" {
                 #[link_name = concat!("test_", stringify!($name))]

@@ -1,6 +1,7 @@
 //! What runs in the guest before its operating system: firmware, the demo guest, or the kernel itself.
 
 pub mod bios;
+pub mod demo;
 pub mod linux;
 
 #[cfg(test)]

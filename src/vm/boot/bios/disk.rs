@@ -174,42 +174,38 @@ impl Packet {
 impl Bios {
     /// INT 13h.
     pub(super) fn disk(&mut self, frame: &mut Frame) {
-        let function = frame.ah();
-        let outcome = self.disk_function(function, frame);
-        let status = match outcome {
-            Ok(()) => 0,
-            Err(status) => status as u8,
-        };
-        if !matches!((function, outcome), (0x01 | 0x15 | 0x41, Ok(()))) {
-            frame.set_ah(status);
-            self.ram.set_u8(bda::DISK_STATUS, status);
-            frame.set_carry(status != 0);
-        }
-    }
-
-    fn disk_function(&mut self, function: u8, frame: &mut Frame) -> Outcome {
-        match function {
-            0x01 => return Ok(self.last_status(frame)),
-            0x15 => return Ok(self.drive_type(frame)),
+        match frame.ah() {
+            0x01 => return self.last_status(frame),
+            0x15 => return self.drive_type(frame),
             _ => {}
         }
+        let outcome = self.disk_function(frame);
+        let status = outcome.err().map_or(0, |status| status as u8);
+        self.ram.set_u8(bda::DISK_STATUS, status);
+        frame.set_ah(outcome.unwrap_or(status));
+        frame.set_carry(outcome.is_err());
+    }
+
+    /// The functions that end with a status; when they succeed they say what AH is.
+    fn disk_function(&mut self, frame: &mut Frame) -> Outcome<u8> {
         let disk = self.disk_of(frame.dl())?.clone();
-        match function {
+        match frame.ah() {
             // Reset: also what a careful guest does before it stops, so the image is made durable.
-            0x00 | 0x0d => disk.flush().map_err(|_| Status::WriteFault),
-            0x02 => self.by_sector(&*disk, frame, Direction::Read),
-            0x03 => self.by_sector(&*disk, frame, Direction::Write),
-            0x04 => self.by_sector(&*disk, frame, Direction::Verify),
-            0x08 => Ok(self.parameters(&*disk, frame)),
+            0x00 | 0x0d => disk.flush().map_err(|_| Status::WriteFault)?,
+            0x02 => self.by_sector(&*disk, frame, Direction::Read)?,
+            0x03 => self.by_sector(&*disk, frame, Direction::Write)?,
+            0x04 => self.by_sector(&*disk, frame, Direction::Verify)?,
+            0x08 => self.parameters(&*disk, frame),
             // Set parameters, seek, test ready, recalibrate, diagnose: nothing to do on a drive that is ready.
-            0x09 | 0x0c | 0x10 | 0x11 | 0x14 | 0x47 => Ok(()),
-            0x41 => extensions(frame),
-            0x42 => self.by_packet(&*disk, frame, Direction::Read),
-            0x43 => self.by_packet(&*disk, frame, Direction::Write),
-            0x44 => self.by_packet(&*disk, frame, Direction::Verify),
-            0x48 => self.extended_parameters(&*disk, frame),
-            _ => Err(Status::Invalid),
+            0x09 | 0x0c | 0x10 | 0x11 | 0x14 | 0x47 => {}
+            0x41 => return extensions(frame),
+            0x42 => self.by_packet(&*disk, frame, Direction::Read)?,
+            0x43 => self.by_packet(&*disk, frame, Direction::Write)?,
+            0x44 => self.by_packet(&*disk, frame, Direction::Verify)?,
+            0x48 => self.extended_parameters(&*disk, frame)?,
+            _ => return Err(Status::Invalid),
         }
+        Ok(0)
     }
 
     fn disk_of(&self, number: u8) -> Outcome<&Arc<dyn Disk>> {
@@ -320,15 +316,13 @@ impl Bios {
 }
 
 /// 41h: version 2.1, which is EDD 1.1, with disk access by packet and drive parameters.
-fn extensions(frame: &mut Frame) -> Outcome {
+fn extensions(frame: &mut Frame) -> Outcome<u8> {
     if frame.bx() != 0x55aa {
         return Err(Status::Invalid);
     }
     frame.set_bx(0xaa55);
-    frame.set_ah(0x21);
     frame.set_cx(1 << 0 | 1 << 2);
-    frame.set_carry(false);
-    Ok(())
+    Ok(0x21)
 }
 
 /// ```text

@@ -233,3 +233,16 @@ impl Frame {
 fn set_low(register: &mut u64, value: u16) {
     *register = (*register & !0xffff) | u64::from(value);
 }
+
+#[cfg(test)]
+impl Frame {
+    /// The caller's CF and ZF.
+    pub(super) fn carry_and_zero(&self) -> (bool, bool) {
+        (self.flags & CARRY != 0, self.flags & ZERO != 0)
+    }
+
+    /// Whether the guest is to call again.
+    pub(super) fn again(&self) -> bool {
+        self.regs.rflags & u64::from(CARRY) != 0
+    }
+}

@@ -56,7 +56,7 @@ impl Bios {
     /// Head and tail; both at the start, which is an empty ring, when the guest has spoilt one.
     fn ring(&self) -> (u16, u16) {
         let (head, tail) = (self.ram.u16(bda::KEY_HEAD), self.ram.u16(bda::KEY_TAIL));
-        let valid = |offset: u16| RING.contains(&offset) && offset % 2 == 0;
+        let valid = |offset: u16| RING.contains(&offset) && offset.is_multiple_of(2);
         if valid(head) && valid(tail) { (head, tail) } else { (RING.start, RING.start) }
     }
 

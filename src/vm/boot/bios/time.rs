@@ -87,7 +87,7 @@ fn since_epoch(now: SystemTime) -> Duration {
 
 /// The last two decimal digits of `number`.
 fn bcd(number: u64) -> u8 {
-    ((number / 10 % 10) << 4 | number % 10) as u8
+    ((number / 10 % 10) * 16 + number % 10) as u8
 }
 
 /// Year, month and day of the Gregorian calendar, `days` after 1970-01-01.

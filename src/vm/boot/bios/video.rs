@@ -96,7 +96,12 @@ impl Bios {
     fn teletype(&mut self, character: u8) {
         let (row, column) = self.cursor();
         match character {
-            CARRIAGE_RETURN => self.set_cursor(row, 0),
+            // Shown even where the terminal needs none, so that lines end in the usual pair.
+            CARRIAGE_RETURN => {
+                self.show(b"\r");
+                self.screen.column = 0;
+                self.set_cursor(row, 0);
+            }
             LINE_FEED => return self.line_feed(),
             BACKSPACE => self.set_cursor(row, column.saturating_sub(1)),
             // Bell, and what a terminal may make of the other control characters.
