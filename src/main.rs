@@ -1,3 +1,7 @@
-//! The one binary.
+//! The one binary. Everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cowvm::cli::main(std::env::args_os().collect())
+}
