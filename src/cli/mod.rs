@@ -1,1 +1,100 @@
-//! The command line.
+//! The command line: which command, with which arguments.
+//!
+//! ```text
+//!   cowvm run …                    ──▶ run ──▶ vm::builder ──▶ session
+//!   cowvm imgtool …, qemu-img …    ──▶ imgtool
+//! ```
+
+mod argv;
+mod drive;
+mod run;
+mod session;
+mod signals;
+mod terminal;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+const AFTER_HELP: &str = "\
+Long options may be written with one dash: cowvm run -hda disk.qcow2 -smp 4.
+While a guest runs: Ctrl-A H shows the keys, Ctrl-A X ends it, Ctrl-A C is the monitor.";
+
+#[derive(Parser)]
+#[command(name = "cowvm", version, about, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a guest
+    #[command(after_help = AFTER_HELP)]
+    Run(run::RunArgs),
+}
+
+/// Runs the command that `arguments` (the program's name first) ask for; what the process exits with.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(qemu_spelling(arguments)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Without stdout or stderr there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("cowvm: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Lets `cowvm run` be written with one dash.
+fn qemu_spelling(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut cli = Cli::command();
+    cli.build();
+    let name = arguments.get(1).and_then(|name| name.to_str());
+    if let Some(command) = name.and_then(|name| cli.find_subcommand(name)) {
+        let rest = arguments.split_off(2);
+        arguments.extend(argv::with_two_dashes(command, rest));
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn parsed(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(qemu_spelling(line.split(' ').map(OsString::from).collect()))
+    }
+
+    #[test]
+    fn options_are_taken_with_one_dash_or_two() {
+        for line in [
+            "cowvm run -hda a -hdb b -smp 4 -m 1G -kernel k -initrd i -append x -no-reboot -U",
+            "cowvm run --hda a --hdb b --smp 4 -m 1G --kernel k --initrd i --append -x --no-reboot --force-share",
+            "cowvm run -drive file=a,if=virtio --drive file=b disk.img",
+            "cowvm run",
+        ] {
+            assert!(parsed(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in ["cowvm run -hda a b", "cowvm run -initrd i", "cowvm run a b", "cowvm run -hda", "cowvm"]
+        {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+    }
+}

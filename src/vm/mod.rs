@@ -1,1 +1,17 @@
 //! The virtual machine: memory, vCPUs, run state, boot.
+
+pub mod boot;
+pub mod builder;
+pub mod console;
+pub mod cpuid;
+pub mod error;
+pub mod irqchip;
+pub mod kick;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod run_state;
+pub mod vcpu;
+pub mod vcpu_state;
+
+pub use error::{Error, Result};

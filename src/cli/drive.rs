@@ -1,0 +1,161 @@
+//! Disks on the command line: `-hda FILE` and `-drive key=value,…`, in QEMU's words.
+
+use crate::block::drive::Drive;
+use crate::block::options::{CacheMode, OpenOptions};
+use crate::devices::virtio::blk::BlkOptions;
+use crate::util::keyval::Options;
+use crate::vm::builder::DiskConfig;
+use crate::vm::{Error, Result};
+
+/// A disk as the user described it.
+#[derive(Clone, Debug)]
+pub(super) struct DriveSpec {
+    /// The disk's name; `None` gets one by its place.
+    id: Option<String>,
+    file: String,
+    format: Option<String>,
+    read_only: Option<bool>,
+    cache: CacheMode,
+    unmap: bool,
+    serial: String,
+}
+
+impl DriveSpec {
+    /// `-hda FILE` and its like: all defaults.
+    pub(super) fn plain(id: &str, file: &str) -> DriveSpec {
+        DriveSpec {
+            id: Some(id.to_owned()),
+            file: file.to_owned(),
+            format: None,
+            read_only: None,
+            cache: CacheMode::WRITEBACK,
+            unmap: false,
+            serial: String::new(),
+        }
+    }
+
+    /// `-drive`'s argument.
+    ///
+    /// # Errors
+    /// Names the key that is missing, unknown, or has a value that makes no sense.
+    pub(super) fn parse(text: &str) -> Result<DriveSpec> {
+        let bad = |error: &dyn std::fmt::Display| Error::new(format!("-drive {text}: {error}"));
+        let mut options = Options::parse(text, None);
+        let file = options.take("file").ok_or_else(|| bad(&"file= is missing"))?;
+        let cache = match options.take("cache") {
+            Some(word) => CacheMode::parse(&word)
+                .map_err(|error| Error::from(error).context(&format!("-drive {text}")))?,
+            None => CacheMode::WRITEBACK,
+        };
+        let unmap = match options.take("discard").as_deref() {
+            None | Some("ignore" | "off") => false,
+            Some("unmap" | "on") => true,
+            Some(other) => return Err(bad(&format!("discard= is ignore or unmap, not '{other}'"))),
+        };
+        match options.take("if").as_deref() {
+            None | Some("virtio") => {}
+            Some(other) => {
+                return Err(bad(&format!("this machine has disks of if=virtio only, not '{other}'")));
+            }
+        }
+        let spec = DriveSpec {
+            id: options.take("id"),
+            file,
+            format: options.take("format"),
+            read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
+            cache,
+            unmap,
+            serial: options.take("serial").unwrap_or_default(),
+        };
+        options.finish().map_err(|error| bad(&error))?;
+        Ok(spec)
+    }
+
+    /// Opens the image. `force_share` reads it although others use it.
+    ///
+    /// # Errors
+    /// What the block layer says, with file, cause and remedy.
+    fn open(&self, id: &str, force_share: bool) -> Result<DiskConfig> {
+        if force_share && self.read_only == Some(false) {
+            return Err(Error::new(format!("{}: --force-share only reads", self.file))
+                .remedy("leave out readonly=off"));
+        }
+        let options = OpenOptions {
+            format: self.format.clone(),
+            read_only: self.read_only.unwrap_or(force_share),
+            cache: self.cache,
+            unmap: self.unmap,
+            force_share,
+            backing: true,
+            exclusive: true,
+        };
+        let drive = Drive::open(id, &self.file, &options)?;
+        let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };
+        Ok(DiskConfig { drive, options })
+    }
+}
+
+/// Opens all disks, in the order of their slots.
+///
+/// # Errors
+/// The first that cannot be opened, or a name that two disks have.
+pub(super) fn open_all(specs: &[DriveSpec], force_share: bool) -> Result<Vec<DiskConfig>> {
+    let ids = ids(specs)?;
+    specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share)).collect()
+}
+
+/// The names of the disks; those without one are named as QEMU does, "virtio0" and so on.
+fn ids(specs: &[DriveSpec]) -> Result<Vec<String>> {
+    let mut ids: Vec<String> = Vec::with_capacity(specs.len());
+    let mut unnamed = 0;
+    for spec in specs {
+        let id = spec.id.clone().unwrap_or_else(|| {
+            unnamed += 1;
+            format!("virtio{}", unnamed - 1)
+        });
+        if ids.contains(&id) {
+            return Err(Error::new(format!("two disks are named '{id}'")).remedy("give one another id="));
+        }
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        DriveSpec::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn all_keys_are_understood() {
+        let spec = DriveSpec::parse(
+            "file=/a,,b.img,format=qcow2,id=d,readonly=on,cache=none,discard=unmap,serial=S1,if=virtio",
+        )
+        .unwrap();
+        assert_eq!((spec.file.as_str(), spec.format.as_deref()), ("/a,b.img", Some("qcow2")));
+        assert_eq!((spec.id.as_deref(), spec.serial.as_str()), (Some("d"), "S1"));
+        assert_eq!((spec.read_only, spec.unmap, spec.cache.direct), (Some(true), true, true));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert!(refusal("format=raw").contains("file= is missing"));
+        assert!(refusal("file=a,speed=9").contains("'speed'"));
+        assert!(refusal("file=a,cache=fast").contains("fast"));
+        assert!(refusal("file=a,discard=maybe").contains("'maybe'"));
+        assert!(refusal("file=a,readonly=perhaps").contains("'readonly'"));
+        assert!(refusal("file=a,if=ide").contains("'ide'"));
+    }
+
+    #[test]
+    fn disks_without_a_name_get_one_and_names_are_unique() {
+        let named = DriveSpec::plain("hda", "a");
+        let unnamed = DriveSpec::parse("file=b").unwrap();
+        let all = [named.clone(), unnamed.clone(), unnamed];
+        assert_eq!(ids(&all).unwrap(), ["hda", "virtio0", "virtio1"]);
+        assert!(ids(&[named.clone(), named]).unwrap_err().to_string().contains("'hda'"));
+    }
+}

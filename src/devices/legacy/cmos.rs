@@ -1,0 +1,328 @@
+//! The real-time clock and its battery-backed memory (MC146818 and what PCs added).
+//!
+//! ```text
+//!   00 seconds  02 minutes  04 hours  06 weekday  07 day  08 month  09 year     BCD, 24 hours, UTC
+//!   0a 0b 0c 0d status A to D
+//!   15/16 base memory, KiB        17/18 and 30/31 memory above 1 MiB, KiB
+//!   34/35 memory above 16 MiB, 64 KiB units      5b/5c/5d memory above 4 GiB, 64 KiB units
+//!   32 century
+//! ```
+//!
+//! The clock is the host's, shifted by what the guest has set. It raises no interrupts. Memory that has no
+//! meaning here keeps what the guest wrote, over resets too.
+
+use crate::devices::bus::BusDevice;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The index port; the data port follows it.
+pub const BASE: u64 = 0x70;
+/// Number of ports.
+pub const PORTS: u64 = 2;
+
+const DAY: u8 = 0x07;
+const STATUS_A: u8 = 0x0a;
+const STATUS_B: u8 = 0x0b;
+const STATUS_C: u8 = 0x0c;
+const STATUS_D: u8 = 0x0d;
+/// Where the century is; the ACPI tables tell it too.
+pub const CENTURY: u8 = 0x32;
+
+/// Status A: 32.768 kHz time base, 1024 Hz rate.
+const TIME_BASE: u8 = 0x26;
+/// Status A: the time is about to change.
+const UPDATE_IN_PROGRESS: u8 = 0x80;
+/// Status B: the clock stands still while it is set.
+const SET: u8 = 0x80;
+/// Status B: hours count to 24.
+const HOURS_24: u8 = 0x02;
+/// Status D: the battery is good.
+const VALID_RAM: u8 = 0x80;
+/// How long before a new second the update flag is up.
+const UPDATE_TIME: Duration = Duration::from_micros(244);
+
+/// The chip.
+pub struct Cmos {
+    index: u8,
+    nvram: [u8; 128],
+    /// Guest time minus host time, in seconds.
+    shift: i64,
+    /// The date while the guest sets it.
+    frozen: Option<Date>,
+    now: fn() -> Duration,
+}
+
+/// A point in time as the registers show it, all in plain binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Date {
+    year: i64,
+    month: u8,
+    day: u8,
+    hour: u8,
+    minute: u8,
+    second: u8,
+}
+
+impl Cmos {
+    /// A chip on the host's clock, in a machine with so many bytes of memory below and above 4 GiB.
+    pub fn new(low_memory: u64, high_memory: u64) -> Cmos {
+        Cmos::with_clock(low_memory, high_memory, || {
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+        })
+    }
+
+    fn with_clock(low_memory: u64, high_memory: u64, now: fn() -> Duration) -> Cmos {
+        let mut cmos = Cmos { index: 0, nvram: [0; 128], shift: 0, frozen: None, now };
+        cmos.nvram[usize::from(STATUS_B)] = HOURS_24;
+        cmos.put(&[0x15, 0x16], 640);
+        let extended = low_memory.saturating_sub(1 << 20) >> 10;
+        cmos.put(&[0x17, 0x18], extended.min(0xffff));
+        cmos.put(&[0x30, 0x31], extended.min(0xffff));
+        cmos.put(&[0x34, 0x35], (low_memory.saturating_sub(16 << 20) >> 16).min(0xffff));
+        cmos.put(&[0x5b, 0x5c, 0x5d], (high_memory >> 16).min(0xff_ffff));
+        cmos
+    }
+
+    fn put(&mut self, registers: &[u8], value: u64) {
+        for (&register, byte) in registers.iter().zip(value.to_le_bytes()) {
+            self.nvram[usize::from(register)] = byte;
+        }
+    }
+
+    fn get(&self, register: u8) -> u8 {
+        match register {
+            STATUS_A => TIME_BASE | if self.updating() { UPDATE_IN_PROGRESS } else { 0 },
+            STATUS_C => 0,
+            STATUS_D => VALID_RAM,
+            _ => match self.date().register(register) {
+                Some(value) => to_bcd(value),
+                None => self.nvram[usize::from(register)],
+            },
+        }
+    }
+
+    fn set(&mut self, register: u8, value: u8) {
+        match register {
+            STATUS_A | STATUS_C | STATUS_D => {}
+            STATUS_B => self.set_status_b(value),
+            _ => match self.date().with_register(register, from_bcd(value)) {
+                Some(date) if self.frozen.is_some() => self.frozen = Some(date),
+                Some(date) => self.set_date(date),
+                None => self.nvram[usize::from(register)] = value,
+            },
+        }
+    }
+
+    /// The number format is fixed; the rest is kept.
+    fn set_status_b(&mut self, value: u8) {
+        self.nvram[usize::from(STATUS_B)] = value & !0x04 | HOURS_24;
+        if value & SET != 0 {
+            self.frozen = Some(self.date());
+        } else if let Some(date) = self.frozen.take() {
+            self.set_date(date);
+        }
+    }
+
+    fn updating(&self) -> bool {
+        let second = Duration::from_nanos(u64::from((self.now)().subsec_nanos()));
+        self.frozen.is_none() && second + UPDATE_TIME >= Duration::from_secs(1)
+    }
+
+    fn date(&self) -> Date {
+        let host = i64::try_from((self.now)().as_secs()).unwrap_or(i64::MAX);
+        self.frozen.unwrap_or_else(|| Date::from_unix(host.saturating_add(self.shift)))
+    }
+
+    fn set_date(&mut self, date: Date) {
+        let host = i64::try_from((self.now)().as_secs()).unwrap_or(i64::MAX);
+        self.shift = date.to_unix().saturating_sub(host);
+    }
+}
+
+impl BusDevice for Cmos {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let ([value], 1) = (data, offset) {
+            *value = self.get(self.index);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match (data, offset) {
+            // Bit 7 masks NMIs, which nobody sends.
+            (&[value], 0) => self.index = value & 0x7f,
+            (&[value], 1) => self.set(self.index, value),
+            _ => {}
+        }
+    }
+}
+
+impl Date {
+    /// The civil date of a Unix time in UTC (Gregorian calendar; eras of 400 years starting in March).
+    fn from_unix(seconds: i64) -> Date {
+        let (days, of_day) = (seconds.div_euclid(86400), seconds.rem_euclid(86400));
+        let shifted = days + 719_468;
+        let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let march_month = (5 * of_year + 2) / 153;
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+        Date {
+            year: era * 400 + year_of_era + i64::from(month <= 2),
+            month: month as u8,
+            day: (of_year - (153 * march_month + 2) / 5 + 1) as u8,
+            hour: (of_day / 3600) as u8,
+            minute: (of_day / 60 % 60) as u8,
+            second: (of_day % 60) as u8,
+        }
+    }
+
+    /// The inverse. Fields out of range (the guest may write anything) carry over.
+    fn to_unix(self) -> i64 {
+        let (month, day) = (i64::from(self.month), i64::from(self.day));
+        let year = self.year - i64::from(month <= 2);
+        let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+        let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year;
+        let days = era * 146_097 + of_era - 719_468;
+        days * 86400 + i64::from(self.hour) * 3600 + i64::from(self.minute) * 60 + i64::from(self.second)
+    }
+
+    /// Sunday is 1.
+    fn weekday(self) -> u8 {
+        ((self.to_unix().div_euclid(86400) + 4).rem_euclid(7) + 1) as u8
+    }
+
+    fn register(self, register: u8) -> Option<u8> {
+        Some(match register {
+            0x00 => self.second,
+            0x02 => self.minute,
+            0x04 => self.hour,
+            0x06 => self.weekday(),
+            DAY => self.day,
+            0x08 => self.month,
+            0x09 => self.year.rem_euclid(100) as u8,
+            CENTURY => self.year.div_euclid(100).rem_euclid(100) as u8,
+            _ => return None,
+        })
+    }
+
+    fn with_register(mut self, register: u8, value: u8) -> Option<Date> {
+        match register {
+            0x00 => self.second = value,
+            0x02 => self.minute = value,
+            0x04 => self.hour = value,
+            0x06 => {}
+            DAY => self.day = value,
+            0x08 => self.month = value,
+            0x09 => self.year = self.year.div_euclid(100) * 100 + i64::from(value),
+            CENTURY => self.year = i64::from(value) * 100 + self.year.rem_euclid(100),
+            _ => return None,
+        }
+        Some(self)
+    }
+}
+
+fn to_bcd(value: u8) -> u8 {
+    value / 10 % 10 << 4 | value % 10
+}
+
+fn from_bcd(value: u8) -> u8 {
+    (value >> 4) * 10 + (value & 0xf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(cmos: &mut Cmos, register: u8) -> u8 {
+        let mut value = [0];
+        cmos.write(0, &[register]);
+        cmos.read(1, &mut value);
+        value[0]
+    }
+
+    fn write(cmos: &mut Cmos, register: u8, value: u8) {
+        cmos.write(0, &[register]);
+        cmos.write(1, &[value]);
+    }
+
+    fn time(cmos: &mut Cmos) -> [u8; 8] {
+        [0x32, 0x09, 0x08, 0x07, 0x04, 0x02, 0x00, 0x06].map(|register| read(cmos, register))
+    }
+
+    /// Dates and seconds from date(1).
+    #[test]
+    fn dates_convert_both_ways() {
+        for (seconds, year, month, day) in [
+            (0, 1970, 1, 1),
+            (951_782_400, 2000, 2, 29),
+            (4_107_542_400, 2100, 3, 1),
+            (1_709_164_800, 2024, 2, 29),
+            (-1, 1969, 12, 31),
+        ] {
+            let date = Date::from_unix(seconds);
+            assert_eq!((date.year, date.month, date.day), (year, month, day));
+            assert_eq!(date.to_unix(), seconds);
+        }
+        for seconds in (0..8_000_000_000).step_by(7_654_321) {
+            assert_eq!(Date::from_unix(seconds).to_unix(), seconds);
+        }
+    }
+
+    #[test]
+    fn the_registers_show_the_hosts_time_in_bcd() {
+        // 2024-02-29 23:59:58 UTC was a Thursday.
+        let mut cmos = Cmos::with_clock(0, 0, || Duration::from_secs(1_709_251_198));
+        assert_eq!(time(&mut cmos), [0x20, 0x24, 0x02, 0x29, 0x23, 0x59, 0x58, 5]);
+        assert_eq!(read(&mut cmos, STATUS_B), HOURS_24);
+        assert_eq!(read(&mut cmos, STATUS_D), VALID_RAM);
+    }
+
+    #[test]
+    fn the_update_flag_warns_before_the_second_changes() {
+        let mut cmos = Cmos::with_clock(0, 0, || Duration::from_millis(1500));
+        assert_eq!(read(&mut cmos, STATUS_A) & UPDATE_IN_PROGRESS, 0);
+        cmos.now = || Duration::from_micros(1_999_800);
+        assert_eq!(read(&mut cmos, STATUS_A) & UPDATE_IN_PROGRESS, UPDATE_IN_PROGRESS);
+    }
+
+    #[test]
+    fn a_time_set_by_the_guest_goes_on_from_there() {
+        let mut cmos = Cmos::with_clock(0, 0, || Duration::from_secs(1_709_251_198));
+        write(&mut cmos, STATUS_B, SET | HOURS_24);
+        for (register, value) in [(0x32, 0x19), (0x09, 0x99), (0x08, 0x12), (0x07, 0x31), (0x04, 0x23)] {
+            write(&mut cmos, register, value);
+        }
+        write(&mut cmos, STATUS_B, HOURS_24);
+        cmos.now = || Duration::from_secs(1_709_251_200);
+        assert_eq!(time(&mut cmos), [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x00, 7]);
+    }
+
+    #[test]
+    fn any_bytes_as_time_do_no_harm() {
+        let mut cmos = Cmos::new(0, 0);
+        for value in [0xff, 0x9a, 0] {
+            for register in 0..128 {
+                write(&mut cmos, register, value);
+                time(&mut cmos);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_sizes_are_told() {
+        let mut cmos = Cmos::new(3 << 30, 1 << 30);
+        let mut word = |low: u8, high: u8| u16::from_le_bytes([read(&mut cmos, low), read(&mut cmos, high)]);
+        assert_eq!(word(0x15, 0x16), 640);
+        assert_eq!(word(0x17, 0x18), 0xffff);
+        assert_eq!(word(0x34, 0x35), (3072 - 16) * 16);
+        assert_eq!(word(0x5b, 0x5c), 1024 * 16);
+        assert_eq!(Cmos::new(8 << 20, 0).nvram[0x30..0x32], (7u16 << 10).to_le_bytes());
+    }
+
+    #[test]
+    fn unused_memory_keeps_what_was_written() {
+        let mut cmos = Cmos::new(0, 0);
+        write(&mut cmos, 0x40, 0x5a);
+        assert_eq!(read(&mut cmos, 0x40), 0x5a);
+    }
+}

@@ -1,0 +1,196 @@
+//! COM1: a 16550 whose other end is the console.
+//!
+//! Input is shared with the BIOS's keyboard, so the UART takes a byte only when the guest shows that it
+//! listens here: it enabled the receive interrupt, or it polls the line status.
+
+use crate::devices::bus::BusDevice;
+use crate::devices::legacy::Irq;
+use std::io::{self, Write};
+use std::sync::Arc;
+use vm_superio::Serial;
+use vm_superio::serial::NoEvents;
+use vmm_sys_util::eventfd::EventFd;
+
+/// First port of COM1.
+pub const COM1: u64 = 0x3f8;
+/// Number of ports.
+pub const PORTS: u64 = 8;
+/// COM1's interrupt.
+pub const IRQ: u32 = 4;
+
+const DATA: u64 = 0;
+const INTERRUPT_ENABLE: u64 = 1;
+const LINE_STATUS: u64 = 5;
+const RECEIVED_DATA_INTERRUPT: u8 = 1;
+
+/// The other end of a serial line.
+pub trait Line: Send + Sync {
+    /// Takes what the guest has sent.
+    fn transmit(&self, bytes: &[u8]);
+    /// The next byte for the guest.
+    fn receive(&self) -> Option<u8>;
+}
+
+/// A 16550 on a [`Line`].
+pub struct Uart {
+    registers: Serial<Irq, NoEvents, Transmitter>,
+    line: Arc<dyn Line>,
+}
+
+struct Transmitter(Arc<dyn Line>);
+
+impl Write for Transmitter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.transmit(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Uart {
+    /// A UART on `line` that raises `irq`.
+    pub fn new(line: Arc<dyn Line>, irq: EventFd) -> Uart {
+        Uart { registers: Serial::new(Irq(irq), Transmitter(line.clone())), line }
+    }
+
+    /// Back to power-on.
+    ///
+    /// # Errors
+    /// When the host has no file descriptor left.
+    pub fn reset(&mut self) -> io::Result<()> {
+        let irq = self.registers.interrupt_evt().0.try_clone()?;
+        self.registers = Serial::new(Irq(irq), Transmitter(self.line.clone()));
+        Ok(())
+    }
+
+    /// Takes waiting input if the guest is driven by interrupts. To be called when input has arrived.
+    pub fn input_arrived(&mut self) {
+        if self.registers.state().interrupt_enable & RECEIVED_DATA_INTERRUPT != 0 {
+            self.fill();
+        }
+    }
+
+    /// Moves input from the line to the receive FIFO, as much as fits.
+    fn fill(&mut self) {
+        while self.registers.fifo_capacity() > 0 {
+            let Some(byte) = self.line.receive() else { return };
+            // In loop mode the line is cut off: the byte is lost, as on hardware.
+            let _ = self.registers.enqueue_raw_bytes(&[byte]);
+        }
+    }
+}
+
+impl BusDevice for Uart {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let [value] = data else { return };
+        if offset == LINE_STATUS {
+            self.fill();
+        }
+        *value = self.registers.read(offset as u8);
+        if offset == DATA {
+            self.input_arrived();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let &[value] = data else { return };
+        // The line never fails; an irqfd whose counter is full has the interrupt pending anyway.
+        let _ = self.registers.write(offset as u8, value);
+        if offset == INTERRUPT_ENABLE {
+            self.input_arrived();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Fake {
+        sent: Mutex<Vec<u8>>,
+        input: Mutex<Vec<u8>>,
+    }
+
+    impl Line for Fake {
+        fn transmit(&self, bytes: &[u8]) {
+            self.sent.lock().unwrap().extend(bytes);
+        }
+        fn receive(&self) -> Option<u8> {
+            let mut input = self.input.lock().unwrap();
+            if input.is_empty() { None } else { Some(input.remove(0)) }
+        }
+    }
+
+    fn uart() -> (Arc<Fake>, EventFd, Uart) {
+        let (line, irq) = (Arc::new(Fake::default()), EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let uart = Uart::new(line.clone(), irq.try_clone().unwrap());
+        (line, irq, uart)
+    }
+
+    fn read(uart: &mut Uart, offset: u64) -> u8 {
+        let mut byte = [0];
+        uart.read(offset, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn what_the_guest_sends_reaches_the_line() {
+        let (line, _irq, mut uart) = uart();
+        uart.write(DATA, b"h");
+        uart.write(DATA, b"i");
+        assert_eq!(*line.sent.lock().unwrap(), b"hi");
+    }
+
+    #[test]
+    fn input_stays_with_the_console_until_the_guest_listens() {
+        let (line, irq, mut uart) = uart();
+        line.input.lock().unwrap().extend(b"abc");
+        uart.input_arrived();
+        assert_eq!(line.input.lock().unwrap().len(), 3);
+        uart.write(INTERRUPT_ENABLE, &[RECEIVED_DATA_INTERRUPT]);
+        assert!(irq.read().is_ok());
+        assert_eq!([read(&mut uart, DATA), read(&mut uart, DATA), read(&mut uart, DATA)], *b"abc");
+    }
+
+    #[test]
+    fn a_polling_guest_sees_data_ready() {
+        let (line, _irq, mut uart) = uart();
+        assert_eq!(read(&mut uart, LINE_STATUS) & 1, 0);
+        line.input.lock().unwrap().push(b'x');
+        assert_eq!(read(&mut uart, LINE_STATUS) & 1, 1);
+        assert_eq!(read(&mut uart, DATA), b'x');
+    }
+
+    #[test]
+    fn more_input_than_the_fifo_holds_arrives_complete() {
+        let (line, _irq, mut uart) = uart();
+        let sent: Vec<u8> = (0..=255).collect();
+        line.input.lock().unwrap().extend(&sent);
+        uart.write(INTERRUPT_ENABLE, &[RECEIVED_DATA_INTERRUPT]);
+        let got: Vec<u8> = sent.iter().map(|_| read(&mut uart, DATA)).collect();
+        assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn accesses_of_other_widths_do_nothing() {
+        let (line, _irq, mut uart) = uart();
+        uart.write(DATA, &[1, 2]);
+        uart.read(DATA, &mut [0; 4]);
+        assert!(line.sent.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn reset_disables_interrupts() {
+        let (line, _irq, mut uart) = uart();
+        uart.write(INTERRUPT_ENABLE, &[RECEIVED_DATA_INTERRUPT]);
+        uart.reset().unwrap();
+        line.input.lock().unwrap().push(1);
+        uart.input_arrived();
+        assert_eq!(line.input.lock().unwrap().len(), 1);
+    }
+}

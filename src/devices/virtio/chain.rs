@@ -1,0 +1,100 @@
+//! A chain of descriptors, as scatter-gather lists over guest memory.
+//!
+//! ```text
+//!   descriptors   r r r w w     (readable first, then writable: virtio 1.2, 2.7.4.2)
+//!   Chain         readable ▒▒▒  writable ▒▒
+//! ```
+
+use super::ring::Broken;
+use crate::block::Iov;
+use smallvec::SmallVec;
+use std::rc::Rc;
+use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+/// Most descriptors of a chain, in an indirect table or not.
+pub const MAX_DESCRIPTORS: usize = 256;
+
+/// What came off a ring.
+pub enum Popped {
+    /// A chain of buffers in memory.
+    Chain(Chain),
+    /// A chain with a buffer outside memory, or with its buffers in the wrong order.
+    Faulty {
+        /// Its first descriptor.
+        head: u16,
+        /// Its last buffer that the device may write, as far as there is one and it is in memory.
+        last: Iov,
+    },
+}
+
+/// A chain of buffers.
+pub struct Chain {
+    /// The index of its first descriptor, which names it in the used ring.
+    pub head: u16,
+    /// What the device reads.
+    pub readable: Iov,
+    /// What it may write.
+    pub writable: Iov,
+}
+
+/// A range of host memory.
+type Part = (*mut u8, usize);
+
+/// Maps the buffers of a chain.
+///
+/// # Errors
+/// When the chain is broken: it loops, is too long, or leaves the descriptor table.
+pub(super) fn map(
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    memory: &Rc<GuestMemoryMmap>,
+) -> Result<Popped, Broken> {
+    let head = chain.head_index();
+    let descriptors: SmallVec<[Descriptor; 8]> = chain.take(MAX_DESCRIPTORS + 1).collect();
+    // The iterator stops silently where it cannot follow a chain.
+    let ended = descriptors.last().is_some_and(|last| !last.has_next());
+    if !ended || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(Broken);
+    }
+    let split = descriptors.iter().position(|d| d.is_write_only()).unwrap_or(descriptors.len());
+    let (readable, writable) = descriptors.split_at(split);
+    let in_order = writable.iter().all(|d| d.is_write_only());
+    match (in_order, buffers(readable, memory), buffers(writable, memory)) {
+        (true, Some(readable), Some(writable)) => Ok(Popped::Chain(Chain { head, readable, writable })),
+        _ => Ok(Popped::Faulty { head, last: last_writable(&descriptors, memory) }),
+    }
+}
+
+fn last_writable(descriptors: &[Descriptor], memory: &Rc<GuestMemoryMmap>) -> Iov {
+    let last = descriptors.iter().rfind(|d| d.is_write_only() && d.len() > 0);
+    last.and_then(|last| buffers(&[*last], memory)).unwrap_or_else(|| iov(SmallVec::new(), memory))
+}
+
+/// The memory of some descriptors; `None` if any of it does not exist.
+fn buffers(descriptors: &[Descriptor], memory: &Rc<GuestMemoryMmap>) -> Option<Iov> {
+    let mut parts = SmallVec::<[Part; 8]>::new();
+    for descriptor in descriptors.iter().filter(|descriptor| descriptor.len() > 0) {
+        host_parts(memory, descriptor.addr(), descriptor.len() as usize, &mut parts)?;
+    }
+    Some(iov(parts, memory))
+}
+
+fn host_parts(
+    memory: &GuestMemoryMmap,
+    addr: GuestAddress,
+    len: usize,
+    parts: &mut SmallVec<[Part; 8]>,
+) -> Option<()> {
+    for slice in memory.get_slices(addr, len, Permissions::ReadWrite).ok()? {
+        let slice = slice.ok()?;
+        parts.push((slice.ptr_guard_mut().as_ptr(), slice.len()));
+    }
+    Some(())
+}
+
+fn iov(parts: SmallVec<[Part; 8]>, memory: &Rc<GuestMemoryMmap>) -> Iov {
+    // SAFETY: the ranges come from `get_slices`, so they lie in the regions of guest memory, which stay mapped
+    // while a clone of `memory` lives. Nobody makes Rust references into guest memory.
+    unsafe { Iov::new(parts, memory.clone()) }
+}

@@ -1,0 +1,280 @@
+//! Putting a machine together.
+//!
+//! The order is KVM's: interrupt chips before vCPUs, CPUID before the rest of a vCPU's state; and devices
+//! before the disks' queues, memory before all.
+
+use crate::block::drive::Drive;
+use crate::devices;
+use crate::devices::acpi::pm::{self, PowerManagement};
+use crate::devices::acpi::tables::Platform;
+use crate::devices::bus::{Bus, BusDevice};
+use crate::devices::events::VmEvents;
+use crate::devices::interrupts::Interrupts;
+use crate::devices::legacy::cmos::{self, Cmos};
+use crate::devices::legacy::i8042::{self, I8042};
+use crate::devices::legacy::serial::{self, Line, Uart};
+use crate::devices::pci::{PciRoot, PciWindows};
+use crate::devices::virtio::blk::{self, BlkOptions};
+use crate::vm::boot::bios::{self, Bios};
+use crate::vm::boot::{Boot, linux};
+use crate::vm::console::Console;
+use crate::vm::layout::{self, Layout};
+use crate::vm::machine::{Disk, Machine, Status};
+use crate::vm::memory::{self, GuestMemory};
+use crate::vm::run_state::RunState;
+use crate::vm::vcpu::{Shared, Vcpu};
+use crate::vm::vcpu_state::PowerOnState;
+use crate::vm::{Error, Result, cpuid, irqchip, kick};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The least memory that a machine can have, in bytes: the real-mode world and a little.
+pub const MIN_MEMORY: u64 = 2 << 20;
+
+/// What to build.
+pub struct Config {
+    /// Bytes of RAM, a multiple of 4096.
+    pub memory: u64,
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u8,
+    /// The disks, in the order of their slots.
+    pub disks: Vec<DiskConfig>,
+    /// What to boot.
+    pub boot: BootSource,
+}
+
+/// A disk to plug in.
+pub struct DiskConfig {
+    /// The image.
+    pub drive: Arc<Drive>,
+    /// What the guest sees of it.
+    pub options: BlkOptions,
+}
+
+/// What a machine boots.
+pub enum BootSource {
+    /// A kernel.
+    Linux(linux::Files),
+    /// The first disk's boot sector.
+    Disk,
+}
+
+/// The host's KVM.
+///
+/// # Errors
+/// When there is none, or the user may not use it; says what to do.
+pub fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => Error::new("there is no /dev/kvm on this host")
+            .remedy("load the module kvm_intel or kvm_amd, and enable virtualization in the firmware setup"),
+        libc::EACCES | libc::EPERM => Error::new("no permission to open /dev/kvm")
+            .remedy("add yourself to the group kvm (sudo usermod -aG kvm $USER) and log in again"),
+        _ => Error::kvm("be opened at /dev/kvm", error),
+    })?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        version => Err(Error::new(format!("/dev/kvm speaks version {version} of its interface, not 12"))),
+    }
+}
+
+/// Builds a machine that is ready to start.
+///
+/// # Errors
+/// What KVM, the host or a boot file says, and options that make no machine.
+pub fn build(kvm: &Kvm, config: Config, console: &Arc<Console>) -> Result<Machine> {
+    kick::install().map_err(host("install a signal handler"))?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|error| Error::kvm("tell its CPU features", error))?;
+    check_size(kvm, &config)?;
+    let bits = cpuid::address_bits(&supported);
+    let layout = Layout::new(config.memory, bits).ok_or_else(|| {
+        Error::new(format!("the guest's memory does not fit into {bits} address bits"))
+            .remedy("give it less with -m")
+    })?;
+    let vm = Arc::new(kvm.create_vm().map_err(|error| Error::kvm("create a virtual machine", error))?);
+    let memory = memory::allocate(&layout)?;
+    memory::register(&vm, &memory)?;
+    prepare_vm(&vm)?;
+    let vcpus = create_vcpus(kvm, &vm, &supported, config.vcpus)?;
+    let parts = Parts {
+        vm,
+        memory,
+        layout,
+        run_state: Arc::new(RunState::new().map_err(host("create an eventfd"))?),
+    };
+    parts.assemble(config, vcpus, console)
+}
+
+fn check_size(kvm: &Kvm, config: &Config) -> Result<()> {
+    let most = kvm.get_max_vcpus().min(usize::from(cpuid::MAX_VCPUS));
+    if config.vcpus == 0 || usize::from(config.vcpus) > most {
+        return Err(Error::new(format!("this host runs 1 to {most} vCPUs a guest, not {}", config.vcpus)));
+    }
+    if config.memory < MIN_MEMORY {
+        return Err(Error::new("a guest needs at least 2 MiB of memory").remedy("give it more with -m"));
+    }
+    Ok(())
+}
+
+fn prepare_vm(vm: &VmFd) -> Result<()> {
+    // Only CPUs without unrestricted guest support need the two; elsewhere KVM may not know them.
+    let _ = vm.set_identity_map_address(layout::KVM_IDENTITY_MAP);
+    let _ = vm.set_tss_address(layout::KVM_TSS as usize);
+    irqchip::create(vm)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, supported: &CpuId, count: u8) -> Result<Vec<Vcpu>> {
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let create = |index| {
+        let fd = vm.create_vcpu(u64::from(index)).map_err(|error| Error::kvm("create a vCPU", error))?;
+        fd.set_cpuid2(&cpuid::for_vcpu(supported, index, count, tsc_deadline))
+            .map_err(|error| Error::kvm("take the CPU features", error))?;
+        let power_on = PowerOnState::read(kvm, &fd)?;
+        power_on.restore(&fd)?;
+        Ok(Vcpu::new(fd, power_on))
+    };
+    (0..count).map(create).collect()
+}
+
+/// What the devices are built upon.
+struct Parts {
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemory>,
+    layout: Layout,
+    run_state: Arc<RunState>,
+}
+
+impl Parts {
+    fn assemble(self, config: Config, vcpus: Vec<Vcpu>, console: &Arc<Console>) -> Result<Machine> {
+        let (ports, mmio) = (Bus::new(), Bus::new());
+        let uart = self.add_uart(&ports, console)?;
+        let power = self.add_power(&ports)?;
+        self.add_clock(&ports)?;
+        let (pci, disks) = self.add_pci(&ports, &mmio, config.disks)?;
+        let boot = self.boot(config.boot, &disks, console)?;
+        let platform = self.platform(config.vcpus);
+        let bios_port = boot.port();
+        let boot = Mutex::new(boot);
+        let shared = Shared { ports, mmio, run_state: self.run_state, boot, bios_port };
+        Ok(Machine {
+            chips: irqchip::PowerOnState::read(&self.vm),
+            vm: self.vm,
+            memory: self.memory,
+            platform,
+            vcpus,
+            shared: Arc::new(shared),
+            pci,
+            uart,
+            power,
+            disks,
+            status: Status::Paused,
+        })
+    }
+
+    fn add_uart(&self, ports: &Bus, console: &Arc<Console>) -> Result<Arc<Mutex<Uart>>> {
+        let irq = EventFd::new(EFD_NONBLOCK).map_err(host("create an eventfd"))?;
+        self.vm
+            .register_irqfd(&irq, serial::IRQ)
+            .map_err(|error| Error::kvm("connect the serial port's interrupt", error))?;
+        let uart = Arc::new(Mutex::new(Uart::new(console.clone(), irq)));
+        insert(ports, serial::COM1, serial::PORTS, uart.clone())?;
+        let listener = uart.clone();
+        console.listen(Arc::new(move || {
+            listener.lock().unwrap_or_else(PoisonError::into_inner).input_arrived();
+        }));
+        Ok(uart)
+    }
+
+    /// Power-off and reset: ACPI's registers and the keyboard controller.
+    fn add_power(&self, ports: &Bus) -> Result<Arc<Mutex<PowerManagement>>> {
+        let keyboard = Arc::new(Mutex::new(I8042::new(self.run_state.clone())));
+        insert(ports, i8042::BASE, i8042::PORTS, keyboard)?;
+        let power = Arc::new(Mutex::new(PowerManagement::new(self.run_state.clone())));
+        insert(ports, pm::BASE.into(), pm::PORTS.into(), power.clone())?;
+        Ok(power)
+    }
+
+    fn add_clock(&self, ports: &Bus) -> Result<()> {
+        let clock = Cmos::new(self.layout.low_ram(), self.layout.high_ram());
+        insert(ports, cmos::BASE, cmos::PORTS, Arc::new(Mutex::new(clock)))
+    }
+
+    fn add_pci(
+        &self,
+        ports: &Bus,
+        mmio: &Bus,
+        disks: Vec<DiskConfig>,
+    ) -> Result<(Arc<Mutex<PciRoot>>, Vec<Disk>)> {
+        let events: Arc<dyn VmEvents> = self.vm.clone();
+        let interrupts = Interrupts::new(events.clone()).map_err(device)?;
+        let root = PciRoot::new(PciWindows {
+            mmio32: layout::PCI_MMIO32,
+            mmio64: self.layout.mmio64.clone(),
+            ecam: layout::PCI_ECAM.start,
+        });
+        PciRoot::attach(&root, ports, mmio).map_err(device)?;
+        let mut plugged = Vec::new();
+        for DiskConfig { drive, options } in disks {
+            let memory = GuestMemory::clone(&self.memory);
+            let (disk, _control) =
+                blk::pci_disk(drive.clone(), memory, &interrupts, events.clone(), &options)
+                    .map_err(device)?;
+            root.lock().unwrap_or_else(PoisonError::into_inner).add(disk).map_err(device)?;
+            plugged.push(Disk { drive });
+        }
+        Ok((root, plugged))
+    }
+
+    fn boot(&self, source: BootSource, disks: &[Disk], console: &Arc<Console>) -> Result<Boot> {
+        match source {
+            BootSource::Disk => {
+                let drives = disks.iter().map(|disk| disk.drive.clone() as Arc<dyn bios::Disk>).collect();
+                Ok(Boot::Bios(Bios::new(self.memory.clone(), self.layout.e820(), drives, console.clone())))
+            }
+            BootSource::Linux(files) => {
+                let (memory, layout) = (self.memory.clone(), self.layout.clone());
+                Ok(Boot::Linux(linux::LinuxBoot::open(&files, memory, layout, layout::ACPI_START)?))
+            }
+        }
+    }
+
+    fn platform(&self, vcpus: u8) -> Platform {
+        Platform {
+            vcpus,
+            local_apic: layout::LAPIC as u32,
+            io_apic: layout::IOAPIC as u32,
+            ecam: layout::PCI_ECAM,
+            mmio32: layout::PCI_MMIO32,
+            mmio64: self.layout.mmio64.clone(),
+        }
+    }
+}
+
+impl Line for Console {
+    fn transmit(&self, bytes: &[u8]) {
+        self.write(bytes);
+    }
+
+    fn receive(&self) -> Option<u8> {
+        self.pop_input()
+    }
+}
+
+fn insert<D: BusDevice + 'static>(bus: &Bus, base: u64, len: u64, device_: Arc<Mutex<D>>) -> Result<()> {
+    bus.insert(base, len, device_).map_err(device)
+}
+
+fn device(error: devices::Error) -> Error {
+    match error {
+        devices::Error::Block(error) => error.into(),
+        other => Error::new(other.to_string()),
+    }
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::new(format!("cannot {what}: {error}"))
+}

@@ -1,0 +1,76 @@
+//! The one error type that leaves the machine: what failed, and what the user can do about it.
+
+use crate::block;
+use std::fmt;
+
+/// The machine's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the machine, said to the user in one sentence.
+#[derive(Clone, Debug)]
+pub struct Error {
+    message: String,
+    remedy: Option<String>,
+}
+
+impl Error {
+    /// An error whose cause is `message` (no trailing full stop).
+    pub fn new(message: impl Into<String>) -> Error {
+        Error { message: message.into(), remedy: None }
+    }
+
+    /// A refused KVM call: `what` could not be done.
+    pub fn kvm(what: &str, source: kvm_ioctls::Error) -> Error {
+        Error::new(format!("KVM cannot {what}: {}", block::error::errno_text(&source.into())))
+    }
+
+    /// Puts `what` and a colon before the message.
+    #[must_use]
+    pub fn context(mut self, what: &str) -> Error {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Says what the user can do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Error {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.remedy {
+            Some(remedy) => write!(f, "{}; {remedy}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<block::Error> for Error {
+    fn from(source: block::Error) -> Error {
+        let name = source.file().map(|file| file.display().to_string());
+        let message = match name {
+            Some(name) if !source.message().contains(&name) => format!("{name}: {}", source.message()),
+            _ => source.message().to_owned(),
+        };
+        Error { message, remedy: source.hint().map(str::to_owned) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Kind;
+
+    #[test]
+    fn a_block_error_names_file_cause_and_remedy_once() {
+        let error = block::Error::new(Kind::Locked, "is in use").path("a.img").remedy("stop the other");
+        assert_eq!(Error::from(error).to_string(), "a.img: is in use; stop the other");
+        let named = block::Error::new(Kind::Io, "Could not open 'a.img': no").path("a.img");
+        assert_eq!(Error::from(named).to_string(), "Could not open 'a.img': no");
+    }
+}

@@ -1,0 +1,50 @@
+//! The guest's RAM: anonymous host memory behind the ranges of the [`Layout`].
+
+use crate::vm::layout::Layout;
+use crate::vm::{Error, Result};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use std::sync::Arc;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+/// The guest's RAM, as everything that touches it holds it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// Maps RAM for `layout`. Pages cost nothing until the guest touches them.
+///
+/// # Errors
+/// When the host has no room for it.
+pub fn allocate(layout: &Layout) -> Result<Arc<GuestMemory>> {
+    let mut ranges = Vec::new();
+    for (start, len) in layout.ram() {
+        let len = usize::try_from(len).map_err(|_| no_room("too large"))?;
+        ranges.push((GuestAddress(start), len));
+    }
+    let memory = GuestMemory::from_ranges(&ranges).map_err(|error| no_room(&error.to_string()))?;
+    Ok(Arc::new(memory))
+}
+
+fn no_room(why: &str) -> Error {
+    Error::new(format!("cannot map the guest's memory: {why}")).remedy("give the guest less with -m")
+}
+
+/// Shows `memory` to the guest of `vm`.
+///
+/// # Errors
+/// What KVM says.
+pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<()> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region_info = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: MmapRegion::as_ptr(region) as u64,
+        };
+        // SAFETY: the range is a mapping of its own that lives as long as `memory`, which the machine keeps
+        // for as long as the virtual machine exists.
+        unsafe { vm.set_user_memory_region(region_info) }
+            .map_err(|error| Error::kvm("take the guest's memory", error))?;
+    }
+    Ok(())
+}
