@@ -5,7 +5,7 @@ use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image, open};
 use crate::block::graph::driver::CheckReport;
 use crate::block::options::OpenOptions;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub(super) const COMMAND: Command = Command {
     name: "check",
@@ -55,8 +55,8 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
         output::say(message);
     }
     match form {
+        _ if quiet => {}
         Form::Json => output::write(&json::to_text(&to_json(&filename, format, &report)))?,
-        Form::Human if quiet => {}
         Form::Human => output::write(&to_text(&report))?,
     }
     Ok(exit_status(&report))
@@ -141,30 +141,19 @@ fn statistics(report: &CheckReport) -> String {
 
 /// The members that qemu-img writes, in its order; counts of nothing are left out.
 fn to_json(filename: &str, format: &str, report: &CheckReport) -> Value {
-    let mut members = Map::new();
-    let mut put = |name: &str, value: u64| {
-        if value > 0 {
-            members.insert(name.to_owned(), value.into());
-        }
-    };
-    put("image-end-offset", report.image_end_offset);
-    put("total-clusters", report.total_clusters);
-    put("corruptions", report.corruptions);
-    members.insert("check-errors".to_owned(), report.check_errors.into());
-    let mut put = |name: &str, value: u64| {
-        if value > 0 {
-            members.insert(name.to_owned(), value.into());
-        }
-    };
-    put("leaks", report.leaks);
-    put("allocated-clusters", report.allocated_clusters);
-    members.insert("filename".to_owned(), filename.into());
-    members.insert("format".to_owned(), format.into());
-    if report.fragmented_clusters > 0 {
-        members.insert("fragmented-clusters".to_owned(), report.fragmented_clusters.into());
-    }
-    if report.compressed_clusters > 0 {
-        members.insert("compressed-clusters".to_owned(), report.compressed_clusters.into());
-    }
-    Value::Object(members)
+    let count = |number: u64| (number > 0).then(|| Value::from(number));
+    let members = [
+        ("image-end-offset", count(report.image_end_offset)),
+        ("compressed-clusters", count(report.compressed_clusters)),
+        ("total-clusters", count(report.total_clusters)),
+        ("corruptions", count(report.corruptions)),
+        ("check-errors", Some(report.check_errors.into())),
+        ("leaks", count(report.leaks)),
+        ("allocated-clusters", count(report.allocated_clusters)),
+        ("filename", Some(filename.into())),
+        ("format", Some(format.into())),
+        ("fragmented-clusters", count(report.fragmented_clusters)),
+    ];
+    let written = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(written.collect())
 }

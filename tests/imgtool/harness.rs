@@ -66,9 +66,10 @@ impl Lab {
     /// `output`, both files must be the same image.
     pub(crate) fn same_result(&self, lines: &[&str], output: Option<&str>) {
         let mut differences = String::new();
+        let fresh = self.folder.path().join("fresh");
+        copy_folder(&self.path(""), &fresh);
         for line in lines {
-            let fresh = self.folder.path().join("fresh");
-            copy_folder(&self.path(""), &fresh);
+            copy_folder(&fresh, &self.path(""));
             copy_folder(&fresh, &self.twin(""));
             let ours = run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""));
             let real = run(Path::new(REAL), &words(line), &self.twin(""));
@@ -76,8 +77,8 @@ impl Lab {
             if let (Some(output), true, true) = (output, real.status.success(), ours.status.success()) {
                 differences += &self.compare_images(line, output);
             }
-            copy_folder(&fresh, &self.path(""));
         }
+        copy_folder(&fresh, &self.path(""));
         assert!(differences.is_empty(), "{differences}");
     }
 
