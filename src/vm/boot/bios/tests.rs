@@ -406,7 +406,8 @@ fn allowed(frame: &Frame, memory: &[u8]) -> (Vec<Range<u64>>, Range<u64>) {
         pointer => u64::from(pointer >> 16) * 16 + u64::from(pointer & 0xffff),
     };
     let (blocks, lba) = (word(ds.wrapping_add(2)) * 512, long(ds.wrapping_add(8)));
-    let mut written = vec![0x474..0x475];
+    let status = range(0x474, 1);
+    let mut written = vec![status.clone()];
     let mut disk = 0..0;
     match frame.ah() {
         0x02 => written.push(range(es.wrapping_add(frame.regs.rbx & 0xffff), bytes)),
@@ -414,7 +415,7 @@ fn allowed(frame: &Frame, memory: &[u8]) -> (Vec<Range<u64>>, Range<u64>) {
         0x42 => written.extend([range(buffer, blocks), range(ds.wrapping_add(2), 2)]),
         0x43 => {
             (disk, written) =
-                (range(lba.saturating_mul(512), blocks), vec![0x474..0x475, range(ds.wrapping_add(2), 2)])
+                (range(lba.saturating_mul(512), blocks), vec![status, range(ds.wrapping_add(2), 2)])
         }
         0x44 => written.push(range(ds.wrapping_add(2), 2)),
         0x48 => written.push(range(ds, 30)),
