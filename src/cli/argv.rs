@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, Command};
 use std::ffi::OsString;
 
 /// Writes the long options of `command` in `arguments` (without the program's name) with two dashes.
-pub fn with_two_dashes(command: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+pub(super) fn with_two_dashes(command: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
     let mut out = Vec::with_capacity(arguments.len());
     let mut rest = arguments.into_iter();
     while let Some(argument) = rest.next() {

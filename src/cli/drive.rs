@@ -9,7 +9,7 @@ use crate::vm::{Error, Result};
 
 /// A disk as the user described it.
 #[derive(Clone, Debug)]
-pub struct DriveSpec {
+pub(super) struct DriveSpec {
     /// The disk's name; `None` gets one by its place.
     id: Option<String>,
     file: String,
@@ -22,7 +22,7 @@ pub struct DriveSpec {
 
 impl DriveSpec {
     /// `-hda FILE` and its like: all defaults.
-    pub fn plain(id: &str, file: &str) -> DriveSpec {
+    pub(super) fn plain(id: &str, file: &str) -> DriveSpec {
         DriveSpec {
             id: Some(id.to_owned()),
             file: file.to_owned(),
@@ -38,7 +38,7 @@ impl DriveSpec {
     ///
     /// # Errors
     /// Names the key that is missing, unknown, or has a value that makes no sense.
-    pub fn parse(text: &str) -> Result<DriveSpec> {
+    pub(super) fn parse(text: &str) -> Result<DriveSpec> {
         let bad = |error: &dyn std::fmt::Display| Error::new(format!("-drive {text}: {error}"));
         let mut options = Options::parse(text, None);
         let file = options.take("file").ok_or_else(|| bad(&"file= is missing"))?;
@@ -87,7 +87,7 @@ impl DriveSpec {
             unmap: self.unmap,
             force_share,
             backing: true,
-            exclusive: false,
+            exclusive: true,
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };
@@ -99,7 +99,7 @@ impl DriveSpec {
 ///
 /// # Errors
 /// The first that cannot be opened, or a name that two disks have.
-pub fn open_all(specs: &[DriveSpec], force_share: bool) -> Result<Vec<DiskConfig>> {
+pub(super) fn open_all(specs: &[DriveSpec], force_share: bool) -> Result<Vec<DiskConfig>> {
     let ids = ids(specs)?;
     specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share)).collect()
 }

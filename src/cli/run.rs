@@ -19,7 +19,7 @@ const PAGE: u64 = 4096;
 
 /// Options of `cowvm run`. Long names may be written with one dash, as in QEMU.
 #[derive(Args, Clone, Debug)]
-pub struct RunArgs {
+pub(super) struct RunArgs {
     /// Disk image to boot from, the same as -hda
     image: Option<String>,
     /// Memory of the guest: MiB, or with a suffix (2G)
@@ -64,7 +64,7 @@ pub struct RunArgs {
 ///
 /// # Errors
 /// Whatever keeps the guest from booting, or a disk from being written back.
-pub fn run(args: &RunArgs) -> Result<ExitCode> {
+pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let signals =
         Signals::take_over().map_err(|error| Error::new(format!("cannot take signals: {error}")))?;
     let kvm = builder::open_kvm()?;

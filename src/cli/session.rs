@@ -34,7 +34,7 @@ const INPUT: u32 = 3;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub(super) enum End {
     /// The user or the guest wanted it so.
     Quit,
     /// A signal, by number.
@@ -44,7 +44,7 @@ pub enum End {
 }
 
 /// A guest that runs, and who talks to it.
-pub struct Session {
+pub(super) struct Session {
     machine: Machine,
     console: Arc<Console>,
     signals: Signals,
@@ -65,7 +65,7 @@ impl Session {
     ///
     /// # Errors
     /// When the host has no file descriptor left.
-    pub fn new(
+    pub(super) fn new(
         machine: Machine,
         console: Arc<Console>,
         signals: Signals,
@@ -92,7 +92,7 @@ impl Session {
     ///
     /// # Errors
     /// When the guest cannot be booted, or a disk not be written back.
-    pub fn run(mut self) -> Result<End> {
+    pub(super) fn run(mut self) -> Result<End> {
         self.machine.start()?;
         let broken = |error: event_manager::Error| Error::new(format!("the event loop failed: {error}"));
         let mut manager = EventManager::new().map_err(broken)?;

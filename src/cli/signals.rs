@@ -8,14 +8,14 @@ use vmm_sys_util::signal::create_sigset;
 const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// Readable when one of the signals has arrived.
-pub struct Signals(File);
+pub(super) struct Signals(File);
 
 impl Signals {
     /// Takes the signals over. To be called before any thread starts: threads inherit that they are blocked.
     ///
     /// # Errors
     /// When the host refuses.
-    pub fn take_over() -> io::Result<Signals> {
+    pub(super) fn take_over() -> io::Result<Signals> {
         let set = create_sigset(&ENDING)?;
         // SAFETY: the set is valid; no old one is asked for.
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
@@ -32,7 +32,7 @@ impl Signals {
     }
 
     /// The number of a signal that has arrived.
-    pub fn next(&mut self) -> Option<u32> {
+    pub(super) fn next(&mut self) -> Option<u32> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info).ok()?;
         // The first member is the number (signalfd(2)).

@@ -12,14 +12,14 @@ static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
 /// Puts the terminal on stdin into raw mode until it is dropped. Output keeps its newline translation. Does
 /// nothing where stdin is no terminal.
 #[must_use]
-pub struct RawMode(());
+pub(super) struct RawMode(());
 
 impl RawMode {
     /// Switches. From now on a panic restores the terminal too, before it reports.
     ///
     /// # Errors
     /// When the terminal refuses.
-    pub fn enter() -> io::Result<RawMode> {
+    pub(super) fn enter() -> io::Result<RawMode> {
         let Some(mut settings) = settings(libc::STDIN_FILENO) else { return Ok(RawMode(())) };
         restore_on_panic();
         *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
@@ -76,26 +76,26 @@ fn apply(settings: &libc::termios) -> io::Result<()> {
 }
 
 /// Stdin without the standard library's buffer, which would hide bytes from epoll.
-pub struct Stdin {
+pub(super) struct Stdin {
     file: File,
     terminal: bool,
 }
 
 impl Stdin {
     /// Stdin, unless it is closed.
-    pub fn open() -> Option<Stdin> {
+    pub(super) fn open() -> Option<Stdin> {
         let file = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
         let terminal = settings(file.as_raw_fd()).is_some();
         Some(Stdin { file, terminal })
     }
 
     /// Whether somebody types there.
-    pub fn is_terminal(&self) -> bool {
+    pub(super) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
     /// Reads what is there, up to `limit` bytes; nothing at the end of the input. `None`: nothing yet.
-    pub fn read(&mut self, limit: usize) -> Option<Vec<u8>> {
+    pub(super) fn read(&mut self, limit: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; limit];
         match self.file.read(&mut bytes) {
             Ok(count) => {
@@ -118,14 +118,14 @@ impl AsRawFd for Stdin {
 }
 
 /// Stdout, also where another program has made it non-blocking.
-pub struct Stdout(File);
+pub(super) struct Stdout(File);
 
 impl Stdout {
     /// Stdout.
     ///
     /// # Errors
     /// When it is closed.
-    pub fn open() -> io::Result<Stdout> {
+    pub(super) fn open() -> io::Result<Stdout> {
         Ok(Stdout(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
 }

@@ -187,3 +187,86 @@ fn msi_route(gsi: u32, message: Message) -> kvm_irq_routing_entry {
     entry.u.msi.data = message.data;
     entry
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::events::fake::FakeVm;
+
+    const A: Message = Message { address: 0xfee0_1000, data: 0x41 };
+    const B: Message = Message { address: 0xfee0_2000, data: 0x42 };
+
+    fn setup() -> (Arc<FakeVm>, Arc<Interrupts>) {
+        let vm = FakeVm::new();
+        let interrupts = Interrupts::new(vm.clone()).unwrap();
+        (vm, interrupts)
+    }
+
+    #[test]
+    fn the_legacy_routes_stay_in_every_table() {
+        let (vm, interrupts) = setup();
+        let pins = |vm: &FakeVm| {
+            let routes = vm.routes.lock().unwrap();
+            let pins = routes.iter().filter(|route| route.type_ == KVM_IRQ_ROUTING_IRQCHIP);
+            // SAFETY: the type says which member of the union is set.
+            let mut pins: Vec<_> =
+                pins.map(|r| unsafe { (r.gsi, r.u.irqchip.irqchip, r.u.irqchip.pin) }).collect();
+            pins.sort_unstable();
+            pins
+        };
+        // As the kernel's own default: kvm_setup_default_irq_routing() of x86.
+        let mut expected: Vec<_> = (0..16).map(|gsi| (gsi, gsi / 8, gsi % 8)).collect();
+        expected.extend((0..24).map(|gsi| (gsi, 2, gsi)));
+        expected.sort_unstable();
+        assert_eq!(pins(&vm), expected);
+        interrupts.msi().unwrap().update(A, false).unwrap();
+        assert_eq!(pins(&vm), expected);
+    }
+
+    #[test]
+    fn each_vector_has_its_own_route_until_it_is_dropped() {
+        let (vm, interrupts) = setup();
+        let (a, b) = (interrupts.msi().unwrap(), interrupts.msi().unwrap());
+        assert_eq!(vm.messages(), []);
+        a.update(A, false).unwrap();
+        b.update(B, false).unwrap();
+        assert_eq!(vm.messages(), [(24, A.address, A.data), (25, B.address, B.data)]);
+        a.update(B, false).unwrap();
+        assert_eq!(vm.messages()[0], (24, B.address, B.data));
+        drop(a);
+        let c = interrupts.msi().unwrap();
+        c.update(A, false).unwrap();
+        assert_eq!(vm.messages(), [(24, A.address, A.data), (25, B.address, B.data)]);
+        drop((b, c));
+        assert!(vm.irqfds.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_masked_vector_becomes_pending_and_fires_once_when_unmasked() {
+        let (vm, interrupts) = setup();
+        let vector = interrupts.msi().unwrap();
+        vector.trigger();
+        vector.trigger();
+        assert_eq!((vm.raised(24), vector.pending()), (0, true));
+        vector.update(A, false).unwrap();
+        assert_eq!((vm.raised(24), vector.pending()), (1, false));
+        vector.trigger();
+        assert_eq!(vm.raised(24), 1);
+        vector.update(A, true).unwrap();
+        vector.trigger();
+        vector.reset();
+        vector.update(A, false).unwrap();
+        assert_eq!(vm.raised(24), 0);
+    }
+
+    #[test]
+    fn masking_and_unmasking_does_not_rebuild_the_table() {
+        let (vm, interrupts) = setup();
+        let vector = interrupts.msi().unwrap();
+        vector.update(A, false).unwrap();
+        vm.routes.lock().unwrap().clear();
+        vector.update(A, true).unwrap();
+        vector.update(A, false).unwrap();
+        assert!(vm.routes.lock().unwrap().is_empty());
+    }
+}

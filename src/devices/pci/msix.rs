@@ -84,7 +84,7 @@ impl Msix {
         let offset = offset as usize;
         let vector = offset / ENTRY_LEN;
         let (Some(entry), 4 | 8) = (self.table.get_mut(vector), data.len()) else { return };
-        if offset % data.len() != 0 {
+        if !offset.is_multiple_of(data.len()) {
             return;
         }
         entry[offset % ENTRY_LEN..][..data.len()].copy_from_slice(data);

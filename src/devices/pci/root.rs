@@ -275,3 +275,227 @@ impl BusDevice for Window {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ECAM: u64 = 0xe000_0000;
+    const BAR: Bar = Bar { index: 2, size: 0x2000 };
+
+    /// Keeps its registers in a vector; notes pauses and resets.
+    struct Probe {
+        config: ConfigSpace,
+        registers: Vec<u8>,
+    }
+
+    impl Probe {
+        fn boxed() -> Box<Probe> {
+            let mut config = ConfigSpace::new(&Identity {
+                vendor: 0x1234,
+                device: 0x5678,
+                class: 0x123456,
+                ..Identity::default()
+            });
+            config.add_bar(BAR);
+            Box::new(Probe { config, registers: vec![0; BAR.size as usize] })
+        }
+    }
+
+    impl PciDevice for Probe {
+        fn config(&self) -> &ConfigSpace {
+            &self.config
+        }
+        fn config_mut(&mut self) -> &mut ConfigSpace {
+            &mut self.config
+        }
+        fn read_bar(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+            assert_eq!(bar, BAR.index);
+            data.copy_from_slice(&self.registers[offset as usize..][..data.len()]);
+        }
+        fn write_bar(&mut self, bar: usize, offset: u64, data: &[u8]) {
+            assert_eq!(bar, BAR.index);
+            self.registers[offset as usize..][..data.len()].copy_from_slice(data);
+        }
+        fn reset(&mut self) {
+            *self = *Probe::boxed();
+        }
+        fn pause(&mut self) {}
+        fn resume(&mut self) {}
+    }
+
+    struct Machine {
+        root: Arc<Mutex<PciRoot>>,
+        pio: Bus,
+        mmio: Bus,
+    }
+
+    impl Machine {
+        fn new(devices: usize) -> Machine {
+            let windows = PciWindows {
+                mmio32: 0xc000_0800..0xc001_0000,
+                mmio64: 1 << 40..(1 << 40) + 0x10_0000,
+                ecam: ECAM,
+            };
+            let root = PciRoot::new(windows);
+            for slot in 1..=devices {
+                assert_eq!(usize::from(root.lock().unwrap().add(Probe::boxed()).unwrap()), slot);
+            }
+            let machine = Machine { root, pio: Bus::new(), mmio: Bus::new() };
+            PciRoot::attach(&machine.root, &machine.pio, &machine.mmio).unwrap();
+            machine
+        }
+
+        fn select(&self, address: u32) {
+            self.pio.write(0xcf8, &address.to_le_bytes());
+        }
+
+        /// Reads the configuration by the ports, `len` bytes at any offset.
+        fn inp(&self, slot: u32, offset: u32, len: usize) -> Vec<u8> {
+            self.select(1 << 31 | slot << 11 | offset & 0xfc);
+            let mut data = vec![0xaa; len];
+            self.pio.read(u64::from(0xcfc + offset % 4), &mut data);
+            data
+        }
+
+        fn in32(&self, slot: u32, offset: u32) -> u32 {
+            u32::from_le_bytes(self.inp(slot, offset, 4).try_into().unwrap())
+        }
+
+        fn out(&self, slot: u32, offset: u32, data: &[u8]) {
+            self.select(1 << 31 | slot << 11 | offset & 0xfc);
+            self.pio.write(u64::from(0xcfc + offset % 4), data);
+        }
+
+        fn ecam(&self, slot: u64, offset: u64, len: usize) -> Vec<u8> {
+            let mut data = vec![0xaa; len];
+            self.mmio.read(ECAM + (slot << 15) + offset, &mut data);
+            data
+        }
+
+        fn load(&self, addr: u64, len: usize) -> Vec<u8> {
+            let mut data = vec![0xaa; len];
+            self.mmio.read(addr, &mut data);
+            data
+        }
+
+        fn bar(&self, slot: u32) -> u64 {
+            u64::from(self.in32(slot, 0x18) & !0xf) | u64::from(self.in32(slot, 0x1c)) << 32
+        }
+    }
+
+    #[test]
+    fn a_scan_of_the_bus_finds_the_bridge_and_the_devices_and_nothing_else() {
+        let machine = Machine::new(2);
+        let found: Vec<_> = (0..32).map(|slot| machine.in32(slot, 0)).filter(|&id| id != u32::MAX).collect();
+        assert_eq!(found, [0x0d57_8086, 0x5678_1234, 0x5678_1234]);
+        assert_eq!(machine.in32(0, 8) >> 8, 0x06_00_00);
+        assert_eq!(machine.in32(1, 8) >> 8, 0x12_34_56);
+        for address in [0x8001_0800, 0x8000_0900, 0x0000_0800] {
+            machine.select(address);
+            let mut data = [0; 4];
+            machine.pio.read(0xcfc, &mut data);
+            assert_eq!(data, [0xff; 4], "{address:#x}: another bus, another function, or not enabled");
+        }
+    }
+
+    #[test]
+    fn bytes_and_words_of_the_configuration_are_parts_of_its_dwords() {
+        let machine = Machine::new(1);
+        machine.out(1, 4, &[6, 0]);
+        for offset in (0..64).step_by(4) {
+            let dword = machine.inp(1, offset, 4);
+            assert_eq!(machine.ecam(1, offset.into(), 4), dword);
+            for at in 0..4 {
+                assert_eq!(machine.inp(1, offset + at, 1), dword[at as usize..][..1]);
+                assert_eq!(machine.ecam(1, (offset + at).into(), 1), dword[at as usize..][..1]);
+            }
+            for at in [0, 2] {
+                assert_eq!(machine.inp(1, offset + at, 2), dword[at as usize..][..2]);
+                assert_eq!(machine.ecam(1, (offset + at).into(), 2), dword[at as usize..][..2]);
+            }
+        }
+        assert_eq!(machine.ecam(1, 0x100, 4), [0; 4], "no extended capabilities");
+        assert_eq!(machine.ecam(5, 0, 4), [0xff; 4]);
+    }
+
+    #[test]
+    fn byte_writes_change_only_their_byte_and_read_only_bits_stay() {
+        let machine = Machine::new(1);
+        machine.out(1, 0x3c, &[0x0b]);
+        assert_eq!(machine.in32(1, 0x3c), 0x0b, "the interrupt pin stays 0");
+        machine.out(1, 0, &[0xff; 4]);
+        assert_eq!(machine.in32(1, 0), 0x5678_1234);
+        machine.out(1, 4, &[0xff; 4]);
+        assert_eq!(machine.in32(1, 4), 0x0406, "memory, master, INTx disable; the status is read-only");
+        machine.out(1, 5, &[0]);
+        assert_eq!(machine.in32(1, 4), 0x0006);
+        machine.select(0x8000_0800);
+        machine.pio.write(0xcf9, &[6]);
+        assert_eq!(machine.pio_address(), 0x8000_0800, "the reset port is not the address register");
+    }
+
+    impl Machine {
+        fn pio_address(&self) -> u32 {
+            let mut data = [0; 4];
+            self.pio.read(0xcf8, &mut data);
+            u32::from_le_bytes(data)
+        }
+    }
+
+    #[test]
+    fn writing_ones_to_a_bar_shows_its_size_and_type() {
+        let machine = Machine::new(1);
+        let before = machine.bar(1);
+        machine.out(1, 0x18, &[0xff; 4]);
+        machine.out(1, 0x1c, &[0xff; 4]);
+        assert_eq!(machine.in32(1, 0x18), 0xffff_e004, "8 KiB, 64 bits, memory, not prefetchable");
+        assert_eq!(machine.in32(1, 0x1c), 0xffff_ffff);
+        assert_eq!([machine.in32(1, 0x10), machine.in32(1, 0x20), machine.in32(1, 0x30)], [0; 3]);
+        machine.out(1, 0x18, &(before as u32).to_le_bytes());
+        machine.out(1, 0x1c, &[0; 4]);
+        assert_eq!(machine.bar(1), before);
+    }
+
+    #[test]
+    fn bars_are_assigned_aligned_and_apart_and_overflow_into_the_upper_window() {
+        let machine = Machine::new(10);
+        let bars: Vec<u64> = (1..=10).map(|slot| machine.bar(slot)).collect();
+        assert_eq!(bars[..7], [2, 4, 6, 8, 10, 12, 14].map(|n| 0xc000_0000 + n * 0x1000));
+        assert_eq!(bars[7..], [0, 1, 2].map(|n| (1 << 40) + n * BAR.size));
+    }
+
+    #[test]
+    fn registers_follow_the_bar_and_vanish_with_memory_decoding() {
+        let machine = Machine::new(2);
+        let bar = machine.bar(1);
+        assert_eq!(machine.load(bar, 4), [0xff; 4], "off at power-on");
+        machine.out(1, 4, &[2]);
+        machine.mmio.write(bar + 0x1ffc, &[1, 2, 3, 4]);
+        assert_eq!(machine.load(bar + 0x1ffc, 4), [1, 2, 3, 4]);
+        assert_eq!(machine.load(bar + 0x1ffe, 4), [0xff; 4], "across the end");
+        assert_eq!(machine.load(machine.bar(2), 1), [0xff], "the other device is off");
+
+        let moved = (1u64 << 40) + 0x8000;
+        machine.out(1, 0x18, &(moved as u32).to_le_bytes());
+        machine.out(1, 0x1c, &((moved >> 32) as u32).to_le_bytes());
+        assert_eq!(machine.load(bar + 0x1ffc, 4), [0xff; 4]);
+        assert_eq!(machine.load(moved + 0x1ffc, 4), [1, 2, 3, 4]);
+
+        machine.out(1, 4, &[0]);
+        assert_eq!(machine.load(moved + 0x1ffc, 4), [0xff; 4]);
+        machine.root.lock().unwrap().reset();
+        assert_eq!((machine.bar(1), machine.in32(1, 4)), (bar, 0));
+    }
+
+    #[test]
+    fn a_full_bus_or_window_refuses_devices() {
+        let root = PciRoot::new(PciWindows { mmio32: 0..0, mmio64: 0x1000..0x5000, ecam: ECAM });
+        let mut root = root.lock().unwrap();
+        assert_eq!(root.add(Probe::boxed()).unwrap(), 1);
+        assert!(matches!(root.add(Probe::boxed()), Err(Error::NoWindow(0x2000))));
+        let root = Machine::new(31).root;
+        assert!(matches!(root.lock().unwrap().add(Probe::boxed()), Err(Error::NoSlot)));
+        assert_eq!(root.lock().unwrap().functions().count(), 32);
+    }
+}

@@ -68,12 +68,9 @@ mod tests {
             BlkOptions { logical_block_size: 4096, physical_block_size: 16384, ..Default::default() };
         let bytes = bytes(10 << 20, &options);
         assert_eq!(LEN, std::mem::offset_of!(linux::virtio_blk_config, max_secure_erase_sectors));
+        let mut config = linux::virtio_blk_config::default();
         // SAFETY: the structure is packed, of integers only, and longer than what is copied into it.
-        let config: linux::virtio_blk_config = unsafe {
-            let mut config = std::mem::zeroed();
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut config).cast(), LEN);
-            config
-        };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut config).cast(), LEN) };
         assert_eq!({ config.capacity }, 20480);
         assert_eq!({ config.seg_max }, 254);
         assert_eq!({ config.blk_size }, 4096);

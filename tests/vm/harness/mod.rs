@@ -1,0 +1,6 @@
+//! The harness: what a scenario needs around `cowvm` to boot Linux and to be looked at afterwards.
+
+pub(crate) mod initramfs;
+pub(crate) mod process;
+pub(crate) mod session;
+pub(crate) mod site;
