@@ -162,7 +162,7 @@ impl<'a> Checker<'a> {
                         continue;
                     }
                     if !self.image.geometry.is_aligned(offset) {
-                        let what = if zero { "Preallocated cluster" } else { "Cluster" };
+                        let what = if zero { "Preallocated cluster" } else { "Data cluster" };
                         self.corrupt(format!(
                             "ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted."
                         ));
