@@ -28,8 +28,10 @@ fn their_report(folder: &Folder) -> Option<CheckReport> {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
     let count = |name: &str| json.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
     // Besides its findings it says when it gives up, and what reading the image would do.
-    let finding = |line: &&str| !line.starts_with("qemu-img: ") && !line.starts_with("qcow2: Image is corrupt");
-    let messages = String::from_utf8_lossy(&output.stderr).lines().filter(finding).map(str::to_owned).collect();
+    let finding =
+        |line: &&str| !line.starts_with("qemu-img: ") && !line.starts_with("qcow2: Image is corrupt");
+    let messages =
+        String::from_utf8_lossy(&output.stderr).lines().filter(finding).map(str::to_owned).collect();
     Some(CheckReport {
         corruptions: count("corruptions"),
         leaks: count("leaks"),
@@ -131,6 +133,154 @@ fn check_says_what_qemu_img_says_of_damaged_images() {
             };
             folder.write("disk", &bytes);
             agree(our_report(&bytes), their_report(&folder), &format!("{what} at {place:#x}"));
+        }
+    }
+}
+
+/// A plain image of 64 KiB clusters, first cluster written: L1 table at 3, L2 table at 4, data at 5.
+fn plain() -> Vec<u8> {
+    let disk =
+        Disk::create(Backend::Auto, &CreateOptions { size: 4 << 20, ..CreateOptions::default() }, None);
+    disk.run(disk.node.write_bytes(0, &[1; 65536])).unwrap();
+    disk.close();
+    disk.bytes()
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+#[test]
+fn a_write_that_would_hit_metadata_is_refused_and_marks_the_image() {
+    for (cluster, name) in [
+        (0u64, "offset 0"),
+        (1, "refcount table"),
+        (2, "refcount block"),
+        (3, "active L1 table"),
+        (4, "active L2 table"),
+    ] {
+        let mut bytes = plain();
+        put(&mut bytes, 4 << 16, &(1 << 63 | cluster << 16).to_be_bytes());
+        let disk = Disk::from_bytes(Backend::Auto, bytes.clone(), None);
+        let error = disk.run(disk.node.write_bytes(100, &[9; 10])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.message().contains(name), "{}", error.message());
+        let again = disk.run(disk.node.write_bytes(1 << 20, &[9; 10])).unwrap_err();
+        assert_eq!(again.kind(), Kind::ReadOnly);
+        disk.run(disk.node.close()).unwrap();
+        bytes[79] |= 2;
+        assert!(disk.bytes() == bytes, "{name}: nothing but the corrupt bit changes");
+        let reopened = open(&disk.engine, &disk.state, None, false).unwrap_err();
+        assert_eq!(reopened.message(), "Image is corrupt; cannot be opened read/write");
+        assert!(open(&disk.engine, &disk.state, None, true).is_ok());
+    }
+}
+
+/// Refcounts that say "free" of clusters in use: what they are handed out for would destroy metadata.
+#[test]
+fn clusters_in_use_with_refcount_0_are_not_overwritten() {
+    for used in 0..5 {
+        let mut bytes = plain();
+        put(&mut bytes, (2 << 16) + 2 * used, &[0, 0]);
+        let disk = Disk::from_bytes(Backend::Auto, bytes.clone(), None);
+        let error = disk.run(disk.node.write_bytes(1 << 20, &[9; 10])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "cluster {used}");
+        disk.run(disk.node.close()).unwrap();
+        bytes[79] |= 2;
+        assert!(disk.bytes() == bytes, "cluster {used}");
+    }
+}
+
+#[test]
+fn headers_that_lie_are_refused_without_following_them() {
+    let good = plain();
+    let cases: &[(usize, &[u8], &str)] = &[
+        (0, b"QFI\xfa", "Image is not in qcow2 format"),
+        (4, &[0, 0, 0, 1], "Unsupported qcow2 version 1"),
+        (4, &[0, 0, 0, 4], "Unsupported qcow2 version 4"),
+        (20, &[0, 0, 0, 8], "Unsupported cluster size: 2^8"),
+        (20, &[0, 0, 0, 22], "Unsupported cluster size: 2^22"),
+        (20, &[0xff; 4], "Unsupported cluster size: 2^4294967295"),
+        (8, &[0, 0, 0, 0, 0, 1, 0, 1], "Invalid backing file offset"),
+        (8, &[0xff; 8], "Invalid backing file offset"),
+        (8, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0], "Backing file name too long"),
+        (8, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 9], "Backing file name too long"),
+        (24, &[0x7f; 8], "Image is too big"),
+        (24, &[0xff; 8], "Image is too big"),
+        (24, &[0, 0, 1, 0, 0, 0, 0, 0], "L1 table is too small"),
+        (36, &[0xff; 4], "Active L1 table too large"),
+        (36, &[0, 0, 0, 0], "L1 table is too small"),
+        (40, &[0, 0, 0, 0, 0, 3, 2, 0], "Active L1 table offset invalid"),
+        (40, &[0xff; 8], "Active L1 table offset invalid"),
+        (48, &[0, 0, 0, 0, 0, 0, 2, 0], "Reference count table offset invalid"),
+        (48, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], "Reference count table offset invalid"),
+        (56, &[0, 0, 0, 0], "Image does not contain a reference count table"),
+        (56, &[0xff; 4], "Reference count table too large"),
+        (60, &[0xff; 4], "Snapshot table too large"),
+        (60, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "Snapshot table offset invalid"),
+        (32, &[0, 0, 0, 1], "Encrypted qcow2 images are not supported"),
+        (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
+        (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
+        (79, &[4], "Unsupported qcow2 feature(s): external data file"),
+        (79, &[8], "Unsupported qcow2 feature(s): compression type"),
+        (79, &[16], "Unsupported qcow2 feature(s): extended L2 entries"),
+        (72, &[0x80], "Unsupported qcow2 feature(s): Unknown incompatible feature: 8000000000000000"),
+        (96, &[0, 0, 0, 7], "Reference count entry width too large; may not exceed 64 bits"),
+        (100, &[0, 0, 0, 103], "qcow2 header too short"),
+        (100, &[0, 1, 0, 8], "qcow2 header exceeds cluster size"),
+        (104, &[1], "Compression type bit must be set for this compression type"),
+        (116, &[0xff; 4], "Header extension too large"),
+    ];
+    for (at, value, message) in cases {
+        let mut bytes = good.clone();
+        put(&mut bytes, *at, value);
+        let (engine, state) = engine_and_state(&bytes);
+        let error = open(&engine, &state, None, true).unwrap_err();
+        assert_eq!(error.message(), *message, "at {at}");
+    }
+    for len in [0, 3, 8, 71, 100] {
+        let (engine, state) = engine_and_state(&good[..len]);
+        assert!(open(&engine, &state, None, true).is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_dirty_image_is_read_but_not_written() {
+    let mut bytes = plain();
+    bytes[79] |= 1;
+    let (engine, state) = engine_and_state(&bytes);
+    let error = open(&engine, &state, None, false).unwrap_err();
+    assert!(error.message().contains("dirty bit") && error.hint().unwrap().contains("check -r all"));
+    assert!(open(&engine, &state, None, true).is_ok());
+}
+
+/// Bytes of metadata changed at random: an error or an answer, never a panic, and no memory for what is claimed.
+#[test]
+fn random_damage_ends_in_errors_at_worst() {
+    let (folder, seed) = (Folder::new(), seed("damage"));
+    let mut rng = StdRng::seed_from_u64(seed);
+    for options in ["cluster_size=512", "cluster_size=4k", "compat=0.10"] {
+        let good = sample(&folder, options);
+        let cluster = 1 << good[23];
+        let mut places = entries(&good, cluster);
+        places.extend([(); 40].map(|()| rng.random_range(0..128)));
+        for _ in 0..200 {
+            let mut bytes = good.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let place = places[rng.random_range(0..places.len())];
+                bytes[place + rng.random_range(0..8)] = rng.random();
+            }
+            let _ = our_report(&bytes);
+            let (engine, state) = engine_and_state(&bytes);
+            let Ok(node) = open(&engine, &state, None, false) else { continue };
+            let size = node.size().min(2 << 20);
+            for at in (0..size).step_by(50_000) {
+                let _ = engine.block_on(node.read_bytes(at, 3000)).unwrap();
+                let _ = engine.block_on(node.write_bytes(at, &[1; 3000])).unwrap();
+            }
+            let _ = engine.block_on(node.write_zeroes(0, size / 2, true)).unwrap();
+            let _ = engine.block_on(node.flush()).unwrap();
+            let _ = engine.block_on(node.close()).unwrap();
         }
     }
 }
