@@ -80,11 +80,6 @@ impl Refcounts {
         })
     }
 
-    /// Where the table on disk is, and its length in clusters.
-    pub(super) fn place(&self) -> (HostOffset, u32) {
-        self.place.get()
-    }
-
     /// All valid refcount blocks that the table names.
     pub(super) fn block_offsets(&self) -> Vec<HostOffset> {
         let table = self.table.borrow();
