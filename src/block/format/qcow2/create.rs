@@ -81,6 +81,14 @@ pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOption
 }
 
 impl CreateOptions {
+    /// Refuses what makes no image, before a file is touched.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for options that make no image.
+    pub fn validate(&self) -> Result<()> {
+        self.header(self.check()?).map(drop)
+    }
+
     fn check(&self) -> Result<Geometry> {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
