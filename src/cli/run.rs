@@ -163,7 +163,7 @@ mod tests {
         {
             assert_eq!(parse_memory(text).unwrap(), bytes, "{text}");
         }
-        for text in ["", "lots", "-5", "99999999999999999999", "16777215T", "maxmem=5"] {
+        for text in ["", "lots", "-5", "99999999999999999999", "16777216T", "maxmem=5"] {
             assert!(parse_memory(text).is_err(), "{text}");
         }
         assert_eq!(parse_memory("3000001b").unwrap() % PAGE, 0);

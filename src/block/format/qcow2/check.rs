@@ -12,6 +12,8 @@ use crate::block::graph::driver::{Check, CheckReport};
 use crate::block::{Result, error::Kind};
 use async_trait::async_trait;
 
+/// More findings than these are counted but not told: an image must not fill our memory.
+const MAX_MESSAGES: usize = 100_000;
 /// Autoclear: the bitmaps are valid.
 const BITMAPS_VALID: u64 = 1;
 /// Bytes of a bitmap directory entry before its name.
@@ -50,7 +52,13 @@ impl<'a> Checker<'a> {
 
     fn corrupt(&mut self, message: String) {
         self.report.corruptions += 1;
-        self.report.messages.push(message);
+        self.say(message);
+    }
+
+    fn say(&mut self, message: String) {
+        if self.report.messages.len() < MAX_MESSAGES {
+            self.report.messages.push(message);
+        }
     }
 
     /// Counts one reference to every cluster of a range.
@@ -75,13 +83,17 @@ impl<'a> Checker<'a> {
 
     fn count_cluster(&mut self, cluster: u64) {
         let max = self.image.geometry.refcount_max().min(u64::from(u32::MAX)) as u32;
-        let Some(count) = self.references.get_mut(cluster as usize) else { return };
+        // One cluster behind the end of the file at most, as `count` saw to.
+        if cluster as usize >= self.references.len() {
+            self.references.resize(cluster as usize + 1, 0);
+        }
+        let count = &mut self.references[cluster as usize];
         if *count == max {
             let offset = cluster << self.image.geometry.cluster_bits;
             self.corrupt(format!("ERROR: overflow cluster offset={offset:#x}"));
             let advice = "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a \
                           clean copy if the image cannot be opened for writing";
-            self.report.messages.push(advice.into());
+            self.say(advice.into());
             return;
         }
         *count += 1;
@@ -125,7 +137,6 @@ impl<'a> Checker<'a> {
                     "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
                     entry.offset
                 ));
-                continue;
             }
             match self.read_table(entry.offset, self.image.geometry.cluster_size()).await {
                 Some(l2) => self.count_l2(&l2, active),
@@ -162,7 +173,7 @@ impl<'a> Checker<'a> {
                         continue;
                     }
                     if !self.image.geometry.is_aligned(offset) {
-                        let what = if zero { "Preallocated cluster" } else { "Cluster" };
+                        let what = if zero { "Preallocated cluster" } else { "Data cluster" };
                         self.corrupt(format!(
                             "ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted."
                         ));
@@ -224,6 +235,7 @@ impl<'a> Checker<'a> {
                 Err("reserved bits set") => {
                     self.corrupt(format!("ERROR refcount table entry {index} has reserved bits set"));
                 }
+                Err("out of range") => self.corrupt(format!("ERROR refcount block {index} is outside image")),
                 Err(_) => self.corrupt(format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 )),
@@ -244,7 +256,8 @@ impl<'a> Checker<'a> {
 
     /// Refcounts on disk against references.
     async fn compare(&mut self) {
-        let mut end = 0;
+        // The header is there in any case.
+        let mut end = 1;
         for cluster in 0..self.references.len() {
             let references = u64::from(self.references[cluster]);
             let refcount = match self.image.refcounts.get(HostCluster(cluster as u64)).await {
@@ -253,7 +266,7 @@ impl<'a> Checker<'a> {
                     self.report.check_errors += 1;
                     let why =
                         if error.kind() == Kind::Corrupt { "Input/output error" } else { error.message() };
-                    self.report.messages.push(format!("Can't get refcount for cluster {cluster}: {why}"));
+                    self.say(format!("Can't get refcount for cluster {cluster}: {why}"));
                     continue;
                 }
             };
@@ -270,7 +283,7 @@ impl<'a> Checker<'a> {
             };
             *counter += 1;
             let message = format!("{word} cluster {cluster} refcount={refcount} reference={references}");
-            self.report.messages.push(message);
+            self.say(message);
         }
         self.report.image_end_offset = end << self.image.geometry.cluster_bits;
     }

@@ -117,6 +117,7 @@ impl Run {
     fn die_everywhere(&self, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
         let folder = Folder::new();
+        folder.write("base", self.backing.as_deref().unwrap_or_default());
         for at in 0..=self.log.len() {
             let killed = self.file_at(at, || true);
             self.judge(&killed, at);

@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::rc::Rc;
 
+/// Longest file, in bytes.
+const MOST: u64 = 256 << 20;
+
 /// What reached the file.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
@@ -98,6 +101,9 @@ impl Driver for MemoryFile {
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.engine.yield_now().await;
         self.count_down()?;
+        if offset > MOST {
+            return Err(Error::new(Kind::NoSpace, "the file is as large as it may get"));
+        }
         self.store(offset, &from.to_vec());
         self.engine.yield_now().await;
         Ok(())

@@ -2,6 +2,7 @@
 
 mod crash;
 mod damaged;
+mod errors;
 mod interop;
 mod memory;
 mod model;
