@@ -114,6 +114,7 @@ impl Image {
             tables: Mutex::new(()),
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
+            unwritten: Cell::new(None),
         })
     }
 
@@ -181,6 +182,8 @@ pub(super) struct Qcow2 {
     /// Held while a checkpoint is written.
     pub(super) writing: Mutex<()>,
     zeros: OnceCell<Buffer>,
+    /// Whether many allocated clusters take no space in the file, once someone asked.
+    pub(super) unwritten: Cell<Option<bool>>,
 }
 
 impl Qcow2 {
