@@ -24,6 +24,7 @@ pub mod format;
 pub mod graph;
 pub mod iov;
 pub mod open;
+pub mod ops;
 pub mod options;
 pub mod probe;
 pub mod protocol;

@@ -13,6 +13,8 @@ use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
+/// The formats that there are drivers for.
+const FORMATS: &[&str] = &["qcow2", "raw"];
 /// Most images in a backing chain.
 const MAX_CHAIN: usize = 256;
 
@@ -34,6 +36,9 @@ struct Opener<'a> {
 impl Opener<'_> {
     async fn open(&mut self, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
         check_protocol(filename)?;
+        if let Some(format) = options.format.as_deref().filter(|format| !FORMATS.contains(format)) {
+            return Err(unknown_format(format, filename, false));
+        }
         let file = FileDriver::open(self.engine, filename, options)?;
         self.enter(&file, filename)?;
         let guess = match &options.format {

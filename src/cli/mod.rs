@@ -12,13 +12,20 @@ mod session;
 mod signals;
 mod terminal;
 
+use crate::imgtool;
 use clap::{CommandFactory, Parser, Subcommand};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 const AFTER_HELP: &str = "\
 Long options may be written with one dash: cowvm run -hda disk.qcow2 -smp 4.
 While a guest runs: Ctrl-A H shows the keys, Ctrl-A X ends it, Ctrl-A C is the monitor.";
+
+/// The name under which the program stands in for QEMU's image tool.
+const DROP_IN: &str = "qemu-img";
+/// What the image tool calls itself otherwise.
+const IMGTOOL: &str = "cowvm imgtool";
 
 #[derive(Parser)]
 #[command(name = "cowvm", version, about, after_help = AFTER_HELP)]
@@ -32,10 +39,20 @@ enum Command {
     /// Boot a guest
     #[command(after_help = AFTER_HELP)]
     Run(run::RunArgs),
+    /// Make, inspect and convert disk images; works like qemu-img
+    #[command(disable_help_flag = true)]
+    Imgtool {
+        /// As for qemu-img; see: cowvm imgtool --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 /// Runs the command that `arguments` (the program's name first) ask for; what the process exits with.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(status) = as_image_tool(&arguments) {
+        return status;
+    }
     let cli = match Cli::try_parse_from(qemu_spelling(arguments)) {
         Ok(cli) => cli,
         Err(error) => {
@@ -46,11 +63,22 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Imgtool { words } => return imgtool::main(IMGTOOL, words),
     };
     result.unwrap_or_else(|error| {
         eprintln!("cowvm: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// Does the work of the image tool, if the program was called as it: its options are none of ours.
+fn as_image_tool(arguments: &[OsString]) -> Option<ExitCode> {
+    let (program, words) = arguments.split_first()?;
+    if Path::new(program).file_name() == Some(OsStr::new(DROP_IN)) {
+        return Some(imgtool::main(DROP_IN, words.to_vec()));
+    }
+    let (command, words) = words.split_first()?;
+    (command == "imgtool").then(|| imgtool::main(IMGTOOL, words.to_vec()))
 }
 
 /// Lets `cowvm run` be written with one dash.

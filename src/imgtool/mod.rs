@@ -1,1 +1,157 @@
-//! `imgtool`: the offline image tool.
+//! `cowvm imgtool`: works on disk images offline, word for word like qemu-img.
+//!
+//! ```text
+//!   main ─▶ getopt (standard options) ─▶ COMMANDS[name].run ─▶ getopt (its options) ─▶ block::ops
+//!                                               └─▶ output: results, failures, exit status
+//! ```
+//!
+//! A command is one file and one row of [`COMMANDS`]: its options stand in a table that the parser and the help
+//! read. What images are and how work is done on them is the business of `block`; here are only words.
+//!
+//! Deliberate differences from qemu-img: help and version texts are our own; called as `cowvm imgtool`, not
+//! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
+//! that are not there yet are refused by name.
+
+mod check;
+mod convert;
+mod create;
+mod create_options;
+mod getopt;
+mod help;
+mod info;
+mod json;
+mod map;
+mod open;
+mod output;
+mod progress;
+
+use crate::block::aio::{Backend, Engine};
+use crate::util::size::{SizeError, parse_size};
+use getopt::{Flag, Parser};
+use output::Failure;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+/// The name that scripts call; messages to them are exactly QEMU's.
+const DROP_IN: &str = "qemu-img";
+
+/// A command of the tool.
+struct Command {
+    name: &'static str,
+    summary: &'static str,
+    /// Its operands and most common options, for help.
+    usage: &'static str,
+    flags: &'static [Flag],
+    /// What its operands mean, for help.
+    operands: &'static [(&'static str, &'static str)],
+    run: fn(Parser) -> Result<u8, Failure>,
+}
+
+/// All commands, in the order of the alphabet.
+static COMMANDS: &[Command] =
+    &[check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
+
+/// Commands of qemu-img that are still to come.
+static LATER: &[&str] =
+    &["amend", "bench", "bitmap", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
+
+/// The option that every command has.
+const HELP: Flag = Flag::switch("help", "print this help").short('h');
+
+/// The options before the command word.
+static STANDARD: &[Flag] = &[
+    HELP,
+    Flag::switch("version", "print the version").short('V'),
+    Flag::value("trace", "[[enable=]PATTERN][,events=FILE][,file=FILE]", "trace what happens inside")
+        .short('T')
+        .later(),
+];
+
+/// What the tool was called as.
+struct Program {
+    name: String,
+}
+
+impl Program {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A drop-in says what QEMU says and nothing more.
+    fn gives_remedies(&self) -> bool {
+        self.name != DROP_IN
+    }
+}
+
+/// Runs the tool. `program` is what its messages begin with (`qemu-img` when called by that name), `args` all
+/// that follows on the command line.
+pub fn main(program: &str, args: Vec<OsString>) -> ExitCode {
+    let program = Program { name: program.to_owned() };
+    ExitCode::from(run(&program, args))
+}
+
+fn run(program: &Program, args: Vec<OsString>) -> u8 {
+    let args = match args.into_iter().map(OsString::into_string).collect::<Result<Vec<_>, _>>() {
+        Ok(args) => args,
+        Err(arg) => {
+            let message = format!("the argument {arg:?} is not UTF-8");
+            return Failure::message(message).report(program, None);
+        }
+    };
+    let mut parser = Parser::up_to_operand(STANDARD, args);
+    loop {
+        match parser.next() {
+            Ok(Some(("help", _))) => return help::show(program, None),
+            Ok(Some(("version", _))) => return help::show_version(),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(mistake) => return Failure::from(mistake).report(program, None),
+        }
+    }
+    run_command(program, parser.operands())
+}
+
+/// Finds and runs the command that `words` begin with.
+fn run_command(program: &Program, words: Vec<String>) -> u8 {
+    let mut words = words.into_iter();
+    let Some(name) = words.next() else {
+        return Failure::Usage("Not enough arguments".to_owned()).report(program, None);
+    };
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        let failure = match LATER.contains(&name.as_str()) {
+            true => Failure::message(format!("the command '{name}' is not supported yet")),
+            false => Failure::Usage(format!("Command not found: {name}")),
+        };
+        return failure.report(program, None);
+    };
+    match (command.run)(Parser::new(command.flags, words)) {
+        Ok(code) => code,
+        Err(failure) => failure.report(program, Some(command)),
+    }
+}
+
+/// The engine that a command's block work runs on.
+fn engine() -> Result<Rc<Engine>, Failure> {
+    Ok(Engine::new(Backend::from_environment())?)
+}
+
+/// The one operand of a command that takes just one image.
+fn only_image(parser: Parser) -> Result<String, Failure> {
+    match <[String; 1]>::try_from(parser.operands()) {
+        Ok([filename]) => Ok(filename),
+        Err(_) => Err(Failure::Usage("Expecting one image file name".to_owned())),
+    }
+}
+
+/// Reads a size or position up to 2^63 - 1; `what` names it in the message.
+fn size_argument(what: &str, text: &str) -> Result<u64, Failure> {
+    match parse_size(text) {
+        Ok(size) if i64::try_from(size).is_ok() => Ok(size),
+        Err(SizeError::Malformed) => Err(Failure::message(format!("Invalid {what} specified: '{text}'."))),
+        _ => {
+            let range = format!("Must be between 0 and {}.", i64::MAX);
+            Err(Failure::message(format!("Invalid {what} specified. {range}")))
+        }
+    }
+}

@@ -2,3 +2,4 @@
 
 pub mod keyval;
 pub mod size;
+pub mod time;

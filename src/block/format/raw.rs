@@ -89,7 +89,8 @@ impl Driver for Raw {
         Ok(BlockStatus {
             len,
             allocated: true,
-            data: true,
+            // The file below knows.
+            data: false,
             zero: false,
             compressed: false,
             mapped: Some((self.file.clone(), offset)),

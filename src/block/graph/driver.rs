@@ -47,7 +47,8 @@ pub struct BlockStatus {
     pub compressed: bool,
     /// Where the bytes are: the node below and the offset in it, when they stand there as they are.
     pub mapped: Option<(Rc<Node>, u64)>,
-    /// What the node below says of the mapped range decides `data` and `zero` (raw, preallocated metadata).
+    /// What the node below says of the mapped range counts too: data (raw), zeros (raw; an image whose
+    /// clusters were allocated before anything was written to them).
     pub recurse: bool,
 }
 

@@ -32,13 +32,13 @@ impl Node {
         status.len = status.len.clamp(1, len);
         let Some((below, at)) = status.mapped.clone().filter(|_| status.recurse) else { return Ok(status) };
         if at >= below.size() {
-            (status.zero, status.data) = (true, false);
+            status.zero = true;
             return Ok(status);
         }
         let under = Box::pin(below.block_status(at, status.len)).await?;
         status.len = status.len.min(under.len);
         status.zero |= under.zero;
-        status.data &= under.data;
+        status.data |= under.data;
         Ok(status)
     }
 }

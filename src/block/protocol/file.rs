@@ -45,9 +45,13 @@ impl FileDriver {
     /// # Errors
     /// In qemu-img's words: "Could not open 'x': No such file or directory".
     pub fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
+        if filename.is_empty() {
+            let message = "The 'file' block driver requires a file name";
+            return Err(Error::new(Kind::InvalidArgument, message));
+        }
         let mut host = HostOpenOptions::new();
         host.read(true).write(!options.read_only);
-        FileDriver::open_with(engine, filename, options, &mut host)
+        FileDriver::open_with(engine, filename, options, &mut host, "open")
     }
 
     /// Makes an empty file, or empties the one that is there, for writing a new image to it. It is locked
@@ -59,7 +63,7 @@ impl FileDriver {
         let mut host = HostOpenOptions::new();
         host.read(true).write(true).create(true).truncate(false).mode(0o644);
         let writable = OpenOptions { read_only: false, ..options.clone() };
-        let driver = FileDriver::open_with(engine, filename, &writable, &mut host)?;
+        let driver = FileDriver::open_with(engine, filename, &writable, &mut host, "create")?;
         driver.lock(Access { write: true, resize: true, share_writes: true })?;
         driver.make_empty().map_err(|error| driver.failed("Could not create", error))?;
         Ok(driver)
@@ -70,6 +74,7 @@ impl FileDriver {
         filename: &str,
         options: &OpenOptions,
         host: &mut HostOpenOptions,
+        doing: &str,
     ) -> Result<FileDriver> {
         let path = filename.strip_prefix("file:").unwrap_or(filename);
         let direct = if options.cache.direct { libc::O_DIRECT } else { 0 };
@@ -77,7 +82,7 @@ impl FileDriver {
         let file = host
             .custom_flags(direct | libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
-            .map_err(|error| could_not_open(filename, error, options))?;
+            .map_err(|error| failed_to(doing, filename, error, options))?;
         let metadata = file.metadata()?;
         check_regular(filename, &metadata)?;
         let align = if options.cache.direct { direct_alignment(&file) } else { 1 };
@@ -302,8 +307,9 @@ impl Driver for FileDriver {
     }
 }
 
-fn could_not_open(filename: &str, error: io::Error, options: &OpenOptions) -> Error {
+fn failed_to(doing: &str, filename: &str, error: io::Error, options: &OpenOptions) -> Error {
     let remedy = match error.raw_os_error() {
+        Some(libc::ENOENT) if doing == "create" => "check the folder's name",
         Some(libc::ENOENT) => "check the name; 'imgtool create' makes a new image",
         Some(libc::EACCES | libc::EPERM | libc::EROFS) if !options.read_only => {
             "give yourself write permission on the file, or open it read-only"
@@ -314,7 +320,7 @@ fn could_not_open(filename: &str, error: io::Error, options: &OpenOptions) -> Er
         }
         _ => "check the file",
     };
-    Error::from_io(error).context(format!("Could not open '{filename}'")).path(filename).remedy(remedy)
+    Error::from_io(error).context(format!("Could not {doing} '{filename}'")).path(filename).remedy(remedy)
 }
 
 fn check_regular(filename: &str, metadata: &Metadata) -> Result<()> {

@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 /// Bytes of a version 2 header.
 const V2_LEN: usize = 72;
+/// Up to this cluster size the feature name table is left out.
+const MAX_WITHOUT_NAMES: u64 = 4096;
 /// Clusters that are in use before there is an L1 table.
 const FIRST_CLUSTERS: usize = 3;
 
@@ -79,6 +81,14 @@ pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOption
 }
 
 impl CreateOptions {
+    /// Refuses what makes no image, before a file is touched.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for options that make no image.
+    pub fn validate(&self) -> Result<()> {
+        self.header(self.check()?).map(drop)
+    }
+
     fn check(&self) -> Result<Geometry> {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
@@ -137,7 +147,9 @@ impl CreateOptions {
     fn extensions(&self) -> Vec<Extension> {
         let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
         let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
-        let names = (self.version >= 3).then(extensions::feature_name_table);
+        // As qemu-img: the table would take most of a small first cluster.
+        let room = self.cluster_size > MAX_WITHOUT_NAMES;
+        let names = (self.version >= 3 && room).then(extensions::feature_name_table);
         format.into_iter().chain(names).collect()
     }
 }

@@ -17,6 +17,7 @@ use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
 use async_trait::async_trait;
 use std::cell::{Cell, OnceCell};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The L2 cache covers the whole disk up to this many bytes of tables.
@@ -32,6 +33,7 @@ pub struct Image {
     refcounts: Refcounts,
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
+    snapshot_table: Range<u64>,
 }
 
 impl Image {
@@ -46,8 +48,9 @@ impl Image {
         let active = View::read(file, header.l1_offset, header.l1_entries).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
-        overlap.set_range(Metadata::SnapshotTable, snapshot_table);
-        let image = Image { header, file: file.clone(), active, refcounts, overlap, snapshots };
+        overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
+        let file = file.clone();
+        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table };
         image.note_metadata();
         Ok(image)
     }
@@ -104,12 +107,14 @@ impl Image {
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: self.snapshots,
+            snapshot_table: self.snapshot_table,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
             tables: Mutex::new(()),
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
+            unwritten: Cell::new(None),
         })
     }
 
@@ -166,6 +171,8 @@ pub(super) struct Qcow2 {
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
     pub(super) snapshots: Vec<Snapshot>,
+    /// Where the snapshot table stands.
+    pub(super) snapshot_table: Range<u64>,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -175,6 +182,8 @@ pub(super) struct Qcow2 {
     /// Held while a checkpoint is written.
     pub(super) writing: Mutex<()>,
     zeros: OnceCell<Buffer>,
+    /// Whether many allocated clusters take no space in the file, once someone asked.
+    pub(super) unwritten: Cell<Option<bool>>,
 }
 
 impl Qcow2 {

@@ -85,8 +85,8 @@ impl L2Entry {
         if raw == 0 {
             return Ok(L2Entry::Unallocated);
         }
-        if raw & COMPRESSED != 0 {
-            return decode_compressed(raw, geometry);
+        if let RawL2::Compressed { offset, len, copied } = raw_l2(raw, geometry) {
+            return decode_compressed(offset, len, copied);
         }
         let (offset, copied) = (raw & OFFSET, raw & COPIED != 0);
         if raw & L2_RESERVED != 0 {
@@ -140,6 +140,36 @@ pub(super) fn successor(raw: u64, geometry: Geometry) -> Option<u64> {
     }
 }
 
+/// An L1 entry as `check` sees it, valid or not.
+pub(super) struct RawL1 {
+    pub(super) offset: u64,
+    pub(super) copied: bool,
+    pub(super) reserved: bool,
+}
+
+/// Takes an L1 entry (or one of a bitmap table) apart without judging it.
+pub(super) fn raw_l1(raw: u64) -> RawL1 {
+    RawL1 { offset: raw & OFFSET, copied: raw & COPIED != 0, reserved: raw & L1_RESERVED != 0 }
+}
+
+/// An L2 entry as `check` sees it, valid or not.
+pub(super) enum RawL2 {
+    Compressed { offset: u64, len: u64, copied: bool },
+    Standard { offset: u64, reserved: bool, zero: bool },
+}
+
+/// Takes an L2 entry apart without judging it.
+pub(super) fn raw_l2(raw: u64, geometry: Geometry) -> RawL2 {
+    if raw & COMPRESSED != 0 {
+        let shift = sector_shift(geometry);
+        let offset = raw & ((1 << shift) - 1);
+        let sectors = (raw & (COMPRESSED - 1)) >> shift;
+        let len = (sectors + 1) * SECTOR - offset % SECTOR;
+        return RawL2::Compressed { offset, len, copied: raw & COPIED != 0 };
+    }
+    RawL2::Standard { offset: raw & OFFSET, reserved: raw & L2_RESERVED != 0, zero: raw & ZERO != 0 }
+}
+
 fn copied_bit(copied: bool) -> u64 {
     if copied { COPIED } else { 0 }
 }
@@ -148,17 +178,13 @@ fn sector_shift(geometry: Geometry) -> u32 {
     62 - (geometry.cluster_bits - 8)
 }
 
-fn decode_compressed(raw: u64, geometry: Geometry) -> Result<L2Entry, Malformed> {
-    let shift = sector_shift(geometry);
-    let offset = raw & ((1 << shift) - 1);
-    let sectors = (raw & (COMPRESSED - 1)) >> shift;
-    if raw & COPIED != 0 {
+fn decode_compressed(offset: u64, len: u64, copied: bool) -> Result<L2Entry, Malformed> {
+    if copied {
         return Err("is compressed and has the copied flag set");
     }
     if offset == 0 || offset >= HOST_END {
         return Err("points to compressed data at an impossible offset");
     }
-    let len = (sectors + 1) * SECTOR - offset % SECTOR;
     Ok(L2Entry::Compressed(Compressed { offset: HostOffset(offset), len }))
 }
 

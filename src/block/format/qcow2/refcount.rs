@@ -80,11 +80,6 @@ impl Refcounts {
         })
     }
 
-    /// Where the table on disk is, and its length in clusters.
-    pub(super) fn place(&self) -> (HostOffset, u32) {
-        self.place.get()
-    }
-
     /// All valid refcount blocks that the table names.
     pub(super) fn block_offsets(&self) -> Vec<HostOffset> {
         let table = self.table.borrow();
@@ -201,6 +196,20 @@ impl Refcounts {
             }
         }
         Ok(0)
+    }
+
+    /// Whether at least `wanted` clusters have a refcount.
+    pub(super) async fn has_in_use(&self, wanted: u64) -> Result<bool> {
+        let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());
+        let mut found = 0;
+        for block in 0..blocks {
+            let Some(piece) = self.block(block).await? else { continue };
+            found += (0..per_block as usize).filter(|&at| self.count(&piece, at) != 0).count() as u64;
+            if found >= wanted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The refcount block at `index` of the table, if there is one.

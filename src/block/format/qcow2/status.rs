@@ -20,7 +20,23 @@ impl Qcow2 {
             }
             covered += next.len;
         }
-        Ok(self.describe(first.place, covered))
+        let recurse = matches!(first.place, Place::Data { .. }) && self.has_unwritten_clusters().await?;
+        Ok(BlockStatus { recurse, ..self.describe(first.place, covered) })
+    }
+
+    /// Whether the image has allocated clusters that its file has no space for: then tables were made before
+    /// the data (`preallocation=metadata`), and the file knows what reads as zeros. Ten per cent are enough.
+    async fn has_unwritten_clusters(&self) -> Result<bool> {
+        if let Some(known) = self.unwritten.get() {
+            return Ok(known);
+        }
+        let cluster = self.geometry.cluster_size();
+        let real = self.file.driver().allocated_size().unwrap_or(u64::MAX) / cluster;
+        let wanted = (real.saturating_mul(10) / 9).max(real.saturating_add(2));
+        // Clusters of a file that is smaller cannot be that many: most files are answered here.
+        let found = self.file.size() / cluster + 1 >= wanted && self.refcounts.has_in_use(wanted).await?;
+        self.unwritten.set(Some(found));
+        Ok(found)
     }
 
     fn describe(&self, place: Place, len: u64) -> BlockStatus {

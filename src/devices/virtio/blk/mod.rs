@@ -140,7 +140,7 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.drive.read_only(), self.drive.options().unmap)
+        config::features(self.drive.read_only())
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -43,9 +43,10 @@ impl Bios {
         }
     }
 
-    /// Moves what has been typed into the ring, while there is room.
+    /// Moves a key that has been typed into an empty ring. The others stay with the console, so that what was
+    /// typed ahead outlives a reset.
     fn fill_ring(&self) {
-        while self.free_slot().is_some() {
+        while self.peek_key().is_none() {
             let Some(byte) = self.console.pop_input() else { return };
             if let Some(key) = decode(byte, &self.console) {
                 self.push_key(key);

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Invariants:
-//! * A call ends within [`PAUSE`] and the time of one disk request of 64 KiB. What must wait longer (a key, a
+//! * A call ends within 20 ms and the time of one disk request of 64 KiB. What must wait longer (a key, a
 //!   delay) asks the guest to call again, so a vCPU can always be stopped between two calls.
 //! * Registers and memory are hostile. A call touches the registers, the buffers that the guest named and the
 //!   BIOS data area, and nothing else.

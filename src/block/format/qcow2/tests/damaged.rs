@@ -1,0 +1,286 @@
+//! Images that contradict themselves: what `check` says of them, and that they are refused or left as they are.
+
+use super::memory::{Disk, Folder, State, driver, open};
+use super::model::seed;
+use crate::block::Kind;
+use crate::block::aio::{Backend, Engine};
+use crate::block::format::qcow2::CreateOptions;
+use crate::block::graph::driver::{Check, CheckReport};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+fn engine_and_state(bytes: &[u8]) -> (Rc<Engine>, Rc<State>) {
+    let state = State { bytes: RefCell::new(bytes.to_vec()), ..State::default() };
+    (Engine::new(Backend::Auto).unwrap(), Rc::new(state))
+}
+
+fn our_report(bytes: &[u8]) -> Option<CheckReport> {
+    let (engine, state) = engine_and_state(bytes);
+    let image = driver(&engine, &state, None, true).ok()?;
+    Some(engine.block_on(image.check()).unwrap().unwrap())
+}
+
+/// What the real qemu-img says: counts from its JSON, messages from stderr.
+fn their_report(folder: &Folder) -> Option<CheckReport> {
+    let output = folder.try_run("qemu-img check -f qcow2 --output=json disk");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let count = |name: &str| json.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    // Besides its findings it says when it gives up, and what reading the image would do.
+    let finding =
+        |line: &&str| !line.starts_with("qemu-img: ") && !line.starts_with("qcow2: Image is corrupt");
+    let messages =
+        String::from_utf8_lossy(&output.stderr).lines().filter(finding).map(str::to_owned).collect();
+    Some(CheckReport {
+        corruptions: count("corruptions"),
+        leaks: count("leaks"),
+        check_errors: count("check-errors"),
+        total_clusters: count("total-clusters"),
+        allocated_clusters: count("allocated-clusters"),
+        fragmented_clusters: count("fragmented-clusters"),
+        compressed_clusters: count("compressed-clusters"),
+        image_end_offset: count("image-end-offset"),
+        messages,
+    })
+}
+
+/// An image with data, zero and compressed clusters and a snapshot.
+fn sample(folder: &Folder, options: &str) -> Vec<u8> {
+    folder.run(&format!("qemu-img create -q -f qcow2 -o {options} plain 1M"));
+    folder.run("qemu-io -f qcow2 plain -c 'write -P 1 0 100k' -c 'write -P 2 300k 50k'");
+    folder.run(&format!("qemu-img convert -c -f qcow2 -O qcow2 -o {options} plain disk"));
+    folder.run(
+        "qemu-io -f qcow2 disk -c 'write -P 3 120k 90k' -c 'write -P 4 512k 90k' -c 'write -z 700k 64k'",
+    );
+    folder.run("qemu-img snapshot -c one disk");
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 5 130k 10k' -c 'write -P 6 900k 50k'");
+    folder.read("disk")
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// Offsets of 8-byte entries that hold something: of the L1 table, the L2 tables and the refcount table.
+fn entries(bytes: &[u8], cluster: usize) -> Vec<usize> {
+    let used = |from: usize, len: usize| {
+        (from..from + len)
+            .step_by(8)
+            .filter(|&at| at + 8 <= bytes.len() && be64(bytes, at) != 0)
+            .collect::<Vec<_>>()
+    };
+    let l1 =
+        used(be64(bytes, 40) as usize, 8 * u32::from_be_bytes(bytes[36..40].try_into().unwrap()) as usize);
+    let l2 = l1.iter().flat_map(|&at| used((be64(bytes, at) & 0xff_ffff_ffff_fe00) as usize, cluster));
+    let refcount_table = used(be64(bytes, 48) as usize, cluster);
+    l1.iter().copied().chain(l2).chain(refcount_table).collect()
+}
+
+/// Compares, and shows the first difference alone.
+fn agree(ours: Option<CheckReport>, theirs: Option<CheckReport>, what: &str) {
+    let (Some(mut ours), Some(mut theirs)) = (ours, theirs) else {
+        panic!("{what}: one of us cannot check it");
+    };
+    let (our_words, their_words) = (std::mem::take(&mut ours.messages), std::mem::take(&mut theirs.messages));
+    for (a, b) in our_words.iter().zip(&their_words) {
+        assert_eq!(a, b, "{what}");
+    }
+    assert_eq!(our_words.len(), their_words.len(), "{what}");
+    assert_eq!(ours, theirs, "{what}");
+}
+
+#[test]
+fn check_says_what_qemu_img_says_of_damaged_images() {
+    for (options, cluster) in [("cluster_size=4k", 4096), ("cluster_size=64k", 65536), ("compat=0.10", 65536)]
+    {
+        let (folder, seed) = (Folder::new(), seed(options));
+        let mut rng = StdRng::seed_from_u64(seed);
+        let good = sample(&folder, options);
+        assert_eq!(our_report(&good), their_report(&folder));
+        let places = entries(&good, cluster);
+        let refcount_block = be64(&good, be64(&good, 48) as usize) as usize;
+        for _ in 0..60 {
+            let mut bytes = good.clone();
+            let place = places[rng.random_range(0..places.len())];
+            let what = match rng.random_range(0..6) {
+                0 => {
+                    let at = refcount_block + rng.random_range(0..80);
+                    bytes[at] = rng.random_range(0..3);
+                    "refcount"
+                }
+                1 => {
+                    bytes[place..place + 8].fill(0);
+                    "no entry"
+                }
+                2 => {
+                    let other = places[rng.random_range(0..places.len())];
+                    bytes.copy_within(other..other + 8, place);
+                    "another entry"
+                }
+                3 => {
+                    bytes[place] ^= 0x80;
+                    "copied flag"
+                }
+                4 => {
+                    bytes[place + 6] ^= 0x02 << rng.random_range(0..6);
+                    "offset"
+                }
+                _ => {
+                    bytes[place + 2] ^= 1;
+                    "past the end"
+                }
+            };
+            folder.write("disk", &bytes);
+            agree(our_report(&bytes), their_report(&folder), &format!("{what} at {place:#x}"));
+        }
+    }
+}
+
+/// A plain image of 64 KiB clusters, first cluster written: L1 table at 3, L2 table at 4, data at 5.
+fn plain() -> Vec<u8> {
+    let disk =
+        Disk::create(Backend::Auto, &CreateOptions { size: 4 << 20, ..CreateOptions::default() }, None);
+    disk.run(disk.node.write_bytes(0, &[1; 65536])).unwrap();
+    disk.close();
+    disk.bytes()
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+#[test]
+fn a_write_that_would_hit_metadata_is_refused_and_marks_the_image() {
+    for (cluster, name) in [
+        (0u64, "offset 0"),
+        (1, "refcount table"),
+        (2, "refcount block"),
+        (3, "active L1 table"),
+        (4, "active L2 table"),
+    ] {
+        let mut bytes = plain();
+        put(&mut bytes, 4 << 16, &(1 << 63 | cluster << 16).to_be_bytes());
+        let disk = Disk::from_bytes(Backend::Auto, bytes.clone(), None);
+        let error = disk.run(disk.node.write_bytes(100, &[9; 10])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.message().contains(name), "{}", error.message());
+        let again = disk.run(disk.node.write_bytes(1 << 20, &[9; 10])).unwrap_err();
+        assert_eq!(again.kind(), Kind::ReadOnly);
+        disk.run(disk.node.close()).unwrap();
+        bytes[79] |= 2;
+        assert!(disk.bytes() == bytes, "{name}: nothing but the corrupt bit changes");
+        let reopened = open(&disk.engine, &disk.state, None, false).unwrap_err();
+        assert_eq!(reopened.message(), "Image is corrupt; cannot be opened read/write");
+        assert!(open(&disk.engine, &disk.state, None, true).is_ok());
+    }
+}
+
+/// Refcounts that say "free" of clusters in use: what they are handed out for would destroy metadata.
+#[test]
+fn clusters_in_use_with_refcount_0_are_not_overwritten() {
+    for used in 0..5 {
+        let mut bytes = plain();
+        put(&mut bytes, (2 << 16) + 2 * used, &[0, 0]);
+        let disk = Disk::from_bytes(Backend::Auto, bytes.clone(), None);
+        let error = disk.run(disk.node.write_bytes(1 << 20, &[9; 10])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "cluster {used}");
+        disk.run(disk.node.close()).unwrap();
+        bytes[79] |= 2;
+        assert!(disk.bytes() == bytes, "cluster {used}");
+    }
+}
+
+#[test]
+fn headers_that_lie_are_refused_without_following_them() {
+    let good = plain();
+    let cases: &[(usize, &[u8], &str)] = &[
+        (0, b"QFI\xfa", "Image is not in qcow2 format"),
+        (4, &[0, 0, 0, 1], "Unsupported qcow2 version 1"),
+        (4, &[0, 0, 0, 4], "Unsupported qcow2 version 4"),
+        (20, &[0, 0, 0, 8], "Unsupported cluster size: 2^8"),
+        (20, &[0, 0, 0, 22], "Unsupported cluster size: 2^22"),
+        (20, &[0xff; 4], "Unsupported cluster size: 2^4294967295"),
+        (8, &[0, 0, 0, 0, 0, 1, 0, 1], "Invalid backing file offset"),
+        (8, &[0xff; 8], "Invalid backing file offset"),
+        (8, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0], "Backing file name too long"),
+        (8, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 9], "Backing file name too long"),
+        (24, &[0x7f; 8], "Image is too big"),
+        (24, &[0xff; 8], "Image is too big"),
+        (24, &[0, 0, 1, 0, 0, 0, 0, 0], "L1 table is too small"),
+        (36, &[0xff; 4], "Active L1 table too large"),
+        (36, &[0, 0, 0, 0], "L1 table is too small"),
+        (40, &[0, 0, 0, 0, 0, 3, 2, 0], "Active L1 table offset invalid"),
+        (40, &[0xff; 8], "Active L1 table offset invalid"),
+        (48, &[0, 0, 0, 0, 0, 0, 2, 0], "Reference count table offset invalid"),
+        (48, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], "Reference count table offset invalid"),
+        (56, &[0, 0, 0, 0], "Image does not contain a reference count table"),
+        (56, &[0xff; 4], "Reference count table too large"),
+        (60, &[0xff; 4], "Snapshot table too large"),
+        (60, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "Snapshot table offset invalid"),
+        (32, &[0, 0, 0, 1], "Encrypted qcow2 images are not supported"),
+        (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
+        (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
+        (79, &[4], "Unsupported qcow2 feature(s): external data file"),
+        (79, &[8], "Unsupported qcow2 feature(s): compression type"),
+        (79, &[16], "Unsupported qcow2 feature(s): extended L2 entries"),
+        (72, &[0x80], "Unsupported qcow2 feature(s): Unknown incompatible feature: 8000000000000000"),
+        (96, &[0, 0, 0, 7], "Reference count entry width too large; may not exceed 64 bits"),
+        (100, &[0, 0, 0, 103], "qcow2 header too short"),
+        (100, &[0, 1, 0, 8], "qcow2 header exceeds cluster size"),
+        (104, &[1], "Compression type bit must be set for this compression type"),
+        (116, &[0xff; 4], "Header extension too large"),
+    ];
+    for (at, value, message) in cases {
+        let mut bytes = good.clone();
+        put(&mut bytes, *at, value);
+        let (engine, state) = engine_and_state(&bytes);
+        let error = open(&engine, &state, None, true).unwrap_err();
+        assert_eq!(error.message(), *message, "at {at}");
+    }
+    for len in [0, 3, 8, 71, 100] {
+        let (engine, state) = engine_and_state(&good[..len]);
+        assert!(open(&engine, &state, None, true).is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_dirty_image_is_read_but_not_written() {
+    let mut bytes = plain();
+    bytes[79] |= 1;
+    let (engine, state) = engine_and_state(&bytes);
+    let error = open(&engine, &state, None, false).unwrap_err();
+    assert!(error.message().contains("dirty bit") && error.hint().unwrap().contains("check -r all"));
+    assert!(open(&engine, &state, None, true).is_ok());
+}
+
+/// Bytes of metadata changed at random: an error or an answer, never a panic, and no memory for what is claimed.
+#[test]
+fn random_damage_ends_in_errors_at_worst() {
+    let (folder, seed) = (Folder::new(), seed("damage"));
+    let mut rng = StdRng::seed_from_u64(seed);
+    for options in ["cluster_size=512", "cluster_size=4k", "compat=0.10"] {
+        let good = sample(&folder, options);
+        let cluster = 1 << good[23];
+        let mut places = entries(&good, cluster);
+        places.extend([(); 40].map(|()| rng.random_range(0..128)));
+        for _ in 0..200 {
+            let mut bytes = good.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let place = places[rng.random_range(0..places.len())];
+                bytes[place + rng.random_range(0..8)] = rng.random();
+            }
+            let _ = our_report(&bytes);
+            let (engine, state) = engine_and_state(&bytes);
+            let Ok(node) = open(&engine, &state, None, false) else { continue };
+            let size = node.size().min(2 << 20);
+            for at in (0..size).step_by(50_000) {
+                let _ = engine.block_on(node.read_bytes(at, 3000)).unwrap();
+                let _ = engine.block_on(node.write_bytes(at, &[1; 3000])).unwrap();
+            }
+            let _ = engine.block_on(node.write_zeroes(0, size / 2, true)).unwrap();
+            let _ = engine.block_on(node.flush()).unwrap();
+            let _ = engine.block_on(node.close()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A file in memory: as a protocol driver, with a log of what reached it, requests that fail on demand, and
+//! other tasks let in between.
+
+use crate::block::aio::{Backend, Engine};
+use crate::block::format::qcow2::driver::Qcow2;
+use crate::block::format::qcow2::{CreateOptions, Image, create};
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::options::Preallocation;
+use crate::block::{Error, Iov, Kind, Result};
+use async_trait::async_trait;
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::rc::Rc;
+
+/// Longest file, in bytes.
+const MOST: u64 = 256 << 20;
+
+/// What reached the file.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Write(u64, Vec<u8>),
+    Flush,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) bytes: RefCell<Vec<u8>>,
+    pub(super) log: RefCell<Vec<Event>>,
+    /// Writes until one fails, and how.
+    pub(super) fail: Cell<Option<(u64, Kind)>>,
+    pub(super) read_only: Cell<bool>,
+}
+
+pub(super) struct MemoryFile {
+    engine: Rc<Engine>,
+    state: Rc<State>,
+}
+
+impl MemoryFile {
+    pub(super) fn node(engine: &Rc<Engine>, state: &Rc<State>) -> Rc<Node> {
+        Node::new("memory", Box::new(MemoryFile { engine: engine.clone(), state: state.clone() }))
+    }
+
+    fn count_down(&self) -> Result<()> {
+        match self.state.fail.get() {
+            Some((0, kind)) => Err(Error::new(kind, "injected")),
+            Some((left, kind)) => {
+                self.state.fail.set(Some((left - 1, kind)));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn store(&self, offset: u64, data: &[u8]) {
+        let mut bytes = self.state.bytes.borrow_mut();
+        apply(&mut bytes, offset, data);
+        self.state.log.borrow_mut().push(Event::Write(offset, data.to_vec()));
+    }
+}
+
+/// Does to `bytes` what a write does to a file.
+pub(super) fn apply(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
+    let end = offset as usize + data.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes[offset as usize..end].copy_from_slice(data);
+}
+
+#[async_trait(?Send)]
+impl Driver for MemoryFile {
+    fn format_name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn size(&self) -> u64 {
+        self.state.bytes.borrow().len() as u64
+    }
+
+    fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
+        Vec::new()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: true }
+    }
+
+    fn read_only(&self) -> bool {
+        self.state.read_only.get()
+    }
+
+    async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        self.engine.yield_now().await;
+        let bytes = self.state.bytes.borrow();
+        into.copy_from(0, &bytes[offset as usize..offset as usize + into.len()]);
+        Ok(())
+    }
+
+    async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
+        self.engine.yield_now().await;
+        self.count_down()?;
+        if offset > MOST {
+            return Err(Error::new(Kind::NoSpace, "the file is as large as it may get"));
+        }
+        self.store(offset, &from.to_vec());
+        self.engine.yield_now().await;
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> Result<()> {
+        self.count_down()?;
+        self.store(offset, &vec![0; len as usize]);
+        Ok(())
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        // Garbage: whoever still reads it shall notice.
+        let len = len.min(self.size().saturating_sub(offset));
+        self.store(offset, &vec![0xdd; len as usize]);
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.engine.yield_now().await;
+        self.count_down()?;
+        self.state.log.borrow_mut().push(Event::Flush);
+        Ok(())
+    }
+
+    async fn block_status(&self, _offset: u64, len: u64) -> Result<BlockStatus> {
+        let (zero, mapped) = (false, None);
+        Ok(BlockStatus { len, allocated: true, data: true, zero, compressed: false, mapped, recurse: false })
+    }
+
+    async fn truncate(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        self.state.bytes.borrow_mut().resize(size as usize, 0);
+        Ok(())
+    }
+}
+
+/// A disk in memory and the engine that runs it.
+pub(super) struct Disk {
+    pub(super) engine: Rc<Engine>,
+    pub(super) state: Rc<State>,
+    pub(super) backing: Option<Rc<Node>>,
+    pub(super) node: Rc<Node>,
+}
+
+impl Disk {
+    pub(super) fn create(backend: Backend, options: &CreateOptions, backing: Option<Vec<u8>>) -> Disk {
+        let engine = Engine::new(backend).unwrap();
+        let state = Rc::new(State::default());
+        let file = MemoryFile::node(&engine, &state);
+        engine.block_on(create(&engine, &file, options)).unwrap().unwrap();
+        Disk::open(engine, state, backing)
+    }
+
+    /// Opens the bytes of an image that something else made.
+    pub(super) fn from_bytes(backend: Backend, bytes: Vec<u8>, backing: Option<Vec<u8>>) -> Disk {
+        let state = State { bytes: RefCell::new(bytes), ..State::default() };
+        Disk::open(Engine::new(backend).unwrap(), Rc::new(state), backing)
+    }
+
+    fn open(engine: Rc<Engine>, state: Rc<State>, backing: Option<Vec<u8>>) -> Disk {
+        let backing = backing.map(|bytes| {
+            let state = State { bytes: RefCell::new(bytes), read_only: Cell::new(true), ..State::default() };
+            MemoryFile::node(&engine, &Rc::new(state))
+        });
+        let node = open(&engine, &state, backing.clone(), false).unwrap();
+        Disk { engine, state, backing, node }
+    }
+
+    pub(super) fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.engine.block_on(future).unwrap()
+    }
+
+    pub(super) fn close(&self) {
+        self.run(self.node.flush()).unwrap();
+        self.run(self.node.close()).unwrap();
+    }
+
+    pub(super) fn reopen(&mut self) {
+        self.close();
+        self.node = open(&self.engine, &self.state, self.backing.clone(), false).unwrap();
+    }
+
+    pub(super) fn read_all(&self) -> Vec<u8> {
+        self.run(self.node.read_bytes(0, self.node.size() as usize)).unwrap()
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.state.bytes.borrow().clone()
+    }
+}
+
+/// A driver over the file.
+pub(super) fn driver(
+    engine: &Rc<Engine>,
+    state: &Rc<State>,
+    backing: Option<Rc<Node>>,
+    read_only: bool,
+) -> Result<Qcow2> {
+    let file = MemoryFile::node(engine, state);
+    engine.block_on(Image::read(&file)).unwrap()?.into_qcow2(engine, backing, read_only)
+}
+
+pub(super) fn open(
+    engine: &Rc<Engine>,
+    state: &Rc<State>,
+    backing: Option<Rc<Node>>,
+    read_only: bool,
+) -> Result<Rc<Node>> {
+    Ok(Node::new("disk", Box::new(driver(engine, state, backing, read_only)?)))
+}
+
+/// A folder for the real qemu-img.
+pub(super) struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub(super) fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(super) fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// Runs a program; the line is split at spaces, `'a b'` is one word.
+    pub(super) fn try_run(&self, line: &str) -> Output {
+        let mut words = Vec::new();
+        for (at, part) in line.split('\'').enumerate() {
+            match at % 2 {
+                0 => words.extend(part.split_whitespace()),
+                _ => words.push(part),
+            }
+        }
+        Command::new(words[0]).args(&words[1..]).current_dir(self.0.path()).output().unwrap()
+    }
+
+    pub(super) fn run(&self, line: &str) -> String {
+        let output = self.try_run(line);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{line}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// What the real qemu-img reads from the image.
+    pub(super) fn content(&self, image: &str, options: &str) -> Vec<u8> {
+        self.run(&format!("qemu-img convert {options} -f qcow2 -O raw {image} content.raw"));
+        self.read("content.raw")
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
+
+mod crash;
+mod damaged;
+mod errors;
+mod interop;
+mod memory;
+mod model;

@@ -1,0 +1,459 @@
+//! Making a new image of any format: its options as tables, their values, and the drivers that take them.
+//!
+//! A [`Template`] is what a format (and the file that it will be in) lets users choose. Values are read and
+//! checked in it; nothing on the host is touched before all of them make sense.
+
+use crate::block::aio::Engine;
+use crate::block::format::qcow2;
+use crate::block::graph::{Driver, Node};
+use crate::block::options::{CacheMode, OpenOptions, Preallocation};
+use crate::block::protocol::file::FileDriver;
+use crate::block::{Error, Kind, Result};
+use crate::util::keyval::{self, Options};
+use crate::util::size::{SizeError, parse_size};
+use std::rc::Rc;
+
+/// Formats that images can be made in.
+pub const CREATABLE: &[&str] = &["qcow2", "raw"];
+/// What QEMU has besides, and what may stand in an image as its backing file's format.
+const FOREIGN: &[&str] = &[
+    "blkdebug",
+    "bochs",
+    "cloop",
+    "dmg",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "parallels",
+    "qcow",
+    "qed",
+    "quorum",
+    "rbd",
+    "ssh",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
+
+/// The type of an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueKind {
+    /// Any text.
+    Text,
+    /// A size in bytes, with a suffix if the user likes.
+    Size,
+    /// A number.
+    Number,
+    /// `on` or `off`.
+    Switch,
+}
+
+/// What of an option's values works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Support {
+    Full,
+    /// Only this value: the others need a feature that is still to come.
+    Only(&'static str),
+    None,
+}
+
+/// An option that a new image can have.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateOption {
+    /// Its name.
+    pub name: &'static str,
+    /// The type of its value.
+    pub kind: ValueKind,
+    /// What it means.
+    pub help: &'static str,
+    default: Option<&'static str>,
+    support: Support,
+}
+
+impl CreateOption {
+    const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
+        CreateOption { name, kind, help, default: None, support: Support::Full }
+    }
+
+    const fn default(self, value: &'static str) -> CreateOption {
+        CreateOption { default: Some(value), ..self }
+    }
+
+    const fn only(self, value: &'static str) -> CreateOption {
+        CreateOption { support: Support::Only(value), ..self }
+    }
+
+    const fn later(self) -> CreateOption {
+        CreateOption { support: Support::None, ..self }
+    }
+
+    /// Whether any value of it works.
+    pub fn is_supported(&self) -> bool {
+        self.support != Support::None
+    }
+
+    /// Brings a value into the form that it is stored and shown in.
+    fn canonical(&self, value: &str) -> Result<String> {
+        match self.kind {
+            ValueKind::Text => Ok(value.to_owned()),
+            ValueKind::Size => parse_size(value).map(|size| size.to_string()).map_err(|error| {
+                invalid(match error {
+                    SizeError::OutOfRange => {
+                        format!("Value '{value}' is out of range for parameter '{}'", self.name)
+                    }
+                    SizeError::Malformed => format!(
+                        "Parameter '{}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P \
+                         or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
+                        self.name
+                    ),
+                })
+            }),
+            ValueKind::Number => match parse_number(value) {
+                Some(number) => Ok(number.to_string()),
+                None => Err(invalid(format!("Parameter '{}' expects a number", self.name))),
+            },
+            ValueKind::Switch => match keyval::parse_switch(self.name, value) {
+                Ok(_) => Ok(value.to_owned()),
+                Err(error) => Err(invalid(error.to_string())),
+            },
+        }
+    }
+
+    fn refuse_unsupported(&self, value: &str) -> Result<()> {
+        let fine = match (self.support, self.kind) {
+            (Support::Full, _) => true,
+            (Support::Only(only), ValueKind::Switch) => {
+                keyval::parse_switch(self.name, value) == keyval::parse_switch(self.name, only)
+            }
+            (Support::Only(only), _) => value == only,
+            (Support::None, _) => false,
+        };
+        let message = || format!("the option '{}={value}' is not supported yet", self.name);
+        if fine { Ok(()) } else { Err(Error::new(Kind::Unsupported, message())) }
+    }
+}
+
+use ValueKind::{Number, Size, Switch, Text};
+
+const SIZE: CreateOption = CreateOption::new("size", Size, "size of the disk");
+
+/// In the order in which qemu-img shows them.
+const QCOW2: &[CreateOption] = &[
+    CreateOption::new("encryption", Switch, "encrypt with AES; weak, do not use").only("off"),
+    CreateOption::new("encrypt.format", Text, "kind of encryption").later(),
+    CreateOption::new("encrypt.key-secret", Text, "secret that holds the passphrase").later(),
+    CreateOption::new("encrypt.cipher-alg", Text, "cipher").later(),
+    CreateOption::new("encrypt.cipher-mode", Text, "mode of the cipher").later(),
+    CreateOption::new("encrypt.ivgen-alg", Text, "generator of initialisation vectors").later(),
+    CreateOption::new("encrypt.ivgen-hash-alg", Text, "hash of that generator").later(),
+    CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation").later(),
+    CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes").later(),
+    CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
+    CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off").only("off"),
+    CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
+    CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib").only("zlib"),
+    SIZE,
+    CreateOption::new("compat", Text, "version of the format: 1.1 (or v3), 0.10 (or v2)"),
+    CreateOption::new("backing_file", Text, "file that holds what is not in this image"),
+    CreateOption::new("backing_fmt", Text, "format of that file"),
+    CreateOption::new("data_file", Text, "file that holds the data").later(),
+    CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image").only("off"),
+    CreateOption::new("lazy_refcounts", Switch, "write refcounts late").default("off"),
+    CreateOption::new("refcount_bits", Number, "width of a refcount").default("16"),
+];
+const RAW: &[CreateOption] = &[SIZE];
+/// What the host file adds.
+const FILE: &[CreateOption] = &[
+    CreateOption::new("nocow", Switch, "no copy-on-write on btrfs").only("off"),
+    CreateOption::new("preallocation", Text, "what is allocated at once: off, falloc, full"),
+    CreateOption::new("extent_size_hint", Size, "smallest extent on XFS").only("0"),
+];
+
+/// The options that a new image of some format can have.
+#[derive(Clone, Debug)]
+pub struct Template {
+    format: &'static str,
+    options: Vec<CreateOption>,
+}
+
+impl Template {
+    /// The options of `format`, and those of the host file too if `with_file`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for a format that does not exist, [`Kind::Unsupported`] for one to come.
+    pub fn new(format: &str, with_file: bool) -> Result<Template> {
+        let (format, own) = match format {
+            "qcow2" => ("qcow2", QCOW2),
+            "raw" => ("raw", RAW),
+            _ if FOREIGN.contains(&format) => {
+                let message = format!("the format '{format}' is not supported yet");
+                return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2 or raw"));
+            }
+            _ => return Err(invalid(format!("Unknown file format '{format}'"))),
+        };
+        let mut options = own.to_vec();
+        if with_file {
+            options.extend(FILE.iter().filter(|file| own.iter().all(|option| option.name != file.name)));
+        }
+        Ok(Template { format, options })
+    }
+
+    /// All options, in the order in which they are shown.
+    pub fn options(&self) -> &[CreateOption] {
+        &self.options
+    }
+
+    /// Whether images of the format can have a backing file.
+    pub fn has_backing(&self) -> bool {
+        self.options.iter().any(|option| option.name == "backing_file")
+    }
+
+    /// Reads `given`; what it does not name has its default.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for options that the format does not have and values that they cannot have.
+    pub fn values(&self, given: &Options) -> Result<Values> {
+        let values = self.options.iter().map(|option| option.default.map(str::to_owned)).collect();
+        let mut values = Values { template: self.clone(), values };
+        for (name, value) in given.pairs() {
+            values.set(name, value)?;
+        }
+        Ok(values)
+    }
+}
+
+/// The options of one image to be made.
+#[derive(Clone, Debug)]
+pub struct Values {
+    template: Template,
+    /// In the template's order.
+    values: Vec<Option<String>>,
+}
+
+impl Values {
+    /// The value of an option, in its canonical form.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let index = self.index(name)?;
+        self.values[index].as_deref()
+    }
+
+    /// Sets an option.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] if there is no such option or it cannot have the value.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let index = self.index(name).ok_or_else(|| invalid(format!("Invalid parameter '{name}'")))?;
+        self.values[index] = Some(self.template.options[index].canonical(value)?);
+        Ok(())
+    }
+
+    /// The disk's size, where it was set.
+    pub fn size(&self) -> Option<u64> {
+        // A size's canonical form is a number.
+        self.get("size").and_then(|size| size.parse().ok())
+    }
+
+    /// All values that are set, as `name=value name=value`.
+    pub fn describe(&self) -> String {
+        let set = self.template.options.iter().zip(&self.values).filter_map(|(option, value)| {
+            value.as_ref().map(|value| format!("{}={}", option.name, keyval::escape(value)))
+        });
+        set.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Refuses what needs a feature that this build does not have.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] that names option and value.
+    pub fn refuse_unsupported(&self) -> Result<()> {
+        for (option, value) in self.template.options.iter().zip(&self.values) {
+            if let Some(value) = value {
+                option.refuse_unsupported(value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.template.options.iter().position(|option| option.name == name)
+    }
+
+    fn switch(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| keyval::parse_switch(name, value) == Ok(true))
+    }
+}
+
+/// Makes an image; an existing file of that name is replaced.
+///
+/// # Errors
+/// In qemu-img's words. Values that make no sense are refused before anything is written.
+pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
+    values.refuse_unsupported()?;
+    match values.template.format {
+        "raw" => create_raw(engine, filename, values).await,
+        _ => create_qcow2(engine, filename, values).await,
+    }
+}
+
+/// The bytes of a new image matter only when it is complete.
+fn new_file(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
+    let options = OpenOptions { cache: CacheMode::WRITEBACK, read_only: false, ..OpenOptions::default() };
+    FileDriver::create(engine, filename, &options)
+}
+
+async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
+    let preallocation = match values.get("preallocation") {
+        None | Some("off") => Preallocation::Off,
+        Some("falloc") => Preallocation::Falloc,
+        Some("full") => Preallocation::Full,
+        Some("metadata") => return Err(invalid("Unsupported preallocation mode: metadata")),
+        Some(other) => return Err(invalid(format!("invalid parameter value: {other}"))),
+    };
+    let size = values.size().unwrap_or(0);
+    let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
+    let file = new_file(engine, filename)?;
+    file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))?;
+    // The disk must not look like an image of another format that was in the file.
+    let first = usize::try_from(size.min(512)).unwrap_or(0);
+    Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
+}
+
+async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
+    let options = qcow2_options(values)?;
+    options.validate()?;
+    let file = Node::new(filename, Box::new(new_file(engine, filename)?));
+    let done = qcow2::create(engine, &file, &options).await;
+    done.and(file.close().await).map_err(|error| explain_too_large(error, values))
+}
+
+fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
+    let preallocation = match values.get("preallocation") {
+        None | Some("off") => Preallocation::Off,
+        Some("metadata") => Preallocation::Metadata,
+        Some("falloc") => Preallocation::Falloc,
+        Some("full") => Preallocation::Full,
+        Some(other) => return Err(not_accepted("preallocation", other)),
+    };
+    let version = match values.get("compat") {
+        None | Some("1.1" | "v3") => 3,
+        Some("0.10" | "v2") => 2,
+        Some(other) => return Err(not_accepted("version", other)),
+    };
+    let backing_format = values.get("backing_fmt");
+    if let Some(format) = backing_format.filter(|format| !is_known_format(format)) {
+        return Err(not_accepted("backing-fmt", format));
+    }
+    if backing_format.is_some() && values.get("backing_file").is_none() {
+        return Err(invalid("Backing format cannot be used without backing file"));
+    }
+    let number = |name| values.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
+    Ok(qcow2::CreateOptions {
+        size: values.size().unwrap_or(0),
+        version,
+        cluster_size: number("cluster_size"),
+        refcount_bits: number("refcount_bits"),
+        lazy_refcounts: values.switch("lazy_refcounts"),
+        backing_file: values.get("backing_file").map(str::to_owned),
+        backing_format: backing_format.map(str::to_owned),
+        preallocation,
+    })
+}
+
+/// Whether QEMU knows the format, so that it may be named in an image.
+fn is_known_format(format: &str) -> bool {
+    CREATABLE.contains(&format) || FOREIGN.contains(&format)
+}
+
+fn explain_too_large(error: Error, values: &Values) -> Error {
+    if error.errno() == libc::EFBIG { too_large(values) } else { error }
+}
+
+fn too_large(values: &Values) -> Error {
+    let format = values.template.format;
+    let hint = if format == "qcow2" { " (try using a larger cluster size)" } else { "" };
+    invalid(format!("The image size is too large for file format '{format}'{hint}"))
+}
+
+fn not_accepted(name: &str, value: &str) -> Error {
+    invalid(format!("Parameter '{name}' does not accept value '{value}'"))
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidArgument, message)
+}
+
+/// A number as C reads it: decimal, `0x` hexadecimal, octal after a zero; negative ones count down from 2^64.
+fn parse_number(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (16, digits),
+        None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
+        None => (10, digits),
+    };
+    if !digits.starts_with(|first: char| first.is_digit(radix)) {
+        return None;
+    }
+    let number = u64::from_str_radix(digits, radix).ok()?;
+    // Shown as a signed number, as qemu-img does.
+    Some(if negative { number.wrapping_neg() } else { number } as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(format: &str, given: &str) -> Result<Values> {
+        Template::new(format, true)?.values(&Options::parse(given, None))
+    }
+
+    // Expectations were read off `qemu-img create`.
+    #[test]
+    fn options_are_shown_in_qemu_imgs_order_with_their_defaults() {
+        let shown = values("qcow2", "refcount_bits=0x10,compat=v3,cluster_size=4k,size=1M,backing_file=a,,b");
+        let expect = "cluster_size=4096 extended_l2=off compression_type=zlib size=1048576 compat=v3 \
+                      backing_file=a,,b lazy_refcounts=off refcount_bits=16";
+        assert_eq!(shown.unwrap().describe(), expect);
+        let shown = values("raw", "extent_size_hint=2M,preallocation=full,nocow=yes,size=1").unwrap();
+        assert_eq!(shown.describe(), "size=1 nocow=yes preallocation=full extent_size_hint=2097152");
+    }
+
+    #[test]
+    fn wrong_values_are_named_in_qemu_imgs_words() {
+        let cases = [
+            ("bogus", "Invalid parameter 'bogus'"),
+            ("size=-5", "Value '-5' is out of range for parameter 'size'"),
+            ("refcount_bits=16k", "Parameter 'refcount_bits' expects a number"),
+            ("extended_l2=foo", "Parameter 'extended_l2' expects 'on' or 'off'"),
+        ];
+        for (given, message) in cases {
+            assert_eq!(values("qcow2", given).unwrap_err().message(), message);
+        }
+        assert_eq!(values("qcow2", "refcount_bits=-1").unwrap().get("refcount_bits"), Some("-1"));
+    }
+
+    #[test]
+    fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
+        for given in ["encryption=on", "data_file=d", "extended_l2=on", "compression_type=zstd", "nocow=on"] {
+            let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
+            assert!(error.message().contains(given), "{}", error.message());
+        }
+        let fine = "encryption=no,data_file_raw=off,extended_l2=false,compression_type=zlib,nocow=off";
+        assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
+        assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
+        assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");
+    }
+}

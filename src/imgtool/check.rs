@@ -1,0 +1,159 @@
+//! `check`: the consistency of an image. Reports; repairing is still to come.
+
+use super::getopt::{Flag, Parser};
+use super::output::{self, Failure, Form};
+use super::{Command, HELP, engine, json, only_image, open};
+use crate::block::graph::driver::CheckReport;
+use crate::block::options::OpenOptions;
+use serde_json::Value;
+
+pub(super) const COMMAND: Command = Command {
+    name: "check",
+    summary: "Check the consistency of an image",
+    usage: "[-f FMT] [--output=human|json] [-T CACHE] [-U] [-q] FILENAME",
+    flags: &[
+        HELP,
+        Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
+        Flag::value("cache", "CACHE", "cache mode: writeback (default), none, …").short('T'),
+        Flag::value("repair", "leaks|all", "repair what is wrong").short('r'),
+        Flag::value("output", "human|json", "form of the result"),
+        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
+        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::switch("force-share", "look at the image although another process may write it").short('U'),
+        Flag::switch("quiet", "say nothing but errors").short('q'),
+    ],
+    operands: &[("FILENAME", "the image")],
+    run,
+};
+
+/// Exit status: the image is damaged.
+const CORRUPT: u8 = 2;
+/// Exit status: clusters are lost, but nothing is damaged.
+const LEAKS: u8 = 3;
+/// Exit status: there is no check for this format.
+const NO_CHECK: u8 = 63;
+
+fn run(mut parser: Parser) -> Result<u8, Failure> {
+    let (mut options, mut form, mut quiet, mut repair) = (open::for_reading(), Form::Human, false, false);
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            "help" => return Err(Failure::Help),
+            "format" => options.format = Some(value),
+            "cache" => options.cache = open::source_cache(&value)?,
+            "repair" => repair = check_repair(&value)?,
+            "output" => form = Form::parse(&value)?,
+            "force-share" => options.force_share = true,
+            _ => quiet = true,
+        }
+    }
+    let filename = only_image(parser)?;
+    if repair {
+        return Err(Failure::message("option '-r' is not supported yet: the image was not touched"));
+    }
+    let (format, report) = check(&filename, &options)?;
+    for message in &report.messages {
+        output::say(message);
+    }
+    match form {
+        _ if quiet => {}
+        Form::Json => output::write(&json::to_text(&to_json(&filename, format, &report)))?,
+        Form::Human => output::write(&to_text(&report))?,
+    }
+    Ok(exit_status(&report))
+}
+
+fn check_repair(what: &str) -> Result<bool, Failure> {
+    match what {
+        "leaks" | "all" => Ok(true),
+        _ => {
+            let message = format!("--repair (-r) expects 'leaks' or 'all' not '{what}'");
+            Err(Failure::Usage(message))
+        }
+    }
+}
+
+fn check(filename: &str, options: &OpenOptions) -> Result<(&'static str, CheckReport), Failure> {
+    let engine = engine()?;
+    engine.block_on(async {
+        let node = open::image(&engine, filename, options).await?;
+        let checker = node.driver().checker().ok_or_else(|| Failure::Other {
+            message: "This image format does not support checks".to_owned(),
+            remedy: None,
+            code: NO_CHECK,
+        })?;
+        let report = checker.check().await.map_err(|error| Failure::block("Check failed", &error))?;
+        Ok((node.driver().format_name(), report))
+    })?
+}
+
+fn exit_status(report: &CheckReport) -> u8 {
+    match report {
+        CheckReport { check_errors: 1.., .. } => 1,
+        CheckReport { corruptions: 1.., .. } => CORRUPT,
+        CheckReport { leaks: 1.., .. } => LEAKS,
+        _ => 0,
+    }
+}
+
+fn to_text(report: &CheckReport) -> String {
+    let mut text = String::new();
+    if report.corruptions + report.leaks + report.check_errors == 0 {
+        text += "No errors were found on the image.\n";
+    }
+    if report.corruptions > 0 {
+        text += &format!(
+            "\n{} errors were found on the image.\n\
+             Data may be corrupted, or further writes to the image may corrupt it.\n",
+            report.corruptions
+        );
+    }
+    if report.leaks > 0 {
+        text += &format!(
+            "\n{} leaked clusters were found on the image.\n\
+             This means waste of disk space, but no harm to data.\n",
+            report.leaks
+        );
+    }
+    if report.check_errors > 0 {
+        text += &format!("\n{} internal errors have occurred during the check.\n", report.check_errors);
+    }
+    text + &statistics(report)
+}
+
+fn statistics(report: &CheckReport) -> String {
+    let mut text = String::new();
+    let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+    if report.total_clusters > 0 && report.allocated_clusters > 0 {
+        text += &format!(
+            "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters\n",
+            report.allocated_clusters,
+            report.total_clusters,
+            percent(report.allocated_clusters, report.total_clusters),
+            percent(report.fragmented_clusters, report.allocated_clusters),
+            percent(report.compressed_clusters, report.allocated_clusters),
+        );
+    }
+    if report.image_end_offset > 0 {
+        text += &format!("Image end offset: {}\n", report.image_end_offset);
+    }
+    text
+}
+
+/// The members that qemu-img writes, in its order; counts of nothing are left out.
+fn to_json(filename: &str, format: &str, report: &CheckReport) -> Value {
+    let count = |number: u64| (number > 0).then(|| Value::from(number));
+    let members = [
+        ("image-end-offset", count(report.image_end_offset)),
+        ("compressed-clusters", count(report.compressed_clusters)),
+        ("total-clusters", count(report.total_clusters)),
+        ("corruptions", count(report.corruptions)),
+        ("check-errors", Some(report.check_errors.into())),
+        ("leaks", count(report.leaks)),
+        ("allocated-clusters", count(report.allocated_clusters)),
+        ("filename", Some(filename.into())),
+        ("format", Some(format.into())),
+        ("fragmented-clusters", count(report.fragmented_clusters)),
+    ];
+    let written = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Value::Object(written.collect())
+}

@@ -1,0 +1,275 @@
+//! `convert`: the content of one or more images in a new one.
+
+use super::create::check_filename;
+use super::create_options::{OptionLists, show_help};
+use super::getopt::{Flag, Parser};
+use super::output::Failure;
+use super::progress::Progress;
+use super::{Command, HELP, engine, open, size_argument};
+use crate::block::aio::Engine;
+use crate::block::graph::Node;
+use crate::block::ops::copy::{CopyOptions, copy, total_size};
+use crate::block::ops::create::{Template, Values, create};
+use crate::block::options::{CacheMode, OpenOptions};
+use crate::block::{Error, graph::ChildRole};
+use std::rc::Rc;
+
+pub(super) const COMMAND: Command = Command {
+    name: "convert",
+    summary: "Copy images into a new one, in another format if wanted",
+    usage: "[-f FMT] [-O FMT] [-o OPTIONS] [-B BACKING_FILE -F BACKING_FMT] [-n] [-p] [-q] [-S SIZE] \
+            FILENAME... OUTPUT",
+    flags: &[
+        HELP,
+        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
+        Flag::switch("image-opts", "sources are option strings").later(),
+        Flag::switch("source-image-opts", "sources are option strings").later(),
+        Flag::value("source-format", "FMT", "format of the sources (default: guessed)").short('f'),
+        Flag::value("source-cache", "CACHE", "cache mode of the sources (default: writeback)").short('T'),
+        Flag::value("snapshot", "SNAPSHOT", "copy an internal snapshot").short('l').later(),
+        Flag::value("sparse-size", "SIZE", "leave out runs of so many zero bytes (default: 4k; 0: none)")
+            .short('S'),
+        Flag::switch("salvage", "go on after read errors").later(),
+        Flag::switch("skip-broken-bitmaps", "leave out broken bitmaps").later(),
+        Flag::value("output-format", "FMT", "format of the output (default: raw)")
+            .short('O')
+            .aliases(&["target-format"]),
+        Flag::value("options", "OPTIONS", "options of the output's format; '-o help' lists them")
+            .short('o')
+            .aliases(&["target-options"]),
+        Flag::value("output-cache", "CACHE", "cache mode of the output (default: unsafe)")
+            .short('t')
+            .aliases(&["target-cache"]),
+        Flag::switch("oob-writes", "write out of order").short('W'),
+        Flag::switch("target-image-opts", "OUTPUT is an option string").later(),
+        Flag::switch("target-is-zero", "with -n: the output holds nothing but zeros").later(),
+        Flag::value("backing", "BACKING_FILE", "leave what the output's backing file holds to it").short('B'),
+        Flag::value("backing-format", "BACKING_FMT", "format of the backing file").short('F'),
+        Flag::switch("bitmaps", "copy bitmaps too").later(),
+        Flag::switch("compress", "compress the output").short('c').later(),
+        Flag::switch("copy-range-offloading", "let the file system copy").short('C').in_full().later(),
+        Flag::switch("force-share", "read sources although another process may write them").short('U'),
+        Flag::value("parallel", "NUMBER", "pieces in flight, 1 to 16 (default: 8)").short('m'),
+        Flag::switch("no-create", "write into an image that is there").short('n').in_full(),
+        Flag::switch("progress", "show progress").short('p').in_full(),
+        Flag::switch("quiet", "say nothing but errors").short('q'),
+        Flag::value("rate", "RATE", "bytes a second").short('r').later(),
+    ],
+    operands: &[
+        ("FILENAME", "an image to copy; several are put one behind the other"),
+        ("OUTPUT", "the new image"),
+    ],
+    run,
+};
+
+/// Longest run of zeros that can be asked for, in bytes.
+const MAX_SPARSE: u64 = 16 << 20;
+
+/// What is to be done.
+#[derive(Debug)]
+struct Request {
+    sources: Vec<String>,
+    source: OpenOptions,
+    output: String,
+    format: String,
+    cache: CacheMode,
+    options: OptionLists,
+    backing: Option<String>,
+    backing_format: Option<String>,
+    sparse: u64,
+    workers: usize,
+    out_of_order: bool,
+    create: bool,
+    progress: bool,
+    quiet: bool,
+}
+
+fn run(parser: Parser) -> Result<u8, Failure> {
+    let Some(request) = read(parser)? else { return Ok(0) };
+    let engine = engine()?;
+    engine.block_on(convert(&engine, &request))??;
+    Ok(0)
+}
+
+/// Reads the command line; `None` if it only asked for the list of options.
+fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
+    let mut request = Request {
+        sources: Vec::new(),
+        source: open::for_reading(),
+        output: String::new(),
+        format: "raw".to_owned(),
+        cache: CacheMode::UNSAFE,
+        options: OptionLists::default(),
+        backing: None,
+        backing_format: None,
+        sparse: 4096,
+        workers: 8,
+        out_of_order: false,
+        create: true,
+        progress: false,
+        quiet: false,
+    };
+    let (mut cache, mut source_cache) = (None, None);
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            "help" => return Err(Failure::Help),
+            "output-cache" => cache = Some(value),
+            "source-cache" => source_cache = Some(value),
+            _ => request.take(name, value)?,
+        }
+    }
+    let mut names = parser.operands();
+    if request.options.wants_help() {
+        return show_help(&request.format, !names.is_empty()).map(|()| None);
+    }
+    let output = names.pop().filter(|_| !names.is_empty());
+    request.output = output.ok_or_else(|| Failure::message("Must specify image file name"))?;
+    request.sources = names;
+    if !request.create && request.options.is_given() {
+        return Err(Failure::message("-o has no effect when skipping image creation"));
+    }
+    request.cache = cache.map_or(Ok(CacheMode::UNSAFE), |word| open::target_cache(&word))?;
+    request.source.cache = source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
+    Ok(Some(request))
+}
+
+impl Request {
+    /// Takes one option.
+    fn take(&mut self, name: &str, value: String) -> Result<(), Failure> {
+        match name {
+            "source-format" => self.source.format = Some(value),
+            "output-format" => self.format = value,
+            "options" => self.options.add(&value)?,
+            "backing" => self.backing = Some(value),
+            "backing-format" => self.backing_format = Some(value),
+            "sparse-size" => self.sparse = parse_sparse(&value)?,
+            "parallel" => self.workers = parse_workers(&value)?,
+            "oob-writes" => self.out_of_order = true,
+            "no-create" => self.create = false,
+            "progress" => self.progress = true,
+            "quiet" => self.quiet = true,
+            _ => self.source.force_share = true,
+        }
+        Ok(())
+    }
+}
+
+fn parse_sparse(text: &str) -> Result<u64, Failure> {
+    let what = "buffer size for sparse output";
+    match size_argument(what, text)? {
+        size if size <= MAX_SPARSE && size.is_multiple_of(512) => Ok(size),
+        _ => Err(Failure::message(format!(
+            "Invalid {what} specified. Valid sizes are multiples of 512 up to {MAX_SPARSE}. Select 0 to disable \
+             sparse detection (fully allocates output)."
+        ))),
+    }
+}
+
+fn parse_workers(text: &str) -> Result<usize, Failure> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Failure::message(format!("Invalid number of coroutines specified: '{text}'.")));
+    }
+    match text.parse() {
+        Ok(workers @ 1..=16) => Ok(workers),
+        _ => Err(Failure::message("Invalid number of coroutines specified. Must be between 1 and 16.")),
+    }
+}
+
+async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+    let progress = Progress::start(request.progress && !request.quiet);
+    let mut sources = Vec::new();
+    for source in &request.sources {
+        sources.push(open::image(engine, source, &request.source).await?);
+    }
+    let size = total_size(&sources);
+    let backing = if request.create {
+        let values = prepare(request, size)?;
+        let what = format!("{}: error while converting {}", request.output, request.format);
+        create(engine, &request.output, &values).await.map_err(|error| Failure::block(&what, &error))?;
+        values.get("backing_file").map(str::to_owned)
+    } else {
+        None
+    };
+    let target = open_target(engine, request).await?;
+    if target.size() < size {
+        return Err(Failure::message("output file is smaller than input file"));
+    }
+    let options = copy_options(request, &target, backing.is_some());
+    copy_all(&sources, &target, &options, &progress).await?;
+    finish(&target, request).await?;
+    progress.report(100.0);
+    Ok(())
+}
+
+/// The options of the new image.
+fn prepare(request: &Request, size: u64) -> Result<Values, Failure> {
+    let plain = |error: Error| Failure::message(error.message());
+    let template = Template::new(&request.format, true).map_err(plain)?;
+    check_filename(&request.output).map_err(plain)?;
+    let mut values = template.values(request.options.options()).map_err(plain)?;
+    if request.backing.is_some() && !template.has_backing() {
+        let message = format!("Backing file not supported for file format '{}'", request.format);
+        return Err(Failure::message(message));
+    }
+    values.set("size", &size.to_string()).map_err(plain)?;
+    if let Some(name) = &request.backing {
+        values.set("backing_file", name).map_err(plain)?;
+    }
+    if let Some(format) = request.backing_format.as_ref().filter(|_| template.has_backing()) {
+        values.set("backing_fmt", format).map_err(plain)?;
+    }
+    let has_backing = values.get("backing_file").is_some();
+    if has_backing && values.get("backing_fmt").is_none() {
+        return Err(Failure::message("Use of backing file requires explicit backing format"));
+    }
+    if has_backing && request.sources.len() > 1 {
+        let message = "Having a backing file for the target makes no sense when concatenating multiple input \
+                       images";
+        return Err(Failure::message(message));
+    }
+    Ok(values)
+}
+
+async fn open_target(engine: &Rc<Engine>, request: &Request) -> Result<Rc<Node>, Failure> {
+    let options = OpenOptions {
+        format: Some(request.format.clone()),
+        read_only: false,
+        cache: request.cache,
+        unmap: request.sparse > 0,
+        ..OpenOptions::default()
+    };
+    open::image(engine, &request.output, &options).await
+}
+
+fn copy_options(request: &Request, target: &Node, has_backing: bool) -> CopyOptions {
+    let backing = target.child(ChildRole::Backing);
+    CopyOptions {
+        sparse: request.sparse,
+        workers: request.workers,
+        out_of_order: request.out_of_order,
+        target_is_zero: request.create && !has_backing,
+        target_backing: backing.filter(|_| has_backing).map(|backing| backing.size()),
+    }
+}
+
+async fn copy_all(
+    sources: &[Rc<Node>],
+    target: &Rc<Node>,
+    options: &CopyOptions,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+    let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
+    copy(sources, target, options, shown).await.map_err(|error| Failure::Other {
+        message: error.message().to_owned(),
+        remedy: error.hint().map(str::to_owned),
+        code: 1,
+    })
+}
+
+async fn finish(target: &Rc<Node>, request: &Request) -> Result<(), Failure> {
+    let flushed = target.flush().await;
+    let done = flushed.and(target.close().await);
+    done.map_err(|error| Failure::block(&format!("Could not write '{}'", request.output), &error))
+}

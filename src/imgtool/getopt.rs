@@ -1,0 +1,241 @@
+//! Command lines in the manner of getopt_long(3): options and operands mixed, `--` ends the options, short
+//! options bundled (`-qf raw`), long ones shortened as far as they stay unambiguous.
+//!
+//! Options are handed out one at a time, so that the first mistake in the order of the line is the one that is
+//! reported, in the C library's words.
+
+use std::collections::VecDeque;
+
+/// An option of a command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flag {
+    /// What the code calls it, and its long form.
+    pub(super) name: &'static str,
+    /// Further long forms, accepted only when written in full.
+    pub(super) aliases: &'static [&'static str],
+    /// Its one-letter form.
+    pub(super) short: Option<char>,
+    /// What help calls its value; `None` where it takes none.
+    pub(super) value: Option<&'static str>,
+    /// What it does, for help.
+    pub(super) help: &'static str,
+    /// This build can do it. What it cannot is refused by name.
+    pub(super) ready: bool,
+    /// The name itself must be written in full too.
+    full: bool,
+}
+
+impl Flag {
+    /// A switch.
+    pub(super) const fn switch(name: &'static str, help: &'static str) -> Flag {
+        Flag { name, aliases: &[], short: None, value: None, help, ready: true, full: false }
+    }
+
+    /// An option with a value, that help calls `value`.
+    pub(super) const fn value(name: &'static str, value: &'static str, help: &'static str) -> Flag {
+        Flag { value: Some(value), ..Flag::switch(name, help) }
+    }
+
+    /// With a one-letter form.
+    pub(super) const fn short(self, short: char) -> Flag {
+        Flag { short: Some(short), ..self }
+    }
+
+    /// With other long forms.
+    pub(super) const fn aliases(self, aliases: &'static [&'static str]) -> Flag {
+        Flag { aliases, ..self }
+    }
+
+    /// With a long form that cannot be shortened: qemu-img has none, and its shortened forms must stay clear.
+    pub(super) const fn in_full(self) -> Flag {
+        Flag { full: true, ..self }
+    }
+
+    /// Known but not there yet.
+    pub(super) const fn later(self) -> Flag {
+        Flag { ready: false, ..self }
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
+    }
+}
+
+/// What is wrong with a command line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Mistake {
+    #[error("unrecognized option '{0}'")]
+    UnknownLong(String),
+    #[error("invalid option -- '{0}'")]
+    UnknownShort(char),
+    #[error("option '{0}' is ambiguous; possibilities:{1}")]
+    Ambiguous(String, String),
+    #[error("option '{0}' requires an argument")]
+    LongNeedsValue(String),
+    #[error("option requires an argument -- '{0}'")]
+    ShortNeedsValue(char),
+    #[error("option '--{0}' doesn't allow an argument")]
+    TakesNoValue(String),
+    #[error("option '{0}' is not supported yet")]
+    NotReady(String),
+}
+
+/// A command line that is being read.
+pub(super) struct Parser {
+    flags: &'static [Flag],
+    args: VecDeque<String>,
+    /// Letters of a bundle that are still to be read.
+    bundle: VecDeque<char>,
+    operands: Vec<String>,
+    /// Operands are not options' neighbours but their end (before the command word).
+    stop_at_operand: bool,
+}
+
+impl Parser {
+    /// A line whose options and operands may be mixed.
+    pub(super) fn new(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
+        Parser {
+            flags,
+            args: args.into_iter().collect(),
+            bundle: VecDeque::new(),
+            operands: Vec::new(),
+            stop_at_operand: false,
+        }
+    }
+
+    /// A line whose first operand ends the options.
+    pub(super) fn up_to_operand(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
+        Parser { stop_at_operand: true, ..Parser::new(flags, args) }
+    }
+
+    /// The next option and its value (empty for a switch); `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<(&'static str, String)>, Mistake> {
+        if let Some(letter) = self.bundle.pop_front() {
+            return self.letter(letter).map(Some);
+        }
+        while let Some(arg) = self.args.pop_front() {
+            if arg == "--" {
+                break;
+            } else if let Some(long) = arg.strip_prefix("--") {
+                return self.long(long).map(Some);
+            } else if arg.len() > 1 && arg.starts_with('-') {
+                self.bundle = arg.chars().skip(1).collect();
+                return self.next();
+            }
+            self.operands.push(arg);
+            if self.stop_at_operand {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is not an option, once [`Parser::next`] has come to the end.
+    pub(super) fn operands(mut self) -> Vec<String> {
+        self.operands.extend(self.args);
+        self.operands
+    }
+
+    fn letter(&mut self, letter: char) -> Result<(&'static str, String), Mistake> {
+        let flag = self.flags.iter().find(|flag| flag.short == Some(letter));
+        let flag = flag.ok_or(Mistake::UnknownShort(letter))?;
+        let mut value = String::new();
+        if flag.value.is_some() {
+            value = self.bundle.drain(..).collect();
+            if value.is_empty() {
+                value = self.args.pop_front().ok_or(Mistake::ShortNeedsValue(letter))?;
+            }
+        }
+        if flag.ready { Ok((flag.name, value)) } else { Err(Mistake::NotReady(format!("-{letter}"))) }
+    }
+
+    fn long(&mut self, text: &str) -> Result<(&'static str, String), Mistake> {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text, None),
+        };
+        let flag = self.find_long(name, text)?;
+        if flag.value.is_none() && value.is_some() {
+            return Err(Mistake::TakesNoValue(flag.name.to_owned()));
+        }
+        let value = match (flag.value, value) {
+            (Some(_), None) => {
+                self.args.pop_front().ok_or_else(|| Mistake::LongNeedsValue(format!("--{}", flag.name)))?
+            }
+            (_, value) => value.unwrap_or_default(),
+        };
+        if flag.ready { Ok((flag.name, value)) } else { Err(Mistake::NotReady(format!("--{}", flag.name))) }
+    }
+
+    fn find_long(&self, name: &str, text: &str) -> Result<&'static Flag, Mistake> {
+        if let Some(flag) = self.flags.iter().find(|flag| flag.is_named(name)) {
+            return Ok(flag);
+        }
+        let matching: Vec<&'static Flag> =
+            self.flags.iter().filter(|flag| !flag.full && flag.name.starts_with(name)).collect();
+        match matching[..] {
+            [] => Err(Mistake::UnknownLong(format!("--{text}"))),
+            [flag] => Ok(flag),
+            _ => {
+                let names = matching.iter().map(|flag| format!(" '--{}'", flag.name)).collect();
+                Err(Mistake::Ambiguous(format!("--{text}"), names))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static FLAGS: &[Flag] = &[
+        Flag::switch("quiet", "").short('q'),
+        Flag::value("format", "FMT", "").short('f'),
+        Flag::switch("force-share", "").short('U'),
+        Flag::switch("progress", "").short('p').in_full(),
+        Flag::value("new", "X", "").short('n').aliases(&["newer"]).later(),
+    ];
+
+    fn run(line: &str) -> Result<(String, Vec<String>), Mistake> {
+        let mut parser = Parser::new(FLAGS, line.split_whitespace().map(str::to_owned));
+        let mut seen = String::new();
+        while let Some((name, value)) = parser.next()? {
+            seen += &format!("{name}={value};");
+        }
+        Ok((seen, parser.operands()))
+    }
+
+    #[test]
+    fn options_and_operands_mix_until_two_dashes() {
+        let (seen, operands) = run("a -qf raw b --format=qcow2 --quiet - -- -U c").unwrap();
+        assert_eq!(seen, "quiet=;format=raw;format=qcow2;quiet=;");
+        assert_eq!(operands, ["a", "b", "-", "-U", "c"]);
+        assert_eq!(run("-fraw -f -q").unwrap().0, "format=raw;format=-q;");
+    }
+
+    #[test]
+    fn long_options_may_be_shortened_while_unambiguous() {
+        assert_eq!(run("--form=x --fo y").unwrap_err().to_string(), {
+            "option '--fo' is ambiguous; possibilities: '--format' '--force-share'"
+        });
+        assert_eq!(run("--q --progress").unwrap().0, "quiet=;progress=;");
+        assert_eq!(run("--prog").unwrap_err(), Mistake::UnknownLong("--prog".into()));
+    }
+
+    #[test]
+    fn mistakes_are_told_in_the_words_of_the_c_library() {
+        let cases = [
+            ("-5", "invalid option -- '5'"),
+            ("-q5", "invalid option -- '5'"),
+            ("--bogus=1", "unrecognized option '--bogus=1'"),
+            ("-f", "option requires an argument -- 'f'"),
+            ("--form", "option '--format' requires an argument"),
+            ("--quiet=1", "option '--quiet' doesn't allow an argument"),
+            ("-n x", "option '-n' is not supported yet"),
+            ("--newer x", "option '--new' is not supported yet"),
+        ];
+        for (line, message) in cases {
+            assert_eq!(run(line).unwrap_err().to_string(), message, "{line}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `map`: which part of the disk stands where, in which file of the backing chain.
+
+use super::getopt::{Flag, Parser};
+use super::output::{self, Failure, Form};
+use super::{Command, HELP, engine, only_image, open, size_argument};
+use crate::block::graph::Node;
+use crate::block::ops::map::{Extent, Walk};
+use crate::block::options::OpenOptions;
+use std::rc::Rc;
+
+pub(super) const COMMAND: Command = Command {
+    name: "map",
+    summary: "Show where the data of an image is",
+    usage: "[-f FMT] [--output=human|json] [--start-offset=OFFSET] [--max-length=LENGTH] [-U] FILENAME",
+    flags: &[
+        HELP,
+        Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
+        Flag::value("start-offset", "OFFSET", "begin there (default: 0)").short('s'),
+        Flag::value("max-length", "LENGTH", "end after so many bytes (default: at the disk's end)")
+            .short('l'),
+        Flag::value("output", "human|json", "form of the result"),
+        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
+        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::switch("force-share", "look at the image although another process may write it").short('U'),
+    ],
+    operands: &[("FILENAME", "the image")],
+    run,
+};
+
+/// Results are written in portions of this many bytes.
+const PORTION: usize = 64 << 10;
+
+fn run(mut parser: Parser) -> Result<u8, Failure> {
+    let (mut options, mut form) = (open::for_reading(), Form::Human);
+    let (mut start, mut max) = (0, None);
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            "help" => return Err(Failure::Help),
+            "format" => options.format = Some(value),
+            "start-offset" => start = size_argument("start offset", &value)?,
+            "max-length" => max = Some(size_argument("max length", &value)?),
+            "output" => form = Form::parse(&value)?,
+            _ => options.force_share = true,
+        }
+    }
+    let filename = only_image(parser)?;
+    map(&filename, &options, form, start, max)?;
+    Ok(0)
+}
+
+fn map(
+    filename: &str,
+    options: &OpenOptions,
+    form: Form,
+    start: u64,
+    max: Option<u64>,
+) -> Result<(), Failure> {
+    let engine = engine()?;
+    engine.block_on(async {
+        let node = open::image(&engine, filename, options).await?;
+        let end = max.map_or(u64::MAX, |max| start.saturating_add(max));
+        match form {
+            Form::Human => print_table(&node, start, end).await,
+            Form::Json => print_json(&node, start, end).await,
+        }
+    })?
+}
+
+async fn print_table(node: &Rc<Node>, start: u64, end: u64) -> Result<(), Failure> {
+    let mut text = format!("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File");
+    let mut walk = Walk::new(node, start, end);
+    while let Some(extent) = next(&mut walk, &mut text).await? {
+        if extent.zero || !extent.data {
+            continue;
+        }
+        let Some((file, offset)) = extent.mapped else {
+            output::write(&text)?;
+            let message = "File contains external, encrypted or compressed clusters.";
+            return Err(Failure::message(message));
+        };
+        text += &format!("{:<16}{:<16}{:<16}{file}\n", hex(extent.start), hex(extent.len), hex(offset));
+    }
+    Ok(output::write(&text)?)
+}
+
+/// As C's `%#x` prints it: zero has no prefix.
+fn hex(value: u64) -> String {
+    if value == 0 { "0".to_owned() } else { format!("{value:#x}") }
+}
+
+async fn print_json(node: &Rc<Node>, start: u64, end: u64) -> Result<(), Failure> {
+    let mut text = String::from("[");
+    let mut walk = Walk::new(node, start, end);
+    let mut first = true;
+    while let Some(extent) = next(&mut walk, &mut text).await? {
+        if !std::mem::take(&mut first) {
+            text += ",\n";
+        }
+        text += &object(&extent);
+    }
+    if first {
+        text += &object(&nothing(start));
+    }
+    text += "]\n";
+    Ok(output::write(&text)?)
+}
+
+/// What the map of no bytes at all consists of.
+fn nothing(start: u64) -> Extent {
+    let (present, zero, data, compressed) = (false, false, false, false);
+    Extent { start, len: 0, depth: 0, present, zero, data, compressed, mapped: None }
+}
+
+fn object(extent: &Extent) -> String {
+    let offset = extent.mapped.as_ref().map(|(_, offset)| format!(", \"offset\": {offset}"));
+    format!(
+        "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \
+         \"compressed\": {}{}}}",
+        extent.start,
+        extent.len,
+        extent.depth,
+        extent.present,
+        extent.zero,
+        extent.data,
+        extent.compressed,
+        offset.unwrap_or_default(),
+    )
+}
+
+/// The next extent; writes out `text` when it has become long.
+async fn next(walk: &mut Walk, text: &mut String) -> Result<Option<Extent>, Failure> {
+    if text.len() >= PORTION {
+        output::write(text)?;
+        text.clear();
+    }
+    walk.next().await.map_err(|error| Failure::block("Failed to read image metadata", &error))
+}

@@ -1,0 +1,109 @@
+//! What a command says: results on standard output, failures on standard error behind the program's name.
+
+use super::getopt::Mistake;
+use super::help;
+use super::{Command, Program};
+use crate::block::Error;
+use std::io::{self, Write};
+
+/// The form of results (`--output`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Form {
+    /// For people.
+    #[default]
+    Human,
+    /// For programs.
+    Json,
+}
+
+impl Form {
+    /// Reads `human` or `json`.
+    pub(super) fn parse(word: &str) -> Result<Form, Failure> {
+        match word {
+            "human" => Ok(Form::Human),
+            "json" => Ok(Form::Json),
+            _ => Err(Failure::Usage(format!("--output expects 'human' or 'json' not '{word}'"))),
+        }
+    }
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// A mistake in its options.
+    Options(Mistake),
+    /// A mistake in the command line as a whole.
+    Usage(String),
+    /// Anything else: what to say, and what to do about it.
+    Other { message: String, remedy: Option<String>, code: u8 },
+    /// `--help`: not a failure, but the end.
+    Help,
+}
+
+impl Failure {
+    /// A failure with nothing but a message.
+    pub(super) fn message(message: impl Into<String>) -> Failure {
+        Failure::Other { message: message.into(), remedy: None, code: 1 }
+    }
+
+    /// A failure of the block layer, said after `prefix` and a colon.
+    pub(super) fn block(prefix: &str, error: &Error) -> Failure {
+        Failure::Other {
+            message: format!("{prefix}: {}", error.message()),
+            remedy: error.hint().map(str::to_owned),
+            code: 1,
+        }
+    }
+
+    /// The image `filename` that cannot be opened.
+    pub(super) fn open(filename: &str, error: &Error) -> Failure {
+        Failure::block(&format!("Could not open '{filename}'"), error)
+    }
+
+    /// Says it, and returns the exit status.
+    pub(super) fn report(&self, program: &Program, command: Option<&Command>) -> u8 {
+        let name = program.name();
+        let full = command.map_or(name.to_owned(), |command| format!("{name} {}", command.name));
+        match self {
+            Failure::Help => return help::show(program, command),
+            Failure::Options(mistake) => {
+                say(&format!("{full}: {mistake}\nTry '{full} --help' for more info"))
+            }
+            Failure::Usage(message) => say(&format!("{name}: {message}\nTry '{full} --help' for more info")),
+            Failure::Other { message, remedy, code } => {
+                say(&format!("{name}: {message}"));
+                match remedy {
+                    Some(remedy) if program.gives_remedies() => say(&format!("{name}: {remedy}")),
+                    _ => {}
+                }
+                return *code;
+            }
+        }
+        1
+    }
+}
+
+impl From<Mistake> for Failure {
+    fn from(mistake: Mistake) -> Failure {
+        Failure::Options(mistake)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::message(Error::from_io(error).message())
+    }
+}
+
+/// A line on standard error.
+pub(super) fn say(text: &str) {
+    // There is nowhere left to report a broken standard error to.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Text on standard output, at once.
+pub(super) fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

@@ -1,0 +1,146 @@
+//! `convert`: what arrives is what left, as qemu-img sees it; progress and refusals are the same bytes.
+
+use crate::harness::Lab;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Sources of every kind.
+fn sources() -> Lab {
+    let lab = Lab::new();
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut random = vec![0; 3 << 20];
+    StdRng::seed_from_u64(seed).fill(&mut random[..]);
+    // Zeros inside of data, in runs of all lengths and alignments.
+    for (at, len) in [(5000, 3000), (8192, 4096), (100 << 10, 64 << 10), (1 << 20, 300_000), (2 << 20, 512)] {
+        random[at..at + len].fill(0);
+    }
+    lab.write("random", &random).write("odd", &random[..1000]).write("empty", b"");
+    lab.qemu_img("create -q holes 8M").qemu_io(
+        "raw",
+        "holes",
+        &["write 0 64k", "write 1M 68k", "write 7M 1M"],
+    );
+    lab.qemu_img("convert -f raw -O qcow2 random plain")
+        .qemu_img("convert -f raw -c -O qcow2 random compressed");
+    lab.qemu_img("create -q -f qcow2 -b plain -F qcow2 top 6M");
+    lab.qemu_io("qcow2", "top", &["write -P 9 64k 64k", "write -z 1M 512k", "write -P 3 5M 100k"]);
+    lab.qemu_img("create -q -f qcow2 -o cluster_size=512,compat=v2 small 4M");
+    lab.qemu_io("qcow2", "small", &["write -P 5 1000 70000", "write -P 6 3M 1M"]);
+    lab.qemu_img("create -q blank 10M");
+    lab
+}
+
+#[test]
+fn every_source_arrives_in_every_format() {
+    let lab = sources();
+    let mut lines = Vec::new();
+    for source in ["random", "odd", "empty", "holes"] {
+        for format in ["raw", "qcow2"] {
+            lines.push(format!("convert -f raw -O {format} {source} out"));
+        }
+    }
+    for source in ["plain", "compressed", "top", "small", "random holes", "odd top odd small", "empty empty"]
+    {
+        for format in ["raw", "qcow2", "qcow2 -o cluster_size=4k,compat=0.10", "qcow2 -S 0", "raw -S 0"] {
+            lines.push(format!("convert -O {format} {source} out"));
+        }
+    }
+    lab.same_result(&lines.iter().map(String::as_str).collect::<Vec<_>>(), Some("out"));
+}
+
+#[test]
+fn options_change_how_but_not_what() {
+    let lab = sources();
+    let lines = [
+        "convert -S 64k -O qcow2 -o cluster_size=4k random out",
+        "convert -S 512 random out",
+        "convert -S 1M top out",
+        "convert -S 16M top out",
+        "convert -W -m 16 top out",
+        "convert -m 1 -O qcow2 top out",
+        "convert -W -O qcow2 -m 3 random out",
+        "convert -t none -T none top out",
+        "convert -t writethrough -T directsync top out",
+        "convert -t directsync -T unsafe -O qcow2 top out",
+        "convert -U -q top out",
+        "convert -O qcow2 -o preallocation=metadata top out",
+        "convert -O qcow2 -o preallocation=full holes out",
+        "convert -o preallocation=falloc top out",
+        "convert -O qcow2 -o size=64M top out",
+        "convert -o size=1M top out",
+    ];
+    lab.same_result(&lines, Some("out"));
+}
+
+#[test]
+fn an_output_with_a_backing_file_holds_only_what_differs() {
+    let lab = sources();
+    let lines = [
+        "convert -O qcow2 -B plain -F qcow2 top out",
+        "convert -O qcow2 -B plain -F qcow2 -S 0 top out",
+        "convert -O qcow2 -o backing_file=random,backing_fmt=raw -f raw holes out",
+        "convert -O qcow2 -B blank -F raw top out",
+        "convert -O qcow2 -B top -F qcow2 -f raw random out",
+        "convert -O qcow2 -B holes -F raw small out",
+    ];
+    lab.same_result(&lines, Some("out"));
+}
+
+#[test]
+fn an_output_that_is_there_is_overwritten_in_place() {
+    let lab = sources();
+    lab.write("old", &[0x77; 12 << 20]);
+    lab.qemu_img("convert -f raw -O qcow2 old old.qcow2");
+    lab.same_result(&["convert -n -O raw top old", "convert -n -O raw -S 0 top old"], Some("old"));
+    lab.same_result(
+        &["convert -n -O qcow2 top old.qcow2", "convert -n -O qcow2 -f raw holes old.qcow2"],
+        Some("old.qcow2"),
+    );
+    lab.same_result(&["convert top old", "convert -O qcow2 top old"], Some("old"));
+}
+
+#[test]
+fn progress_is_the_same_bytes() {
+    let lab = sources();
+    let lines = [
+        "convert -p -f raw random out",
+        "convert -p -f raw random random random random random random random out",
+        "convert -p holes out",
+        "convert -p blank out",
+        "convert -p -S 0 blank top out",
+        "convert -p -O qcow2 top small holes out",
+        "convert -p -q top out",
+        "convert -p -O qcow2 -B plain -F qcow2 top out",
+        "convert -p nofile out",
+        "convert -p top nodir/out",
+    ];
+    lab.same_result(&lines, Some("out"));
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_in_the_same_words() {
+    let lab = sources();
+    let lines = [
+        "convert nofile out",
+        "convert -q nofile out",
+        "convert top nofile out",
+        "convert -O qcow2 top nodir/out",
+        "convert top nodir/out",
+        "convert -O qcow2 -o cluster_size=3 top out",
+        "convert -O qcow2 -o compat=0.10,lazy_refcounts=on top out",
+        "convert -O qcow2 -B plain top out",
+        "convert -O qcow2 -o backing_file=plain top out",
+        "convert -O raw -B plain -F qcow2 top out",
+        "convert -O qcow2 -F raw top out",
+        "convert -O qcow2 -B nofile -F raw top out",
+        "convert -O qcow2 -B plain -F bogus top out",
+        "convert -O qcow2 -B plain -F qcow2 top small out",
+        "convert -n top nofile",
+        "convert -n top odd",
+        "convert -n -O qcow2 top odd",
+        "convert -f qcow2 random out",
+        "convert top top",
+        "convert -O qcow2 top top",
+    ];
+    lab.same_result(&lines, None);
+}

@@ -1,0 +1,173 @@
+//! Two tools, equal folders.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The real one.
+const REAL: &str = "qemu-img";
+
+/// A folder with images made by QEMU's tools; it goes away with the test.
+pub(crate) struct Lab {
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Lab {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("a")).unwrap();
+        std::fs::create_dir(folder.path().join("bin")).unwrap();
+        // The name that it is called by makes cowvm a drop-in.
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_cowvm"), folder.path().join("bin/qemu-img")).unwrap();
+        Lab { folder }
+    }
+
+    /// The folder that commands run in.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("a").join(name)
+    }
+
+    /// The same file in the copy of the folder.
+    fn twin(&self, name: &str) -> PathBuf {
+        self.folder.path().join("b").join(name)
+    }
+
+    /// Runs the real qemu-img, which must succeed.
+    pub(crate) fn qemu_img(&self, line: &str) -> &Lab {
+        must(&run(Path::new(REAL), &words(line), &self.path("")), line);
+        self
+    }
+
+    /// Runs qemu-io commands on an image.
+    pub(crate) fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) -> &Lab {
+        let mut line = vec!["-f".to_owned(), format.to_owned()];
+        line.extend(commands.iter().flat_map(|command| ["-c".to_owned(), (*command).to_owned()]));
+        line.push(image.to_owned());
+        must(&run(Path::new("qemu-io"), &line, &self.path("")), image);
+        self
+    }
+
+    /// Runs ours.
+    pub(crate) fn ours(&self, line: &str) -> Output {
+        run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""))
+    }
+
+    /// Runs each line with both tools in the same folder; they must only read.
+    pub(crate) fn same(&self, lines: &[&str]) {
+        let mut differences = String::new();
+        for line in lines {
+            let real = run(Path::new(REAL), &words(line), &self.path(""));
+            differences += &compare(line, &real, &self.ours(line));
+        }
+        assert!(differences.is_empty(), "{differences}");
+    }
+
+    /// Runs each line with both tools, each in a fresh copy of the folder. Where it succeeds and names
+    /// `output`, both files must be the same image.
+    pub(crate) fn same_result(&self, lines: &[&str], output: Option<&str>) {
+        let mut differences = String::new();
+        let fresh = self.folder.path().join("fresh");
+        copy_folder(&self.path(""), &fresh);
+        for line in lines {
+            copy_folder(&fresh, &self.path(""));
+            copy_folder(&fresh, &self.twin(""));
+            let ours = run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""));
+            let real = run(Path::new(REAL), &words(line), &self.twin(""));
+            differences += &compare(line, &real, &ours);
+            if let (Some(output), true, true) = (output, real.status.success(), ours.status.success()) {
+                differences += &self.compare_images(line, output);
+            }
+        }
+        copy_folder(&fresh, &self.path(""));
+        assert!(differences.is_empty(), "{differences}");
+    }
+
+    /// What qemu-img finds different between our image and its own.
+    fn compare_images(&self, line: &str, name: &str) -> String {
+        let (mut ours, mut real) = (self.facts(&self.path(""), name), self.facts(&self.twin(""), name));
+        let format = ours["format"].as_str().unwrap().to_owned();
+        let mut differences = String::new();
+        for facts in [&mut ours, &mut real] {
+            let facts = facts.as_object_mut().unwrap();
+            facts.remove("children");
+            facts.remove("actual-size");
+        }
+        if ours != real {
+            writeln!(differences, "{line}: {name}:\n  real {real}\n  ours {ours}").unwrap();
+        }
+        let (a, b) = (self.path(name), self.twin(name));
+        let both = format!("compare -f {format} -F {format} {} {}", a.display(), b.display());
+        let compared = run(Path::new(REAL), &words(&both), &self.path(""));
+        if !compared.status.success() {
+            writeln!(differences, "{line}: {name}: {}", text(&compared)).unwrap();
+        }
+        if format == "qcow2" {
+            let checked = run(Path::new(REAL), &words(&format!("check {name}")), &self.path(""));
+            if !checked.status.success() {
+                writeln!(differences, "{line}: {name}: {}", text(&checked)).unwrap();
+            }
+        }
+        differences
+    }
+
+    fn facts(&self, folder: &Path, name: &str) -> serde_json::Value {
+        let line = format!("info -U --output=json {name}");
+        let output = run(Path::new(REAL), &words(&line), folder);
+        must(&output, &line);
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Writes a file.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> &Lab {
+        std::fs::write(self.path(name), bytes).unwrap();
+        self
+    }
+
+    /// Changes a copy of an image.
+    pub(crate) fn patched(&self, from: &str, to: &str, patch: impl FnOnce(&mut Vec<u8>)) -> &Lab {
+        let mut bytes = std::fs::read(self.path(from)).unwrap();
+        patch(&mut bytes);
+        self.write(to, &bytes)
+    }
+}
+
+/// Splits at spaces; `''` is an empty word.
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').map(|word| if word == "''" { String::new() } else { word.to_owned() }).collect()
+}
+
+fn run(program: &Path, words: &[String], folder: &Path) -> Output {
+    Command::new(program)
+        .args(words)
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .env("TZ", "Asia/Kolkata")
+        .output()
+        .unwrap()
+}
+
+fn must(output: &Output, line: &str) {
+    assert!(output.status.success(), "{line}: {}", text(output));
+}
+
+fn text(output: &Output) -> String {
+    let [out, err] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    format!("{}\n--- stdout\n{out}--- stderr\n{err}", output.status)
+}
+
+fn compare(line: &str, real: &Output, ours: &Output) -> String {
+    if (real.status, &real.stdout, &real.stderr) == (ours.status, &ours.stdout, &ours.stderr) {
+        return String::new();
+    }
+    format!("\n===== {line}\n----- real: {}----- ours: {}", text(real), text(ours))
+}
+
+/// Makes `to` a copy of `from`, holes included.
+fn copy_folder(from: &Path, to: &Path) {
+    if to.exists() {
+        std::fs::remove_dir_all(to).unwrap();
+    }
+    let status = Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}

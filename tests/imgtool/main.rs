@@ -1,0 +1,16 @@
+//! `cowvm imgtool` against the real qemu-img: the same command lines in equal folders must give the same exit
+//! status, the same bytes on both outputs, and images with the same content.
+//!
+//! Deliberate differences, which the tests leave out or pin down on their own:
+//!
+//! * help and version texts, and the words in `-o help`, are our own;
+//! * formats, options and commands that are not there yet are refused by name;
+//! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
+
+mod check;
+mod convert;
+mod create;
+mod harness;
+mod info;
+mod map;
+mod words;
