@@ -96,6 +96,16 @@ fn an_output_that_is_there_is_overwritten_in_place() {
         &["convert -n -O qcow2 top old.qcow2", "convert -n -O qcow2 -f raw holes old.qcow2"],
         Some("old.qcow2"),
     );
+    lab.qemu_img("create -q -f qcow2 -b plain -F qcow2 over");
+    lab.qemu_io("qcow2", "over", &["write -P 1 2M 64k"]);
+    let lines = [
+        "convert -n -O qcow2 -f raw random over",
+        "convert -n -O qcow2 -B plain -F qcow2 small over",
+        "convert -n -O qcow2 -B plain top over",
+        "convert -n -O qcow2 -B plain -F qcow2 top over",
+        "convert -n -B plain -F qcow2 -f raw random old",
+    ];
+    lab.same_result(&lines, Some("over"));
     lab.same_result(&["convert top old", "convert -O qcow2 top old"], Some("old"));
 }
 
@@ -108,7 +118,7 @@ fn progress_is_the_same_bytes() {
         "convert -p holes out",
         "convert -p blank out",
         "convert -p -S 0 blank top out",
-        "convert -p -O qcow2 top small holes out",
+        "convert -p -O qcow2 top holes plain out",
         "convert -p -q top out",
         "convert -p -O qcow2 -B plain -F qcow2 top out",
         "convert -p nofile out",

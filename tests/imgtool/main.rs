@@ -5,6 +5,8 @@
 //!
 //! * help and version texts, and the words in `-o help`, are our own;
 //! * formats, options and commands that are not there yet are refused by name;
+//! * the steps of `convert -p` follow the extents of the source, which qemu-img sees cut at the borders of L2
+//!   slices (32 MiB at the default cluster size);
 //! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
 
 mod check;
@@ -12,5 +14,6 @@ mod convert;
 mod create;
 mod harness;
 mod info;
+mod locks;
 mod map;
 mod words;

@@ -129,3 +129,19 @@ fn help_names_every_command_and_every_option() {
     assert!(help("--version").starts_with("cowvm imgtool version "));
     assert!(help("-V create").starts_with("cowvm imgtool version "));
 }
+
+#[test]
+fn under_its_own_name_it_says_what_to_do() {
+    let lab = Lab::new();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_cowvm"))
+        .args(["imgtool", "info", "nofile"])
+        .current_dir(lab.path(""))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    let first = "cowvm imgtool: Could not open 'nofile': Could not open 'nofile': No such file or directory";
+    assert_eq!((lines[0], lines.len()), (first, 2), "{said}");
+    assert!(lines[1].starts_with("cowvm imgtool: check the name"), "{said}");
+}

@@ -11,6 +11,7 @@
 
 use super::layer_status;
 use crate::block::graph::Node;
+use crate::block::graph::driver::Specifics;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Error, Kind, Result};
 use async_lock::Mutex;
@@ -87,6 +88,15 @@ fn disk_size(source: &Node) -> u64 {
     source.size().next_multiple_of(SECTOR)
 }
 
+/// What a source is best read in, in bytes.
+fn cluster_size(source: &Node) -> u64 {
+    let limits = source.driver().limits();
+    match source.driver().specifics() {
+        Some(Specifics::Qcow2(facts)) => facts.cluster_size,
+        _ => u64::from(limits.request_alignment).max(SECTOR),
+    }
+}
+
 /// What is to be done with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
@@ -115,6 +125,8 @@ struct Piece {
 struct Plan<'a> {
     sources: &'a [Rc<Node>],
     options: &'a CopyOptions,
+    /// What the first source is best read in, in bytes.
+    cluster: u64,
     /// Where the first source that is left starts on the target.
     base: u64,
     /// Position in that source.
@@ -128,15 +140,16 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(sources: &'a [Rc<Node>], options: &'a CopyOptions) -> Plan<'a> {
-        Plan { sources, options, base: 0, at: 0, known: None, counted: 0, turn: 0 }
+        let cluster = sources.first().map_or(SECTOR, |source| cluster_size(source));
+        Plan { sources, options, cluster, base: 0, at: 0, known: None, counted: 0, turn: 0 }
     }
 
     async fn next(&mut self) -> Result<Option<Piece>> {
         while let Some(source) = self.sources.first().cloned() {
             let size = disk_size(&source);
             if self.at == size {
-                (self.sources, self.base) = (&self.sources[1..], self.base + size);
-                (self.at, self.counted, self.known) = (0, 0, None);
+                let next = Plan::new(&self.sources[1..], self.options);
+                *self = Plan { base: self.base + size, turn: self.turn, ..next };
                 continue;
             }
             let (end, content) = self.look(&source, size).await?;
@@ -188,8 +201,11 @@ impl<'a> Plan<'a> {
             let zero = status.status.zero;
             (status.len, if zero { Content::Zero } else { Content::Data })
         };
-        // Whole sectors: a run that ends inside of one ends with it.
+        // Whole sectors: a run that ends inside of one ends with it. Whole clusters where that leaves something:
+        // none is read twice.
         let end = (at + len).next_multiple_of(SECTOR).min(size);
+        let tail = end % self.cluster;
+        let end = if end - at > tail { end - tail } else { end };
         let all = content == Content::Zero && self.options.sparse == 0;
         let known = (end, if all { Content::Data } else { content });
         self.known = Some(known);
