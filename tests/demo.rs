@@ -1,5 +1,7 @@
 //! The first thing that a newcomer sees, as the newcomer sees it: the binary, its words, its disk.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

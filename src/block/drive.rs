@@ -12,7 +12,7 @@
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
 use crate::block::open::open;
-use crate::block::options::OpenOptions;
+use crate::block::options::{OpenOptions, Preallocation};
 use crate::block::{Error, Iov, Kind, Result};
 use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 use futures_util::future::LocalBoxFuture;
@@ -92,6 +92,19 @@ impl Drive {
         self.facts.read_only
     }
 
+    /// Changes the size to `size` bytes, with no request in flight. The device has to tell its guest.
+    ///
+    /// # Errors
+    /// What the image's driver or the host says; the size is then as it was.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        self.call(move |local| async move {
+            let _drained = local.drained().await;
+            let done = local.root.truncate(size, Preallocation::Off).await;
+            local.facts.size.store(local.root.size(), Ordering::Release);
+            done
+        })?
+    }
+
     /// Runs `work` as a task on the drive's thread and waits for its result.
     ///
     /// # Errors
@@ -167,14 +180,16 @@ fn run(
         }
     };
     let _ = opened.send(Ok(local.facts.clone()));
-    engine.block_on(async {
+    let closed = engine.block_on(async {
         while let Ok(job) = jobs.recv().await {
             engine.spawn(job(local.clone()));
         }
         let _drained = local.drained().await;
         let flushed = local.root.flush().await;
         flushed.and(local.root.close().await)
-    })?
+    })?;
+    engine.drop_tasks()?;
+    closed
 }
 
 /// What a drive's own thread sees of it: the requests of devices come in here.

@@ -133,9 +133,9 @@ impl Opener<'_> {
     }
 }
 
-/// A backing file's name is relative to the folder of the overlay that names it.
+/// A backing file's name is relative to the folder of the overlay that names it, unless it names a protocol.
 pub fn beside(overlay: &str, name: &str) -> String {
-    if name.starts_with('/') || check_protocol(name).is_err() {
+    if name.starts_with('/') || name.starts_with("file:") || check_protocol(name).is_err() {
         return name.to_owned();
     }
     match overlay.rfind('/') {

@@ -22,7 +22,7 @@ static NEXT_EXECUTOR: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     /// Tasks woken by their own thread: (executor, task). One list serves all executors of the thread.
     static WOKEN: RefCell<VecDeque<(u64, usize)>> = const { RefCell::new(VecDeque::new()) };
-    /// The executor that this thread runs; 0 outside of `block_on`.
+    /// The executor that this thread runs; 0 outside of [`super::Engine::block_on`].
     static CURRENT: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -112,9 +112,13 @@ impl Executor {
         self.root.wake_by_ref();
     }
 
+    /// Makes this the executor that the thread runs, until the guard is dropped: its wake-ups stay local.
+    pub(super) fn enter(&self) -> Entered {
+        Entered { outer: CURRENT.replace(self.shared.id) }
+    }
+
     /// Polls what was woken so far; what these polls wake comes with the next call.
     pub(super) fn poll_woken<T>(&self, mut root: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        let outer = CURRENT.replace(self.shared.id);
         let mut result = None;
         for slot in self.take_woken() {
             if slot == ROOT {
@@ -126,7 +130,6 @@ impl Executor {
                 self.poll_task(slot);
             }
         }
-        CURRENT.set(outer);
         result
     }
 
@@ -161,6 +164,7 @@ impl Executor {
         let Some((mut task, waker)) = taken else { return };
         self.unqueue(&waker);
         if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            drop(task);
             self.slots.borrow_mut()[slot] = None;
             self.free.borrow_mut().push(slot);
         } else if let Some(entry) = &mut self.slots.borrow_mut()[slot] {
@@ -177,10 +181,32 @@ impl Executor {
     }
 
     pub(super) fn awake(&self) {
-        if !self.shared.asleep.swap(false, Ordering::SeqCst) {
-            // Somebody kicked: take the count back. An empty counter says so, which is as good.
-            let _ = self.shared.kick.read();
-        }
+        self.shared.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Makes the eventfd wait for the next kick.
+    pub(super) fn drain_kick(&self) {
+        // An empty counter says so, which is as good.
+        let _ = self.shared.kick.read();
+    }
+
+    pub(super) fn drop_tasks(&self) {
+        // Outside of the borrow: what a task drops may come back here.
+        let slots = self.slots.take();
+        self.free.take();
+        drop(slots);
+    }
+}
+
+/// While it lives, the executor is the thread's current one.
+#[must_use]
+pub(super) struct Entered {
+    outer: u64,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.outer);
     }
 }
 

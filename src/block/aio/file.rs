@@ -17,6 +17,9 @@ use std::rc::Rc;
 /// Longest cached write that is done inline, in bytes.
 const INLINE_WRITE: usize = 128 << 10;
 
+/// The least unit of direct I/O, in bytes.
+const SECTOR: usize = 512;
+
 /// An open host file or device.
 pub struct HostFile {
     engine: Rc<Engine>,
@@ -62,13 +65,15 @@ impl HostFile {
             let rest = if done == 0 { into.clone() } else { into.slice(done, into.len() - done) };
             let request = Request::Read { file: self.fd.clone(), into: rest, offset: offset + done as u64 };
             match self.run(request).await? {
-                0 => {
-                    into.fill(done, into.len() - done, 0);
-                    break;
-                }
+                0 => break,
                 n => done += n as usize,
             }
+            // Direct I/O ends inside of a block only where the file does.
+            if self.direct && !done.is_multiple_of(SECTOR) {
+                break;
+            }
         }
+        into.fill(done, into.len() - done, 0);
         Ok(())
     }
 
@@ -121,21 +126,31 @@ impl HostFile {
         }
     }
 
-    /// Through the reactor. A signal or a full queue is tried again.
+    /// Through the reactor. What a signal or a shortage of the moment kept from being done is tried again.
     async fn run(&self, request: Request) -> io::Result<u32> {
-        match &self.engine.reactor {
-            Reactor::Ring(ring) => ring.run(request).await,
-            Reactor::Threads(_) => self.run_on_worker(Box::new(request)).await,
+        loop {
+            let done = match &self.engine.reactor {
+                Reactor::Ring(ring) => ring.run(request.clone()).await,
+                Reactor::Threads(_) => self.run_on_worker(Box::new(request.clone())).await,
+            };
+            match done {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {
+                    self.engine.yield_now().await;
+                }
+                other => return other,
+            }
         }
     }
 
     /// The task owns the request, and the engine, so that both outlive the call even if this future does not.
     async fn run_on_worker(&self, request: Box<Request>) -> io::Result<u32> {
         let (engine, (done, result)) = (self.engine.clone(), async_channel::bounded(1));
+        self.engine.calls.begin();
         self.engine.spawn(async move {
             let call = Call(&raw const *request);
             let outcome = engine.offload(move || call.run()).await;
             drop(request);
+            engine.calls.end();
             // Nobody may be waiting any more.
             let _ = done.try_send(outcome);
         });

@@ -30,7 +30,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// After how many requests that were served inline a task lets the others run.
@@ -55,6 +55,14 @@ impl Backend {
     }
 }
 
+/// What a turn of the reactor saw besides completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Quiet,
+    /// The eventfd of another thread's wake-up is readable.
+    Kicked,
+}
+
 enum Reactor {
     Ring(Box<Ring>),
     Threads(Poller),
@@ -67,6 +75,8 @@ pub struct Engine {
     /// Work for other threads that the tasks of this turn have queued.
     jobs: RefCell<Vec<pool::Job>>,
     inline: Cell<u32>,
+    /// System calls that worker threads carry out on memory of this thread's tasks.
+    calls: Calls,
 }
 
 impl Engine {
@@ -85,7 +95,13 @@ impl Engine {
             Some(ring) => Reactor::Ring(Box::new(ring)),
             None => Reactor::Threads(Poller::new(executor.kick_fd())),
         };
-        Ok(Rc::new(Engine { executor, reactor, jobs: RefCell::default(), inline: Cell::new(0) }))
+        Ok(Rc::new(Engine {
+            executor,
+            reactor,
+            jobs: RefCell::default(),
+            inline: Cell::new(0),
+            calls: Calls::default(),
+        }))
     }
 
     /// Whether requests go to io_uring.
@@ -104,6 +120,7 @@ impl Engine {
     /// When the kernel refuses to wait: then nothing can complete any more.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
         let mut future = pin!(future);
+        let _current = self.executor.enter();
         self.executor.wake_root();
         loop {
             if let Some(result) = self.executor.poll_woken(future.as_mut()) {
@@ -111,12 +128,26 @@ impl Engine {
             }
             pool::submit(&mut self.jobs.borrow_mut());
             let wait = self.executor.prepare_to_wait();
-            match &self.reactor {
-                Reactor::Ring(ring) => ring.turn(wait)?,
-                Reactor::Threads(poller) => poller.turn(wait)?,
-            }
+            let turn = match &self.reactor {
+                Reactor::Ring(ring) => ring.turn(wait),
+                Reactor::Threads(poller) => poller.turn(wait),
+            };
             self.executor.awake();
+            if turn? == Turn::Kicked {
+                self.executor.drain_kick();
+            }
         }
+    }
+
+    /// Drops all tasks. They hold what they work on, and mostly the engine itself: without this, a thread that
+    /// ends would leave its files open.
+    ///
+    /// # Errors
+    /// As [`Engine::block_on`].
+    pub fn drop_tasks(&self) -> io::Result<()> {
+        self.block_on(self.calls.none())?;
+        self.executor.drop_tasks();
+        Ok(())
     }
 
     /// Waits until `fd` can be read.
@@ -164,6 +195,38 @@ impl Engine {
         let count = self.inline.get() + 1;
         self.inline.set(count % INLINE_BUDGET);
         count == INLINE_BUDGET
+    }
+}
+
+/// Counts calls that must not be left alone.
+#[derive(Default)]
+struct Calls {
+    count: Cell<usize>,
+    idle: Cell<Option<Waker>>,
+}
+
+impl Calls {
+    fn begin(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn end(&self) {
+        self.count.set(self.count.get() - 1);
+        if let (0, Some(waker)) = (self.count.get(), self.idle.take()) {
+            waker.wake();
+        }
+    }
+
+    /// Waits until there is none.
+    async fn none(&self) {
+        poll_fn(|cx| match self.count.get() {
+            0 => Poll::Ready(()),
+            _ => {
+                self.idle.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        })
+        .await;
     }
 }
 
@@ -250,20 +313,17 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_with_operations_in_flight_can_be_dropped() {
+    fn dropped_tasks_give_back_the_engine_and_what_they_hold() {
         for engine in engines() {
             // SAFETY: a fresh descriptor that nobody else owns.
             let event = Rc::new(unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) });
-            let waiter = engine.clone();
-            // A task that holds its engine would keep it alive for ever: hold it weakly.
-            let weak = Rc::downgrade(&waiter);
-            drop(waiter);
-            engine.spawn(async move {
-                if let Some(engine) = weak.upgrade() {
-                    let _ = engine.readable(&event).await;
-                }
-            });
+            let (inner, fd) = (engine.clone(), event.clone());
+            engine.spawn(async move { drop(inner.readable(&fd).await) });
             engine.block_on(engine.yield_now()).unwrap();
+            engine.drop_tasks().unwrap();
+            assert_eq!(Rc::strong_count(&engine), 1);
+            drop(engine);
+            assert_eq!(Rc::strong_count(&event), 1);
         }
     }
 }

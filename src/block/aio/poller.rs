@@ -1,5 +1,6 @@
 //! Waiting without a ring: descriptors and timers by poll(2).
 
+use super::Turn;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -53,9 +54,9 @@ impl Poller {
     }
 
     /// Wakes the tasks whose wait is over; sleeps until there is one, or a kick, if `wait`.
-    pub(super) fn turn(&self, wait: bool) -> io::Result<()> {
+    pub(super) fn turn(&self, wait: bool) -> io::Result<Turn> {
         if !wait && self.waits.borrow().is_empty() {
-            return Ok(());
+            return Ok(Turn::Quiet);
         }
         let mut fds = vec![libc::pollfd { fd: self.kick, events: libc::POLLIN, revents: 0 }];
         let mut until = None::<Instant>;
@@ -74,7 +75,7 @@ impl Poller {
         };
         poll(&mut fds, timeout)?;
         self.wake_finished(&fds[1..]);
-        Ok(())
+        Ok(if fds[0].revents != 0 { Turn::Kicked } else { Turn::Quiet })
     }
 
     fn wake_finished(&self, fds: &[libc::pollfd]) {

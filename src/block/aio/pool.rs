@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -32,7 +33,7 @@ static POOL: Pool =
 
 /// The result of a job, and who waits for it.
 struct Outcome<T> {
-    value: Option<T>,
+    value: Option<std::thread::Result<T>>,
     waker: Option<Waker>,
 }
 
@@ -43,7 +44,8 @@ pub(super) fn job<T: Send + 'static>(
     let outcome = Arc::new(Mutex::new(Outcome { value: None, waker: None }));
     let there = outcome.clone();
     let job = Box::new(move || {
-        let value = work();
+        // A panic belongs to whoever waits for the result, not to this thread.
+        let value = catch_unwind(AssertUnwindSafe(work));
         let mut outcome = lock(&there);
         outcome.value = Some(value);
         let waker = outcome.waker.take();
@@ -55,7 +57,8 @@ pub(super) fn job<T: Send + 'static>(
     let result = poll_fn(move |cx| {
         let mut outcome = lock(&outcome);
         match outcome.value.take() {
-            Some(value) => Poll::Ready(value),
+            Some(Ok(value)) => Poll::Ready(value),
+            Some(Err(panic)) => resume_unwind(panic),
             None => {
                 outcome.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -77,7 +80,12 @@ pub(super) fn submit(jobs: &mut Vec<Job>) {
         let started = std::thread::Builder::new().name("cowvm-pool".into()).spawn(work);
         state.threads += usize::from(started.is_ok());
     }
-    if state.jobs.len() > 1 {
+    if state.threads == 0 {
+        // The host gives us no threads: slow is better than never.
+        let left = std::mem::take(&mut state.jobs);
+        drop(state);
+        left.into_iter().for_each(|job| job());
+    } else if state.jobs.len() > 1 {
         POOL.ready.notify_all();
     } else {
         POOL.ready.notify_one();

@@ -4,6 +4,7 @@
 //! submission to completion. The future holds only the slot's number; dropping it marks the slot as orphaned
 //! and asks the kernel to cancel.
 
+use super::Turn;
 use crate::block::Iov;
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
@@ -20,6 +21,7 @@ const KICK: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
 /// An operation and all that it lends the kernel.
+#[derive(Clone)]
 pub(super) enum Request {
     Read { file: Rc<OwnedFd>, into: Iov, offset: u64 },
     Write { file: Rc<OwnedFd>, from: Iov, offset: u64 },
@@ -39,14 +41,10 @@ impl Request {
         let fd = |file: &Rc<OwnedFd>| Fd(file.as_raw_fd());
         match self {
             Request::Read { file, into, offset } => {
-                opcode::Readv::new(fd(file), into.parts().as_ptr(), into.parts().len() as u32)
-                    .offset(*offset)
-                    .build()
+                opcode::Readv::new(fd(file), into.parts().as_ptr(), count(into)).offset(*offset).build()
             }
             Request::Write { file, from, offset } => {
-                opcode::Writev::new(fd(file), from.parts().as_ptr(), from.parts().len() as u32)
-                    .offset(*offset)
-                    .build()
+                opcode::Writev::new(fd(file), from.parts().as_ptr(), count(from)).offset(*offset).build()
             }
             Request::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
             Request::Allocate { file, mode, offset, len } => {
@@ -56,6 +54,11 @@ impl Request {
             Request::Sleep(time) => opcode::Timeout::new(time).build(),
         }
     }
+}
+
+/// A longer list is done in part, and the caller goes on behind it.
+fn count(iov: &Iov) -> u32 {
+    iov.parts().len().min(libc::UIO_MAXIOV as usize) as u32
 }
 
 enum Slot {
@@ -117,10 +120,11 @@ impl Ring {
     }
 
     fn push(&self, entry: squeue::Entry) -> io::Result<()> {
-        let mut ring = self.ring.borrow_mut();
         // SAFETY: what the entry points to is owned by its slot until the completion, and `Drop` waits for all.
-        while unsafe { ring.submission().push(&entry) }.is_err() {
-            ring.submit()?;
+        while unsafe { self.ring.borrow_mut().submission().push(&entry) }.is_err() {
+            self.enter(false)?;
+            // The completions only wake tasks; a kick among them is found again.
+            let _ = self.reap();
         }
         Ok(())
     }
@@ -146,14 +150,13 @@ impl Ring {
     }
 
     /// Enters the kernel once: submits what is queued, reaps what is done, waits for something if `wait`.
-    pub(super) fn turn(&self, wait: bool) -> io::Result<()> {
+    pub(super) fn turn(&self, wait: bool) -> io::Result<Turn> {
         if !self.kick_armed.replace(true) {
             let poll = opcode::PollAdd::new(Fd(self.kick), libc::POLLIN as u32).multi(true).build();
             self.push(poll.user_data(KICK))?;
         }
         self.enter(wait)?;
-        self.reap();
-        Ok(())
+        Ok(self.reap())
     }
 
     fn enter(&self, wait: bool) -> io::Result<()> {
@@ -170,15 +173,20 @@ impl Ring {
         }
     }
 
-    fn reap(&self) {
+    fn reap(&self) -> Turn {
+        let mut turn = Turn::Quiet;
         let mut ring = self.ring.borrow_mut();
         for entry in ring.completion() {
             match entry.user_data() {
-                KICK => self.kick_armed.set(cqueue::more(entry.flags())),
+                KICK => {
+                    self.kick_armed.set(cqueue::more(entry.flags()));
+                    turn = Turn::Kicked;
+                }
                 CANCEL => {}
                 slot => self.complete(slot as usize, entry.result()),
             }
         }
+        turn
     }
 
     fn complete(&self, slot: usize, result: i32) {
@@ -230,7 +238,7 @@ impl Drop for Ring {
                 self.slots.take().into_iter().for_each(std::mem::forget);
                 return;
             }
-            self.reap();
+            let _ = self.reap();
         }
     }
 }

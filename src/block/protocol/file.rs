@@ -85,7 +85,9 @@ impl FileDriver {
             .map_err(|error| failed_to(doing, filename, error, options))?;
         let metadata = file.metadata()?;
         check_regular(filename, &metadata)?;
-        let align = if options.cache.direct { direct_alignment(&file) } else { 1 };
+        make_blocking(&file)?;
+        let (request_alignment, memory_alignment) =
+            if options.cache.direct { direct_alignment(&file) } else { (1, 1) };
         Ok(FileDriver {
             file: HostFile::new(engine, OwnedFd::from(file), options.cache.direct),
             filename: filename.to_owned(),
@@ -94,8 +96,8 @@ impl FileDriver {
             cache: options.cache,
             unmap: options.unmap,
             limits: Limits {
-                request_alignment: align,
-                memory_alignment: align,
+                request_alignment,
+                memory_alignment,
                 max_transfer: MAX_TRANSFER,
                 growable: true,
             },
@@ -337,19 +339,31 @@ fn check_regular(filename: &str, metadata: &Metadata) -> Result<()> {
     Err(Error::new(Kind::InvalidArgument, message).path(filename).remedy(remedy))
 }
 
-/// What direct I/O on this file must be aligned to (statx(2), since Linux 6.1).
-fn direct_alignment(file: &File) -> u32 {
+/// Takes back O_NONBLOCK, which was for the open alone.
+fn make_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: plain system calls.
+    let done = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What offsets and addresses of direct I/O on this file must be aligned to (statx(2), since Linux 6.1).
+fn direct_alignment(file: &File) -> (u32, u32) {
     // SAFETY: all-zero bytes are a valid `statx`.
     let mut answer: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: an open descriptor, an empty path and a buffer of the right type.
     let done = unsafe {
         libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut answer)
     };
-    let align = answer.stx_dio_offset_align.max(answer.stx_dio_mem_align);
-    if done == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0 && align.is_power_of_two() {
-        align.clamp(512, 1 << 16)
+    let (offset, memory) = (answer.stx_dio_offset_align, answer.stx_dio_mem_align);
+    let known = done == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0;
+    if known && offset.is_power_of_two() && memory.is_power_of_two() {
+        // Buffers of ours are aligned to a page, and no device asks for more.
+        (offset.clamp(512, 1 << 16), memory.min(DIRECT_ALIGN))
     } else {
-        DIRECT_ALIGN
+        (DIRECT_ALIGN, DIRECT_ALIGN)
     }
 }
 
