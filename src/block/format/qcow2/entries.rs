@@ -193,7 +193,7 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
     if raw == 0 {
         return Ok(None);
     }
-    if raw & 0x1ff != 0 {
+    if without_reserved(raw) != raw {
         return Err("reserved bits set");
     }
     if !geometry.is_aligned(raw) {
@@ -204,6 +204,11 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
         return Err("out of range");
     }
     Ok(Some(HostOffset(raw)))
+}
+
+/// An entry of the refcount table without its reserved bits.
+pub(super) fn without_reserved(raw: u64) -> u64 {
+    raw & !0x1ff
 }
 
 /// The refcount at `index` of a refcount block whose entries are 2^`order` bits wide.

@@ -177,13 +177,26 @@ impl Qcow2 {
         let clusters = room.run.count as u32;
         let mut field = offset.0.to_be_bytes().to_vec();
         field.extend(clusters.to_be_bytes());
-        // From here on the header may name the new table, whatever the host answers.
+        self.switch_header(AT_REFCOUNT_TABLE, &field).await?;
         room.keep();
-        self.file.write_bytes(AT_REFCOUNT_TABLE, &field).await?;
         let old = self.refcounts.moved(offset, clusters);
         self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
         self.frees.push_written([Free::from(old)]);
         self.file.flush().await
+    }
+
+    /// Changes header fields that stand in one sector: they are old or new, whenever the process dies. After an
+    /// error it is the file that says which; if it does not answer either, nobody may write any more.
+    pub(super) async fn switch_header(&self, at: u64, fields: &[u8]) -> Result<()> {
+        let Err(error) = self.file.write_bytes(at, fields).await else { return Ok(()) };
+        match self.file.read_bytes(at, fields.len()).await {
+            Ok(now) if now == fields => Ok(()),
+            Ok(_) => Err(error),
+            Err(_) => {
+                self.read_only.set(true);
+                Err(error)
+            }
+        }
     }
 
     async fn write_mappings(&self, slices: &[DirtyBytes], l1: &Writes) -> Result<()> {

@@ -12,7 +12,7 @@
 //!   [`super::alloc`].
 
 use super::cache::{Cache, Piece};
-use super::entries::{decode_refcount_table, refcount, set_refcount};
+use super::entries::{decode_refcount_table, refcount, set_refcount, without_reserved};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
 use super::overlap::{Metadata, Overlap};
@@ -96,6 +96,16 @@ impl Refcounts {
         let (block, index) = self.position(cluster.0);
         Ok(match self.block(block).await? {
             Some(piece) => self.count(&piece, index),
+            None => 0,
+        })
+    }
+
+    /// As [`Refcounts::get`], overlooking reserved bits of the table's entry, which `check` reports once.
+    pub(super) async fn get_anyway(&self, cluster: HostCluster) -> Result<u64> {
+        let (block, index) = self.position(cluster.0);
+        let raw = without_reserved(self.entry(block));
+        Ok(match self.decode(block as usize, raw)? {
+            Some(offset) => self.count(&*self.blocks.load(&self.file, offset).await?, index),
             None => 0,
         })
     }

@@ -5,7 +5,7 @@
 
 use super::driver::Qcow2;
 use super::entries::L2Entry;
-use super::geometry::{ENTRY, GuestOffset, HostOffset};
+use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
 use super::header::{AT_SIZE, MAX_L1_BYTES};
 use super::overlap::Metadata;
 use super::refcount::Run;
@@ -27,9 +27,9 @@ impl Qcow2 {
         }
         self.preallocate(old, size, preallocation).await?;
         self.flush_all().await?;
-        self.write_size(size, self.active.offset.get(), self.l1_entries()).await?;
+        self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
-        Ok(())
+        self.file.flush().await
     }
 
     fn check_size(&self, size: u64) -> Result<()> {
@@ -68,9 +68,8 @@ impl Qcow2 {
         self.overlap.check(offset, bytes.len() as u64, None)?;
         self.file.write_bytes(offset.0, &bytes).await?;
         self.file.flush().await?;
-        // From here on the header may name the new table, whatever the host answers.
+        self.switch_size(self.size.get(), offset, entries).await?;
         new.keep();
-        self.write_size(self.size.get(), offset, entries).await?;
         let old = (self.active.offset.replace(offset), self.l1_entries() * ENTRY);
         self.active.l1.borrow_mut().resize(entries as usize, 0);
         self.overlap.set_range(Metadata::ActiveL1, offset.0..offset.0 + entries * ENTRY);
@@ -79,17 +78,16 @@ impl Qcow2 {
                 Run { first: self.geometry.cluster_of(old.0), count: self.geometry.clusters_for(old.1) };
             self.frees.push_written([run.into()]);
         }
-        Ok(())
+        self.file.flush().await
     }
 
-    /// One write of size, encryption (none), L1 entries and L1 offset, which stand in one sector.
-    async fn write_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
+    /// Switches size, encryption (none), L1 entries and L1 offset.
+    async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
         let mut field = size.to_be_bytes().to_vec();
         field.extend([0; 4]);
         field.extend((entries as u32).to_be_bytes());
         field.extend(l1.0.to_be_bytes());
-        self.file.write_bytes(AT_SIZE, &field).await?;
-        self.file.flush().await
+        self.switch_header(AT_SIZE, &field).await
     }
 
     /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has.
@@ -113,11 +111,15 @@ impl Qcow2 {
         if mode == Preallocation::Off {
             return Ok(());
         }
-        let mut at = self.geometry.guest_start(GuestOffset(from));
+        // A cluster that the old end lies in may show the backing file: it stays as it is.
+        let mut at = GuestOffset(from.next_multiple_of(self.geometry.cluster_size()));
         while at.0 < to {
+            if self.must_prepare() {
+                self.prepare_change().await?;
+            }
             at = self.preallocate_run(at, to, mode).await?;
         }
-        self.extend_file(self.refcounts.end_in_use().await?, Preallocation::Off).await
+        Ok(())
     }
 
     /// Allocates one run. Returns where it ended.
@@ -132,13 +134,16 @@ impl Qcow2 {
         let new = self.reserve(free as u64).await?;
         let run = new.run;
         self.extend_file(run.first.0 + run.count, mode).await?;
+        let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
+        if !new.untouched && !self.v3 {
+            self.zero_run(run).await?;
+        }
         for count in 0..run.count {
-            let host = self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
             // Old bytes may stand in clusters that were used before.
-            let entry = if new.untouched {
-                L2Entry::Data { host, copied: true }
+            let entry = if new.untouched || !self.v3 {
+                L2Entry::Data { host: host(count), copied: true }
             } else {
-                L2Entry::Zero { host: Some(host), copied: true }
+                L2Entry::Zero { host: Some(host(count)), copied: true }
             };
             self.l2.set_entry(&slice, slot.index + count as usize, entry.encode(self.geometry));
         }
@@ -146,10 +151,20 @@ impl Qcow2 {
         Ok(at.add(run.count << self.geometry.cluster_bits))
     }
 
-    /// Makes the file reach to the end of `clusters` clusters.
+    /// Writes zeros to clusters that nothing refers to.
+    async fn zero_run(&self, run: Run) -> Result<()> {
+        for cluster in run.first.0..run.first.0 + run.count {
+            let offset = self.geometry.start_of(HostCluster(cluster));
+            self.overlap.check(offset, self.geometry.cluster_size(), None)?;
+            self.file.write(offset.0, &self.zeros(self.geometry.cluster_size())).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file reach to the end of `clusters` clusters: no entry may point behind it.
     async fn extend_file(&self, clusters: u64, mode: Preallocation) -> Result<()> {
         let end = clusters << self.geometry.cluster_bits;
-        if end > self.file.size() && mode != Preallocation::Metadata {
+        if end > self.file.size() {
             self.file.truncate(end, mode).await?;
         }
         Ok(())

@@ -197,9 +197,10 @@ impl Qcow2 {
             Target::Kept(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), true),
         };
-        for count in 0..clusters {
+        let old = (index..index + clusters as usize).map(|at| self.entry(slice, at));
+        // From here on nothing can fail: the entries and what they replace change as one.
+        for (old, count) in old.collect::<Result<Vec<_>>>()?.into_iter().zip(0..) {
             let at = index + count as usize;
-            let old = self.entry(slice, at)?;
             let data = L2Entry::Data { host: host.add(count << self.geometry.cluster_bits), copied: true };
             self.l2.set_entry(slice, at, data.encode(self.geometry));
             if new {

@@ -10,7 +10,8 @@ use crate::block::Buffer;
 use crate::block::aio::{Backend, Engine};
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
-use crate::block::graph::driver::Check;
+use crate::block::graph::driver::{Check, CheckReport};
+use crate::block::options::Preallocation;
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -94,6 +95,19 @@ impl Run {
 
     /// The image is consistent, and reads as it was flushed but where it was written to since.
     fn judge(&self, bytes: &[u8], at: usize) {
+        let (content, report) = self.open_after(bytes);
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
+        let flushed = self.flushes.iter().rfind(|flushed| flushed.at <= at).unwrap();
+        let mut expected = flushed.content.clone();
+        for (_, range) in self.requests.iter().filter(|(start, _)| (flushed.at..=at).contains(start)) {
+            expected[range.clone()].copy_from_slice(&content[range.clone()]);
+        }
+        let differs = content.iter().zip(&expected).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "at {at} of {}", self.log.len());
+    }
+
+    /// What a file that a crash left holds, and what is wrong with it.
+    fn open_after(&self, bytes: &[u8]) -> (Vec<u8>, CheckReport) {
         let engine = Engine::new(Backend::Threads).unwrap();
         let state = Rc::new(State { bytes: RefCell::new(bytes.to_vec()), ..State::default() });
         let backing = self.backing.clone().map(|bytes| {
@@ -102,16 +116,9 @@ impl Run {
         });
         let image = driver(&engine, &state, backing, true).unwrap();
         let report = engine.block_on(image.check()).unwrap().unwrap();
-        assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
         let node = Node::new("disk", Box::new(image));
         let content = engine.block_on(node.read_bytes(0, node.size() as usize)).unwrap().unwrap();
-        let flushed = self.flushes.iter().rfind(|flushed| flushed.at <= at).unwrap();
-        let mut expected = flushed.content.clone();
-        for (_, range) in self.requests.iter().filter(|(start, _)| (flushed.at..=at).contains(start)) {
-            expected[range.clone()].copy_from_slice(&content[range.clone()]);
-        }
-        let differs = content.iter().zip(&expected).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "at {at} of {}", self.log.len());
+        (content, report)
     }
 
     fn die_everywhere(&self, seed: u64) {
@@ -178,5 +185,32 @@ fn death_with_snapshots_and_compressed_clusters_leaves_a_consistent_image() {
         folder.run("qemu-io -f qcow2 disk -c 'write -P 6 50k 60k'");
         let seed = seed("snapshots");
         record(folder.read("disk"), None, cluster, 50, seed).die_everywhere(seed);
+    }
+}
+
+#[test]
+fn death_while_growing_leaves_the_old_or_the_new_size() {
+    for backing in [None, Some(base(900 << 10))] {
+        let small = options(100 << 10, 512, 16, 3);
+        let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
+        let small =
+            if backing.is_some() { CreateOptions { backing_file, backing_format, ..small } } else { small };
+        let disk = Disk::create(Backend::Auto, &small, backing.clone());
+        disk.close();
+        let mut run = record(disk.bytes(), backing.clone(), 512, 20, seed("grow"));
+        let disk = Disk::from_bytes(Backend::Auto, run.file_at(run.log.len(), || true), backing);
+        run.initial = disk.bytes();
+        let before = disk.read_all();
+        disk.run(disk.node.truncate(1 << 20, Preallocation::Metadata)).unwrap();
+        disk.close();
+        run.log = disk.state.log.take();
+        let mut after = before.clone();
+        after.resize(1 << 20, 0);
+        assert!(disk.read_all() == after);
+        for at in 0..=run.log.len() {
+            let (content, report) = run.open_after(&run.file_at(at, || true));
+            assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
+            assert!(content == before || content == after, "at {at}");
+        }
     }
 }

@@ -135,7 +135,11 @@ impl Driver for MemoryFile {
     }
 
     async fn truncate(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
-        self.state.bytes.borrow_mut().resize(size as usize, 0);
+        let old = self.size();
+        if size > old {
+            self.store(old, &vec![0; (size - old) as usize]);
+        }
+        self.state.bytes.borrow_mut().truncate(size as usize);
         Ok(())
     }
 }

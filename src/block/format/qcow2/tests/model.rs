@@ -6,6 +6,7 @@ use crate::block::Buffer;
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
+use crate::block::options::Preallocation;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -239,7 +240,8 @@ fn growing_keeps_the_content_and_shows_zeros_behind_it() {
             let disk = Disk::create(Backend::Auto, &small, backing.clone());
             let mut model = Model::new(disk, small.cluster_size, seed("grow"));
             (0..30).for_each(|_| model.step());
-            let grown = model.disk.run(model.disk.node.driver().truncate(4 << 20, Default::default()));
+            let ahead = [Preallocation::Off, Preallocation::Metadata][model.rng.random_range(0..2)];
+            let grown = model.disk.run(model.disk.node.truncate(4 << 20, ahead));
             if version == 2 && backing.is_some() {
                 assert_eq!(grown.unwrap_err().kind(), crate::block::Kind::Unsupported);
             } else {
