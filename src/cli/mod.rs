@@ -38,7 +38,7 @@ struct Cli {
 enum Command {
     /// Boot a guest
     #[command(after_help = AFTER_HELP)]
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Make, inspect and convert disk images; works like qemu-img
     #[command(disable_help_flag = true)]
     Imgtool {

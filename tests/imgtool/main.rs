@@ -9,6 +9,8 @@
 //!   slices (32 MiB at the default cluster size);
 //! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 mod check;
 mod convert;
 mod create;
