@@ -519,6 +519,7 @@ cowvm_demo_start:
         mov     $COUNTER, %eax
         mov     $0x42, %dh
         call    .Lone_sector
+        jc      3f
         address .Lsignature, si
         mov     $.Lbuffer, %di
         mov     $16, %cx
@@ -536,7 +537,7 @@ cowvm_demo_start:
         mov     $0x43, %dh
         call    .Lone_sector
         jnc     2f
-        print   "\r\nThis boot is not counted: "
+3:      print   "\r\nThis boot is not counted: "
         call    .Lsay_why
 2:      ret
 

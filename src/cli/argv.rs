@@ -15,7 +15,7 @@ pub(super) fn with_two_dashes(command: &Command, arguments: Vec<OsString>) -> Ve
             out.extend(rest);
             break;
         }
-        let (argument, takes_next) = normalise(command, argument);
+        let (takes_next, argument) = normalise(command, argument);
         out.push(argument);
         if takes_next {
             out.extend(rest.next());
@@ -24,23 +24,24 @@ pub(super) fn with_two_dashes(command: &Command, arguments: Vec<OsString>) -> Ve
     out
 }
 
-/// An argument with the dashes that clap expects, and whether the next one is its value.
-fn normalise(command: &Command, argument: OsString) -> (OsString, bool) {
-    let Some(text) = argument.to_str().filter(|text| text.len() > 1) else { return (argument, false) };
-    let Some(one_dash) = text.strip_prefix('-') else { return (argument, false) };
+/// Whether the next argument is this one's value, and this one with the dashes that clap expects.
+fn normalise(command: &Command, argument: OsString) -> (bool, OsString) {
+    let Some(text) = argument.to_str().filter(|text| text.len() > 1) else { return (false, argument) };
+    let Some(one_dash) = text.strip_prefix('-') else { return (false, argument) };
     let name = one_dash.strip_prefix('-').unwrap_or(one_dash);
     let (name, has_value) = name.split_once('=').map_or((name, false), |(name, _)| (name, true));
     let long = command.get_arguments().find(|arg| arg.get_long() == Some(name));
     if let Some(option) = long {
         let dashes = if text.starts_with("--") { "" } else { "-" };
-        return (format!("{dashes}{text}").into(), takes_value(option) && !has_value);
+        return (takes_value(option) && !has_value, format!("{dashes}{text}").into());
     }
-    let short = command.get_arguments().find(|arg| {
-        let mut letters = one_dash.chars();
-        arg.get_short() == letters.next() && letters.next().is_none()
-    });
-    let takes_next = short.is_some_and(takes_value);
-    (argument, takes_next)
+    let short = command.get_arguments().find(|arg| arg.get_short() == one_dash.chars().next());
+    match short {
+        Some(option) => (takes_value(option) && one_dash.len() == 1, argument),
+        // A name that clap will refuse as the user wrote it, not letter by letter.
+        None if !text.starts_with("--") => (false, format!("-{text}").into()),
+        None => (false, argument),
+    }
 }
 
 fn takes_value(option: &Arg) -> bool {
@@ -71,7 +72,7 @@ mod tests {
     fn known_long_names_get_two_dashes() {
         assert_eq!(normalised("-hda a.img"), "--hda a.img");
         assert_eq!(normalised("--hda a.img -no-reboot -hda=b"), "--hda a.img --no-reboot --hda=b");
-        assert_eq!(normalised("-m 512 -unknown x"), "-m 512 -unknown x");
+        assert_eq!(normalised("-m 512 -m512 -unknown x"), "-m 512 -m512 --unknown x");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::cli::terminal::{RawMode, Stdout};
 use crate::util::keyval::Options;
 use crate::util::size::parse_size_in;
 use crate::vm::boot::{demo, linux};
-use crate::vm::builder::{self, BootSource, Config};
+use crate::vm::builder::{BootSource, Plan};
 use crate::vm::console::Console;
 use crate::vm::{Error, Result};
 use clap::Args;
@@ -67,15 +67,12 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let signals =
         Signals::take_over().map_err(|error| Error::new(format!("cannot take signals: {error}")))?;
-    let kvm = builder::open_kvm()?;
-    let memory = parse_memory(&args.memory)?;
-    let vcpus = parse_smp(&args.smp)?;
+    let plan = Plan::new(parse_memory(&args.memory)?, parse_smp(&args.smp)?)?;
     let disks = drive::open_all(&args.disks_or_demo()?, args.force_share)?;
-    let config = Config { memory, vcpus, disks, boot: args.boot_source() };
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
     let console =
         Console::new(stdout).map_err(|error| Error::new(format!("cannot start a thread: {error}")))?;
-    let machine = builder::build(&kvm, config, &console)?;
+    let machine = plan.build(disks, args.boot_source(), &console)?;
     let session = Session::new(machine, console.clone(), signals, args.no_reboot)?;
     let terminal =
         RawMode::enter().map_err(|error| Error::new(format!("cannot set up the terminal: {error}")))?;

@@ -170,7 +170,12 @@ fn legacy_routes() -> Vec<kvm_irq_routing_entry> {
         0..8 => pin_route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi),
         _ => pin_route(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - 8),
     });
-    pic.chain((0..LEGACY_GSIS).map(|gsi| pin_route(gsi, KVM_IRQCHIP_IOAPIC, gsi))).collect()
+    // The PIT is wired to pin 2 of the I/O APIC, as on every PC and as the MADT says.
+    let io_apic = (0..LEGACY_GSIS).filter(|&gsi| gsi != 2).map(|gsi| match gsi {
+        0 => pin_route(0, KVM_IRQCHIP_IOAPIC, 2),
+        _ => pin_route(gsi, KVM_IRQCHIP_IOAPIC, gsi),
+    });
+    pic.chain(io_apic).collect()
 }
 
 fn pin_route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
@@ -214,9 +219,10 @@ mod tests {
             pins.sort_unstable();
             pins
         };
-        // As the kernel's own default: kvm_setup_default_irq_routing() of x86.
+        // A PC's wiring (ACPI 6.5, 5.2.12.5): the kernel's default, but for IRQ 0, which is on the I/O APIC's pin 2.
         let mut expected: Vec<_> = (0..16).map(|gsi| (gsi, gsi / 8, gsi % 8)).collect();
-        expected.extend((0..24).map(|gsi| (gsi, 2, gsi)));
+        expected.push((0, 2, 2));
+        expected.extend((0..24).filter(|gsi| ![0, 2].contains(gsi)).map(|gsi| (gsi, 2, gsi)));
         expected.sort_unstable();
         assert_eq!(pins(&vm), expected);
         interrupts.msi().unwrap().update(A, false).unwrap();

@@ -34,16 +34,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// The least memory that a machine can have, in bytes: the real-mode world and a little.
 pub const MIN_MEMORY: u64 = 2 << 20;
 
-/// What to build.
-pub struct Config {
-    /// Bytes of RAM, a multiple of 4096.
-    pub memory: u64,
-    /// Number of vCPUs, at least 1.
-    pub vcpus: u8,
-    /// The disks, in the order of their slots.
-    pub disks: Vec<DiskConfig>,
-    /// What to boot.
-    pub boot: BootSource,
+/// A size that this host can run. Nothing of the machine exists yet, so an impossible wish costs nothing.
+pub struct Plan {
+    kvm: Kvm,
+    supported: CpuId,
+    layout: Layout,
+    vcpus: u8,
 }
 
 /// A disk to plug in.
@@ -62,62 +58,78 @@ pub enum BootSource {
     Disk,
 }
 
-/// The host's KVM.
-///
-/// # Errors
-/// When there is none, or the user may not use it; says what to do.
-pub fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => Error::new("there is no /dev/kvm on this host")
-            .remedy("load the module kvm_intel or kvm_amd, and enable virtualization in the firmware setup"),
-        libc::EACCES | libc::EPERM => Error::new("no permission to open /dev/kvm")
-            .remedy("add yourself to the group kvm (sudo usermod -aG kvm $USER) and log in again"),
-        _ => Error::kvm("be opened at /dev/kvm", error),
-    })?;
+/// The host's KVM; where there is none, or the user may not use it, the error says what to do.
+fn open_kvm() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(no_kvm)?;
     match kvm.get_api_version() {
         12 => Ok(kvm),
         version => Err(Error::new(format!("/dev/kvm speaks version {version} of its interface, not 12"))),
     }
 }
 
-/// Builds a machine that is ready to start.
-///
-/// # Errors
-/// What KVM, the host or a boot file says, and options that make no machine.
-pub fn build(kvm: &Kvm, config: Config, console: &Arc<Console>) -> Result<Machine> {
-    kick::install().map_err(host("install a signal handler"))?;
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|error| Error::kvm("tell its CPU features", error))?;
-    check_size(kvm, &config)?;
-    let bits = cpuid::address_bits(&supported);
-    let layout = Layout::new(config.memory, bits).ok_or_else(|| {
-        Error::new(format!("the guest's memory does not fit into {bits} address bits"))
-            .remedy("give it less with -m")
-    })?;
-    let vm = Arc::new(kvm.create_vm().map_err(|error| Error::kvm("create a virtual machine", error))?);
-    let memory = memory::allocate(&layout)?;
-    memory::register(&vm, &memory)?;
-    prepare_vm(&vm)?;
-    let vcpus = create_vcpus(kvm, &vm, &supported, config.vcpus)?;
-    let parts = Parts {
-        vm,
-        memory,
-        layout,
-        run_state: Arc::new(RunState::new().map_err(host("create an eventfd"))?),
-    };
-    parts.assemble(config, vcpus, console)
+fn no_kvm(error: kvm_ioctls::Error) -> Error {
+    match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => Error::new("there is no /dev/kvm on this host")
+            .remedy("load the module kvm_intel or kvm_amd, and enable virtualization in the firmware setup"),
+        libc::EACCES | libc::EPERM => Error::new("no permission to open /dev/kvm")
+            .remedy("add yourself to the group kvm (sudo usermod -aG kvm $USER) and log in again"),
+        _ => Error::kvm("be opened at /dev/kvm", error),
+    }
 }
 
-fn check_size(kvm: &Kvm, config: &Config) -> Result<()> {
-    let most = kvm.get_max_vcpus().min(usize::from(cpuid::MAX_VCPUS));
-    if config.vcpus == 0 || usize::from(config.vcpus) > most {
-        return Err(Error::new(format!("this host runs 1 to {most} vCPUs a guest, not {}", config.vcpus)));
+impl Plan {
+    /// Plans `memory` bytes of RAM (a multiple of 4096) and `vcpus` vCPUs.
+    ///
+    /// # Errors
+    /// When there is no KVM, or the host cannot run so much.
+    pub fn new(memory: u64, vcpus: u8) -> Result<Plan> {
+        let kvm = open_kvm()?;
+        let most = kvm.get_max_vcpus().min(usize::from(cpuid::MAX_VCPUS));
+        if vcpus == 0 || usize::from(vcpus) > most {
+            return Err(Error::new(format!("this host runs 1 to {most} vCPUs a guest, not {vcpus}")));
+        }
+        if memory < MIN_MEMORY {
+            return Err(Error::new("a guest needs at least 2 MiB of memory").remedy("give it more with -m"));
+        }
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| Error::kvm("tell its CPU features", error))?;
+        let bits = cpuid::address_bits(&supported);
+        let layout = Layout::new(memory, bits).ok_or_else(|| {
+            Error::new(format!("the guest's memory does not fit into {bits} address bits"))
+                .remedy("give it less with -m")
+        })?;
+        Ok(Plan { kvm, supported, layout, vcpus })
     }
-    if config.memory < MIN_MEMORY {
-        return Err(Error::new("a guest needs at least 2 MiB of memory").remedy("give it more with -m"));
+
+    /// Builds a machine that is ready to start. The disks come in the order of their slots.
+    ///
+    /// # Errors
+    /// What KVM, the host or a boot file says.
+    pub fn build(self, disks: Vec<DiskConfig>, boot: BootSource, console: &Arc<Console>) -> Result<Machine> {
+        kick::install().map_err(host("install a signal handler"))?;
+        let vm = self.kvm.create_vm().map_err(|error| Error::kvm("create a virtual machine", error))?;
+        let vm = Arc::new(vm);
+        let memory = memory::allocate(&self.layout)?;
+        memory::register(&vm, &memory)?;
+        prepare_vm(&vm)?;
+        let vcpus = self.create_vcpus(&vm)?;
+        let run_state = Arc::new(RunState::new().map_err(host("create an eventfd"))?);
+        Parts { vm, memory, layout: self.layout, run_state }.assemble(vcpus, disks, boot, console)
     }
-    Ok(())
+
+    fn create_vcpus(&self, vm: &VmFd) -> Result<Vec<Vcpu>> {
+        let tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
+        let create = |index| {
+            let fd = vm.create_vcpu(u64::from(index)).map_err(|error| Error::kvm("create a vCPU", error))?;
+            fd.set_cpuid2(&cpuid::for_vcpu(&self.supported, index, self.vcpus, tsc_deadline))
+                .map_err(|error| Error::kvm("take the CPU features", error))?;
+            let power_on = PowerOnState::read(&self.kvm, &fd)?;
+            power_on.restore(&fd)?;
+            Ok(Vcpu::new(fd, power_on))
+        };
+        (0..self.vcpus).map(create).collect()
+    }
 }
 
 fn prepare_vm(vm: &VmFd) -> Result<()> {
@@ -125,19 +137,6 @@ fn prepare_vm(vm: &VmFd) -> Result<()> {
     let _ = vm.set_identity_map_address(layout::KVM_IDENTITY_MAP);
     let _ = vm.set_tss_address(layout::KVM_TSS as usize);
     irqchip::create(vm)
-}
-
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, supported: &CpuId, count: u8) -> Result<Vec<Vcpu>> {
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    let create = |index| {
-        let fd = vm.create_vcpu(u64::from(index)).map_err(|error| Error::kvm("create a vCPU", error))?;
-        fd.set_cpuid2(&cpuid::for_vcpu(supported, index, count, tsc_deadline))
-            .map_err(|error| Error::kvm("take the CPU features", error))?;
-        let power_on = PowerOnState::read(kvm, &fd)?;
-        power_on.restore(&fd)?;
-        Ok(Vcpu::new(fd, power_on))
-    };
-    (0..count).map(create).collect()
 }
 
 /// What the devices are built upon.
@@ -149,14 +148,20 @@ struct Parts {
 }
 
 impl Parts {
-    fn assemble(self, config: Config, vcpus: Vec<Vcpu>, console: &Arc<Console>) -> Result<Machine> {
+    fn assemble(
+        self,
+        vcpus: Vec<Vcpu>,
+        disks: Vec<DiskConfig>,
+        boot: BootSource,
+        console: &Arc<Console>,
+    ) -> Result<Machine> {
         let (ports, mmio) = (Bus::new(), Bus::new());
         let uart = self.add_uart(&ports, console)?;
         let power = self.add_power(&ports)?;
         self.add_clock(&ports)?;
-        let (pci, disks) = self.add_pci(&ports, &mmio, config.disks)?;
-        let boot = self.boot(config.boot, &disks, console)?;
-        let platform = self.platform(config.vcpus);
+        let (pci, disks) = self.add_pci(&ports, &mmio, disks)?;
+        let boot = self.boot(boot, &disks, console)?;
+        let platform = self.platform(vcpus.len() as u8);
         let bios_port = boot.port();
         let boot = Mutex::new(boot);
         let shared = Shared { ports, mmio, run_state: self.run_state, boot, bios_port };
@@ -277,4 +282,17 @@ fn device(error: devices::Error) -> Error {
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |error| Error::new(format!("cannot {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_and_a_forbidden_kvm_come_with_a_remedy() {
+        let said = |errno| no_kvm(kvm_ioctls::Error::new(errno)).to_string();
+        assert!(said(libc::ENOENT).contains("no /dev/kvm") && said(libc::ENOENT).contains("kvm_intel"));
+        assert!(said(libc::EACCES).contains("permission") && said(libc::EACCES).contains("group kvm"));
+        assert!(said(libc::EMFILE).contains("Too many open files"));
+    }
 }

@@ -11,10 +11,7 @@ pub const MAX_VCPUS: u8 = 254;
 /// Bits of guest-physical addresses that `supported` announces (CPUID 8000_0008).
 pub fn address_bits(supported: &CpuId) -> u32 {
     let leaf = supported.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
-    match leaf.map(|entry| entry.eax & 0xff) {
-        Some(bits @ 32..=52) => bits,
-        _ => 36,
-    }
+    leaf.map(|entry| entry.eax & 0xff).filter(|bits| (32..=52).contains(bits)).unwrap_or(36)
 }
 
 /// The table for vCPU `index` of `count`.

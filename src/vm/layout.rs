@@ -156,7 +156,7 @@ mod tests {
                 let ram_end = layout.ram().last().map(|&(start, len)| start + len).unwrap();
                 assert!(window.start >= ram_end && window.start >= ABOVE_4G);
                 assert!(window.end <= 1 << bits);
-                assert!(window.is_empty() || window.start % (window.end - window.start) == 0);
+                assert!(window.is_empty() || window.start.is_multiple_of(window.end - window.start));
             }
         }
     }

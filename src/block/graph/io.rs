@@ -31,7 +31,7 @@ impl Node {
     pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         let limits = self.driver.limits();
         self.check_writable(offset, from.len() as u64)?;
-        self.dirty.set(true);
+        let _change = self.changing();
         if limits.request_alignment == 1 && self.fits(offset, from, u64::MAX) {
             return self.driver.write(offset, from).await;
         }
@@ -46,7 +46,7 @@ impl Node {
     /// Makes a range read as zeros, giving back its space if `may_unmap` and the driver can.
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_writable(offset, len)?;
-        self.dirty.set(true);
+        let _change = self.changing();
         let inner = self.aligned_inside(offset..offset + len);
         if inner.is_empty() {
             return self.write_zero_data(offset, len).await;
@@ -71,7 +71,7 @@ impl Node {
         if inner.is_empty() {
             return Ok(());
         }
-        self.dirty.set(true);
+        let _change = self.changing();
         let _guard = self.writes.lock(inner.clone(), false).await;
         match self.driver.discard(inner.start, inner.end - inner.start).await {
             Err(error) if error.kind() == Kind::Unsupported => Ok(()),
@@ -81,14 +81,13 @@ impl Node {
 
     /// Makes all completed writes durable.
     pub async fn flush(&self) -> Result<()> {
-        if !self.dirty.replace(false) {
+        let changes = self.changes.get();
+        if self.flushed.get() == changes {
             return Ok(());
         }
-        let done = self.driver.flush().await;
-        if done.is_err() {
-            self.dirty.set(true);
-        }
-        done
+        self.driver.flush().await?;
+        self.flushed.set(self.flushed.get().max(changes));
+        Ok(())
     }
 
     /// Whether the driver takes the request as it is.

@@ -13,8 +13,19 @@ pub struct Node {
     filename: String,
     /// Orders read-modify-write cycles against the writes that they overlap; unused where any request fits.
     pub(super) writes: RangeLock,
-    /// Something was written since the last flush.
-    pub(super) dirty: Cell<bool>,
+    /// Counts changes, each when it is over: a flush that began earlier need not have seen it.
+    pub(super) changes: Cell<u64>,
+    /// How many changes had been counted when the last flush began.
+    pub(super) flushed: Cell<u64>,
+}
+
+/// A change under way; it is counted when the guard is dropped.
+pub(super) struct Changing<'a>(&'a Cell<u64>);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
 }
 
 impl Node {
@@ -24,7 +35,8 @@ impl Node {
             driver,
             filename: filename.into(),
             writes: RangeLock::default(),
-            dirty: Cell::new(false),
+            changes: Cell::new(0),
+            flushed: Cell::new(0),
         })
     }
 
@@ -48,12 +60,17 @@ impl Node {
         self.driver.children().into_iter().find(|(of, _)| *of == role).map(|(_, node)| node)
     }
 
+    /// Notes that something is being changed: it takes a flush that begins later to make it durable.
+    pub(super) fn changing(&self) -> Changing<'_> {
+        Changing(&self.changes)
+    }
+
     /// Changes the size. No request may be in flight.
     ///
     /// # Errors
     /// When the driver cannot, or the host has no room.
     pub async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.dirty.set(true);
+        let _change = self.changing();
         self.driver.truncate(size, preallocation).await
     }
 

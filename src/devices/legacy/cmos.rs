@@ -222,7 +222,7 @@ impl Date {
 }
 
 fn to_bcd(value: u8) -> u8 {
-    value / 10 % 10 << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 fn from_bcd(value: u8) -> u8 {

@@ -23,6 +23,9 @@ use std::rc::Rc;
 /// So many freed runs may wait for a flush before a writer causes one.
 const MAX_FREES: usize = 4096;
 
+/// After how many clusters that were counted down other tasks may run.
+const RELEASED_AT_ONCE: u64 = 4096;
+
 /// One reference to each cluster of a run that is no longer held.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Free {
@@ -196,21 +199,41 @@ impl Qcow2 {
     pub(super) async fn release(&self) {
         while let Some(frees) = self.frees.take_ready(&self.users) {
             for free in frees {
-                for cluster in free.run.first.0..free.run.first.0 + free.run.count {
-                    self.release_cluster(HostCluster(cluster), free.punch).await;
+                if free.punch {
+                    self.punch(free.run).await;
                 }
+                self.release_run(free.run).await;
             }
         }
     }
 
-    async fn release_cluster(&self, cluster: HostCluster, punch: bool) {
-        if punch && self.refcounts.get(cluster).await.is_ok_and(|count| count == 1) {
-            let size = self.geometry.cluster_size();
-            // A hint: the cluster is free whether or not the host takes it.
-            let _ = self.file.discard(self.geometry.start_of(cluster).0, size).await;
+    async fn release_run(&self, run: Run) {
+        for cluster in run.first.0..run.first.0 + run.count {
+            // An image whose refcount is 0 here already was damaged before; check says so.
+            let _ = self.refcounts.decrement(HostCluster(cluster)).await;
+            if cluster % RELEASED_AT_ONCE == 0 {
+                self.engine.yield_now().await;
+            }
         }
-        // An image whose refcount is 0 here already was damaged before; check says so.
-        let _ = self.refcounts.decrement(cluster).await;
+    }
+
+    /// Gives the space of clusters without another user back to the host, while nobody can take them.
+    async fn punch(&self, run: Run) {
+        let end = run.first.0 + run.count;
+        let mut start = run.first.0;
+        for cluster in run.first.0..=end {
+            let last =
+                cluster < end && self.refcounts.get(HostCluster(cluster)).await.is_ok_and(|count| count == 1);
+            if last {
+                continue;
+            }
+            let (from, len) = (self.geometry.start_of(HostCluster(start)), cluster - start);
+            if len > 0 {
+                // A hint: the clusters will be free whether or not the host takes them.
+                let _ = self.file.discard(from.0, len << self.geometry.cluster_bits).await;
+            }
+            start = cluster + 1;
+        }
     }
 
     /// The slice with the L2 entry of a guest byte, in an L2 table that belongs to the active L1 table alone:

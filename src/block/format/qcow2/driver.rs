@@ -140,13 +140,12 @@ impl Image {
         for offset in self.refcounts.block_offsets() {
             self.overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
         }
-        for offset in self.active.tables(geometry) {
-            self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
-        }
-        for snapshot in &self.snapshots {
-            let end = snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY;
-            self.overlap.add_range(Metadata::InactiveL1, snapshot.l1_offset.0..end);
-        }
+        let add = |offset| self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
+        self.active.each_table(geometry, add);
+        let l1_tables = self.snapshots.iter().map(|snapshot| {
+            snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
+        });
+        self.overlap.set_inactive_l1(l1_tables);
     }
 }
 

@@ -36,13 +36,13 @@ impl View {
         Ok(View { l1: RefCell::new(l1), offset: Cell::new(offset), changed: RefCell::default() })
     }
 
-    /// All valid L2 tables that it names.
-    pub(super) fn tables(&self, geometry: Geometry) -> Vec<HostOffset> {
-        let table = |&raw: &u64| match L1Entry::decode(raw, geometry) {
-            Ok(L1Entry::Table { offset, .. }) => Some(offset),
-            _ => None,
-        };
-        self.l1.borrow().iter().filter_map(table).collect()
+    /// Calls `f` for each valid L2 table that it names.
+    pub(super) fn each_table(&self, geometry: Geometry, mut f: impl FnMut(HostOffset)) {
+        for &raw in self.l1.borrow().iter() {
+            if let Ok(L1Entry::Table { offset, .. }) = L1Entry::decode(raw, geometry) {
+                f(offset);
+            }
+        }
     }
 
     /// Sets an entry, in memory.

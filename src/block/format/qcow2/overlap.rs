@@ -72,6 +72,8 @@ impl ClusterSet {
 #[derive(Default)]
 struct Places {
     ranges: Vec<(Metadata, Range<u64>)>,
+    /// L1 tables of snapshots, in order and merged.
+    inactive_l1: Vec<Range<u64>>,
     l2_tables: ClusterSet,
     refcount_blocks: ClusterSet,
 }
@@ -106,17 +108,31 @@ impl Overlap {
 
     /// Notes where the one table of a kind is, in place of where it was.
     pub(super) fn set_range(&self, kind: Metadata, range: Range<u64>) {
-        self.places.borrow_mut().ranges.retain(|(other, _)| *other != kind);
-        self.add_range(kind, range);
+        let ranges = &mut self.places.borrow_mut().ranges;
+        ranges.retain(|(other, _)| *other != kind);
+        if !range.is_empty() {
+            ranges.push((kind, self.whole_clusters(&range)));
+        }
     }
 
-    /// Notes one more table of a kind.
-    pub(super) fn add_range(&self, kind: Metadata, range: Range<u64>) {
-        if !range.is_empty() {
-            let size = self.geometry.cluster_size();
-            let whole = range.start / size * size..range.end.next_multiple_of(size);
-            self.places.borrow_mut().ranges.push((kind, whole));
+    /// Notes where all L1 tables of snapshots are.
+    pub(super) fn set_inactive_l1(&self, tables: impl Iterator<Item = Range<u64>>) {
+        let mut tables: Vec<_> =
+            tables.filter(|range| !range.is_empty()).map(|range| self.whole_clusters(&range)).collect();
+        tables.sort_unstable_by_key(|range| range.start);
+        let mut merged: Vec<Range<u64>> = Vec::new();
+        for table in tables {
+            match merged.last_mut() {
+                Some(last) if table.start <= last.end => last.end = last.end.max(table.end),
+                _ => merged.push(table),
+            }
         }
+        self.places.borrow_mut().inactive_l1 = merged;
+    }
+
+    fn whole_clusters(&self, range: &Range<u64>) -> Range<u64> {
+        let size = self.geometry.cluster_size();
+        range.start / size * size..range.end.next_multiple_of(size)
     }
 
     /// Refuses a write of `len` bytes that would hit metadata, of whatever kind but `own`.
@@ -153,6 +169,12 @@ impl Places {
                 return Some(*kind);
             }
         }
+        let next = self.inactive_l1.partition_point(|range| range.end <= start);
+        if self.inactive_l1.get(next).is_some_and(|range| range.start < end)
+            && own != Some(Metadata::InactiveL1)
+        {
+            return Some(Metadata::InactiveL1);
+        }
         let clusters = start >> geometry.cluster_bits..end.div_ceil(geometry.cluster_size());
         let sets = [(Metadata::ActiveL2, &self.l2_tables), (Metadata::RefcountBlock, &self.refcount_blocks)];
         sets.into_iter()
@@ -179,5 +201,8 @@ mod tests {
         assert!(!hit(512 * 64, 512 * 136, None) && hit(512 * 64, 512 * 137, None));
         overlap.remove(Metadata::ActiveL2, HostCluster(200));
         assert!(!hit(512 * 200, 512, None));
+        overlap.set_inactive_l1([90 * 512..91 * 512 + 8, 80 * 512..81 * 512, 91 * 512..95 * 512].into_iter());
+        let snapshots: Vec<u64> = (70..100).filter(|&cluster| hit(cluster * 512 + 7, 1, None)).collect();
+        assert_eq!(snapshots, [80, 90, 91, 92, 93, 94]);
     }
 }

@@ -150,7 +150,7 @@ impl Qcow2 {
     async fn extend_file(&self, clusters: u64, mode: Preallocation) -> Result<()> {
         let end = clusters << self.geometry.cluster_bits;
         if end > self.file.size() && mode != Preallocation::Metadata {
-            self.file.driver().truncate(end, mode).await?;
+            self.file.truncate(end, mode).await?;
         }
         Ok(())
     }

@@ -110,6 +110,9 @@ impl Qcow2 {
                 at = at.add(extent.len);
                 continue;
             }
+            if self.must_prepare() {
+                self.prepare_change().await?;
+            }
             at = self.change_slice(at, last, change).await?;
         }
         Ok(())
