@@ -93,22 +93,7 @@ fn run(parser: Parser) -> Result<u8, Failure> {
 
 /// Reads the command line; `None` if it only asked for the list of options.
 fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
-    let mut request = Request {
-        sources: Vec::new(),
-        source: open::for_reading(),
-        output: String::new(),
-        format: "raw".to_owned(),
-        cache: CacheMode::UNSAFE,
-        options: OptionLists::default(),
-        backing: None,
-        backing_format: None,
-        sparse: 4096,
-        workers: 8,
-        out_of_order: false,
-        create: true,
-        progress: false,
-        quiet: false,
-    };
+    let mut request = Request::new();
     let (mut cache, mut source_cache) = (None, None);
     while let Some((name, value)) = parser.next()? {
         match name {
@@ -134,6 +119,26 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
 }
 
 impl Request {
+    /// What is done where no option says otherwise.
+    fn new() -> Request {
+        Request {
+            sources: Vec::new(),
+            source: open::for_reading(),
+            output: String::new(),
+            format: "raw".to_owned(),
+            cache: CacheMode::UNSAFE,
+            options: OptionLists::default(),
+            backing: None,
+            backing_format: None,
+            sparse: 4096,
+            workers: 8,
+            out_of_order: false,
+            create: true,
+            progress: false,
+            quiet: false,
+        }
+    }
+
     /// Takes one option.
     fn take(&mut self, name: &str, value: String) -> Result<(), Failure> {
         match name {

@@ -33,7 +33,7 @@ pub(super) const COMMAND: Command = Command {
 };
 
 /// What is to be made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Request {
     filename: String,
     format: String,
@@ -57,16 +57,7 @@ fn run(parser: Parser) -> Result<u8, Failure> {
 
 /// Reads the command line; `None` if it only asked for the list of options.
 fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
-    let mut request = Request {
-        filename: String::new(),
-        format: "raw".to_owned(),
-        size: None,
-        options: OptionLists::default(),
-        backing: None,
-        backing_format: None,
-        blind: false,
-        quiet: false,
-    };
+    let mut request = Request { format: "raw".to_owned(), ..Request::default() };
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),

@@ -20,7 +20,7 @@ impl OptionLists {
         }
         let options = Options::parse(list, None);
         self.any = true;
-        self.wants_help |= options.pairs().iter().any(|(name, _)| name == "help" || name == "?");
+        self.wants_help |= asks_for_help(list);
         self.given.merge(options);
         Ok(())
     }
@@ -45,6 +45,11 @@ impl OptionLists {
 fn is_well_formed(list: &str) -> bool {
     let trailing = list.len() - list.trim_end_matches(',').len();
     !list.is_empty() && !list.starts_with(',') && trailing.is_multiple_of(2)
+}
+
+/// Whether a part is nothing but `help` or `?`; a double comma is part of a value.
+fn asks_for_help(list: &str) -> bool {
+    list.replace(",,", " ").split(',').any(|part| part == "help" || part == "?")
 }
 
 /// Prints the options that images of `format` can have; with those of a file where one is named.

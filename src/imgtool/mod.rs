@@ -10,7 +10,7 @@
 //!
 //! Deliberate differences from qemu-img: help and version texts are our own; called as `cowvm imgtool`, not
 //! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
-//! that are not there yet are refused by name.
+//! that are not there yet are refused by name; names of files must be UTF-8.
 
 mod check;
 mod convert;

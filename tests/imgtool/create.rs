@@ -107,6 +107,8 @@ fn what_makes_no_sense_is_refused_in_the_same_words() {
         "create -o size=-5 x",
         "create -o size x",
         "create -o foo x 1M",
+        "create -o help=on x 1M",
+        "create -f qcow2 -o backing_file=a,,help -o foo x 1M",
         "create -o foo= x 1M",
         "create -o size=1M,nofoo x 1M",
         "create -o nocow=1 x 1M",
