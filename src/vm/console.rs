@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariant: nobody waits for stdout without bound. A terminal that is stopped (Ctrl-S, a full pipe) holds
-//! the guest back for [`STALL`] and then costs it output, never its life.
+//! the guest back for a second and then costs it output, never its life.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -58,7 +58,7 @@ struct Output {
     bytes: VecDeque<u8>,
     /// The thread holds bytes that stdout has not taken yet.
     writing: bool,
-    /// Stdout took nothing for [`STALL`], so nobody waits any more until it does.
+    /// Stdout took nothing for a second, so nobody waits any more until it does.
     stalled: bool,
 }
 
@@ -74,7 +74,7 @@ impl Console {
         Ok(console)
     }
 
-    /// Queues output. Waits for room when stdout is slow; once stdout has taken nothing for [`STALL`], what
+    /// Queues output. Waits for room when stdout is slow; once stdout has taken nothing for a second, what
     /// does not fit is dropped.
     pub fn write(&self, bytes: &[u8]) {
         let mut rest = bytes;
@@ -101,7 +101,7 @@ impl Console {
         output
     }
 
-    /// Waits until stdout has taken all output, or has taken nothing for [`STALL`].
+    /// Waits until stdout has taken all output, or has taken nothing for a second.
     pub fn flush(&self) {
         let mut output = lock(&self.output);
         while output.writing || !output.bytes.is_empty() {
