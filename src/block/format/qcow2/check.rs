@@ -16,6 +16,8 @@ use async_trait::async_trait;
 const MAX_MESSAGES: usize = 100_000;
 /// Autoclear: the bitmaps are valid.
 const BITMAPS_VALID: u64 = 1;
+/// Most bitmaps of an image, as QEMU has it.
+const MAX_BITMAPS: u32 = 65535;
 /// Bytes of a bitmap directory entry before its name.
 const BITMAP_ENTRY: u64 = 24;
 /// A directory or a table of bitmaps that is longer than this is not followed.
@@ -61,24 +63,26 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Counts one reference to every cluster of a range.
-    fn count(&mut self, offset: u64, len: u64) {
+    /// Counts one reference to every cluster of a range. False if the file does not have it.
+    fn count(&mut self, offset: u64, len: u64) -> bool {
         let size = self.image.geometry.cluster_size();
         if len == 0 {
-            return;
+            return true;
         }
         // The last cluster may end before its end.
         if offset.saturating_add(len).saturating_sub(self.file_len) >= size
             && offset.saturating_add(len) > self.file_len
         {
-            return self.corrupt(format!(
+            self.corrupt(format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
                  offset {offset:#x} size {len:#x}"
             ));
+            return false;
         }
         for cluster in offset / size..=(offset + len - 1) / size {
             self.count_cluster(cluster);
         }
+        true
     }
 
     fn count_cluster(&mut self, cluster: u64) {
@@ -193,13 +197,15 @@ impl<'a> Checker<'a> {
     async fn count_bitmaps(&mut self) {
         let Some(bitmaps) = BitmapsExtension::find(&self.image.header.extensions) else { return };
         let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        self.count(offset, bitmaps.directory_size);
+        if !self.count(offset, bitmaps.directory_size) {
+            return;
+        }
         let Ok(directory) = self.image.file.read_bytes(offset, len as usize).await else {
             self.report.check_errors += 1;
             return;
         };
         let mut rest = &directory[..];
-        for _ in 0..bitmaps.count {
+        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
             if (rest.len() as u64) < BITMAP_ENTRY {
                 return;
             }
@@ -212,7 +218,9 @@ impl<'a> Checker<'a> {
     }
 
     async fn count_bitmap(&mut self, table: u64, len: u64) {
-        self.count(table, len);
+        if !self.count(table, len) {
+            return;
+        }
         match self.read_table(table, len).await {
             Some(entries) => {
                 for raw in entries {
