@@ -151,45 +151,50 @@ impl<'a> Checker<'a> {
     }
 
     fn count_l2(&mut self, l2: &[u64], active: bool) {
-        let size = self.image.geometry.cluster_size();
         let mut expected = 0;
         for &raw in l2.iter().filter(|&&raw| raw != 0) {
             match raw_l2(raw, self.image.geometry) {
                 RawL2::Compressed { offset, len, copied } => {
-                    if copied {
-                        self.corrupt(format!(
-                            "ERROR: coffset=0x{offset:x}: copied flag must never be set for compressed clusters"
-                        ));
-                    }
-                    self.count(offset, len);
-                    if active {
-                        self.report.allocated_clusters += 1;
-                        self.report.compressed_clusters += 1;
-                        // They stand in no order.
-                        self.report.fragmented_clusters += 1;
-                    }
+                    self.count_compressed(offset, len, copied, active)
                 }
                 RawL2::Standard { offset, reserved, zero } => {
                     if reserved {
                         self.corrupt(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
                     }
-                    if offset == 0 {
-                        continue;
+                    if offset != 0 {
+                        self.count_standard(offset, zero);
                     }
-                    if !self.image.geometry.is_aligned(offset) {
-                        let what = if zero { "Preallocated cluster" } else { "Data cluster" };
-                        self.corrupt(format!(
-                            "ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted."
-                        ));
-                    }
-                    if active {
+                    if offset != 0 && active {
                         self.report.allocated_clusters += 1;
                         self.report.fragmented_clusters += u64::from(expected != 0 && offset != expected);
-                        expected = offset + size;
+                        expected = offset + self.image.geometry.cluster_size();
                     }
-                    self.count(offset, size);
                 }
             }
+        }
+    }
+
+    fn count_standard(&mut self, offset: u64, zero: bool) {
+        if !self.image.geometry.is_aligned(offset) {
+            let what = if zero { "Preallocated cluster" } else { "Data cluster" };
+            let message =
+                format!("ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted.");
+            self.corrupt(message);
+        }
+        self.count(offset, self.image.geometry.cluster_size());
+    }
+
+    fn count_compressed(&mut self, offset: u64, len: u64, copied: bool, active: bool) {
+        if copied {
+            let what = "copied flag must never be set for compressed clusters";
+            self.corrupt(format!("ERROR: coffset=0x{offset:x}: {what}"));
+        }
+        self.count(offset, len);
+        if active {
+            self.report.allocated_clusters += 1;
+            self.report.compressed_clusters += 1;
+            // They stand in no order.
+            self.report.fragmented_clusters += 1;
         }
     }
 
