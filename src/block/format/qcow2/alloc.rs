@@ -233,10 +233,11 @@ impl Qcow2 {
             if last {
                 continue;
             }
-            let (from, len) = (self.geometry.start_of(HostCluster(start)), cluster - start);
-            if len > 0 {
+            let from = self.geometry.start_of(HostCluster(start));
+            let len = (cluster - start) << self.geometry.cluster_bits;
+            if len > 0 && self.overlap.check(from, len, None).is_ok() {
                 // A hint: the clusters will be free whether or not the host takes them.
-                let _ = self.file.discard(from.0, len << self.geometry.cluster_bits).await;
+                let _ = self.file.discard(from.0, len).await;
             }
             start = cluster + 1;
         }

@@ -112,7 +112,7 @@ pub(super) struct DirtyBytes {
 /// The pieces in memory.
 pub(super) struct Cache {
     piece_size: usize,
-    capacity: usize,
+    capacity: Cell<usize>,
     pieces: RefCell<OffsetMap<HostOffset, Rc<Piece>>>,
     /// The clock: every piece once, the next candidate in front.
     clock: RefCell<VecDeque<HostOffset>>,
@@ -126,12 +126,17 @@ impl Cache {
     pub(super) fn new(piece_size: u64, capacity: usize) -> Cache {
         Cache {
             piece_size: piece_size as usize,
-            capacity: capacity.max(4),
+            capacity: Cell::new(capacity.max(4)),
             pieces: RefCell::default(),
             clock: RefCell::default(),
             dirty: RefCell::default(),
             loading: RangeLock::default(),
         }
+    }
+
+    /// Lets the cache hold `capacity` pieces from now on.
+    pub(super) fn set_capacity(&self, capacity: usize) {
+        self.capacity.set(capacity.max(4));
     }
 
     /// Looks at a piece if it is in memory.
@@ -208,7 +213,7 @@ impl Cache {
 
     /// Whether so much is dirty that a writer should have it written back before it dirties more.
     pub(super) fn is_crowded(&self) -> bool {
-        self.dirty.borrow().len() > self.capacity / 2
+        self.dirty.borrow().len() > self.capacity.get() / 2
     }
 
     /// Whether nothing waits to be written.
@@ -229,7 +234,7 @@ impl Cache {
     }
 
     fn insert(&self, piece: Rc<Piece>) -> Rc<Piece> {
-        while self.pieces.borrow().len() >= self.capacity && self.evict_one() {}
+        while self.pieces.borrow().len() >= self.capacity.get() && self.evict_one() {}
         self.clock.borrow_mut().push_back(piece.offset);
         self.pieces.borrow_mut().insert(piece.offset, piece.clone());
         piece
@@ -238,6 +243,9 @@ impl Cache {
     /// Drops a piece that is clean, that nobody holds and that was not used lately.
     fn evict_one(&self) -> bool {
         let (mut pieces, mut clock) = (self.pieces.borrow_mut(), self.clock.borrow_mut());
+        if self.dirty.borrow().len() >= pieces.len() {
+            return false;
+        }
         // Twice round: the first takes the second chances away.
         for _ in 0..2 * clock.len() {
             let Some(offset) = clock.pop_front() else { return false };

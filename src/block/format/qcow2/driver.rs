@@ -25,6 +25,12 @@ const MAX_L2_CACHE: u64 = 32 << 20;
 /// Longest read or write, in bytes.
 const MAX_TRANSFER: u32 = 64 << 20;
 
+/// How many L2 slices are kept of a disk of `size` bytes.
+pub(super) fn l2_slices(geometry: Geometry, size: u64) -> usize {
+    let tables = geometry.l1_entries_for(size) << geometry.cluster_bits;
+    (tables.min(MAX_L2_CACHE) / geometry.slice_size()) as usize
+}
+
 /// An image whose metadata was read and found valid, before its backing file is known.
 pub struct Image {
     header: Header,
@@ -88,8 +94,7 @@ impl Image {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
-        let tables = geometry.l1_entries_for(self.header.size) << geometry.cluster_bits;
-        let slices = tables.min(MAX_L2_CACHE) / geometry.slice_size();
+        let slices = l2_slices(geometry, self.header.size);
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -103,7 +108,7 @@ impl Image {
             autoclear: Cell::new(self.header.autoclear),
             header: self.header,
             active: self.active,
-            l2: Cache::new(geometry.slice_size(), slices as usize),
+            l2: Cache::new(geometry.slice_size(), slices),
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: self.snapshots,
@@ -127,6 +132,10 @@ impl Image {
         if self.header.incompatible & DIRTY != 0 {
             let what = "Image has the dirty bit set: its refcounts may be wrong; cannot be opened read/write";
             return Err(Error::new(Kind::Unsupported, what).remedy(repair));
+        }
+        if self.refcounts.has_shared_blocks() {
+            let what = "Two refcount table entries name the same refcount block; cannot be opened read/write";
+            return Err(Error::new(Kind::Corrupt, what).remedy(repair));
         }
         Ok(())
     }

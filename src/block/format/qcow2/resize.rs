@@ -3,7 +3,7 @@
 //! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
 //! of the old or the new size whenever the process dies.
 
-use super::driver::Qcow2;
+use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
 use super::header::{AT_SIZE, MAX_L1_BYTES};
@@ -21,6 +21,7 @@ impl Qcow2 {
         self.check_size(size)?;
         self.prepare_change().await?;
         let old = self.size.get();
+        self.l2.set_capacity(l2_slices(self.geometry, size));
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         if size > old {
             self.hide_backing(old, size).await?;
