@@ -104,11 +104,11 @@ impl Opener<'_> {
         if !options.force_share {
             file.lock(Access { write, resize: write, share_writes: false })?;
         }
-        let named = |error: Error| {
-            error
-                .path(filename)
-                .remedy("check the image with: qemu-img check; or name its format with format=")
+        let remedy = match options.format {
+            Some(_) => "name the format that the image has, or check it with: cowvm imgtool check",
+            None => "check the image with: cowvm imgtool check",
         };
+        let named = |error: Error| error.path(filename).remedy(remedy);
         let image = qcow2::Image::read(&Node::new(filename, Box::new(file))).await.map_err(named)?;
         let backing = match image.backing_file() {
             Some(name) if options.backing => {

@@ -115,8 +115,12 @@ impl Session {
     /// Reads stdin as far as it may be read now.
     fn read_stdin(&mut self, ops: &mut EventOps) {
         let Some(stdin) = &mut self.stdin else { return };
-        let typed = stdin.is_terminal() || self.monitor;
-        let limit = if typed { CHUNK } else { self.console.input_room().min(CHUNK) };
+        let limit = match (stdin.is_terminal(), self.monitor) {
+            (true, _) => CHUNK,
+            (false, false) => self.console.input_room().min(CHUNK),
+            // What follows the key that leaves the monitor is the guest's, and may have to wait.
+            (false, true) => 1,
+        };
         if limit == 0 {
             self.unwatch(ops);
             return self.console.notify_room(&self.input);

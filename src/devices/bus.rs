@@ -56,6 +56,8 @@ impl Bus {
     pub fn read(&self, addr: u64, data: &mut [u8]) {
         match self.find(addr, data.len()) {
             Some((offset, device)) => {
+                // What a device does not answer reads as ones too.
+                data.fill(0xff);
                 device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
             }
             None => data.fill(0xff),

@@ -5,7 +5,7 @@
 //!                                               └─▶ output: results, failures, exit status
 //! ```
 //!
-//! A command is one file and one row of [`COMMANDS`]: its options stand in a table that the parser and the help
+//! A command is one file and one row of `COMMANDS`: its options stand in a table that the parser and the help
 //! read. What images are and how work is done on them is the business of `block`; here are only words.
 //!
 //! Deliberate differences from qemu-img: help and version texts are our own; called as `cowvm imgtool`, not

@@ -10,6 +10,7 @@
 //! [`Write`], so the console and a socket can have one alike. Words of commands may be many (`info block`);
 //! the longest row that fits wins.
 
+mod disks;
 mod info;
 pub mod line;
 pub mod mux;
@@ -44,7 +45,7 @@ const HELP: Command =
     Command { name: "help", arguments: "[command]", help: "show all commands, or one", run: help };
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 3] = [&[HELP], info::COMMANDS, run_control::COMMANDS];
+    static TOPICS: [&[Command]; 4] = [&[HELP], info::COMMANDS, run_control::COMMANDS, disks::COMMANDS];
     TOPICS.into_iter().flatten()
 }
 

@@ -225,11 +225,10 @@ impl Parts {
         let mut plugged = Vec::new();
         for DiskConfig { drive, options } in disks {
             let memory = GuestMemory::clone(&self.memory);
-            let (disk, _control) =
-                blk::pci_disk(drive.clone(), memory, &interrupts, events.clone(), &options)
-                    .map_err(device)?;
+            let (disk, handle) = blk::pci_disk(drive.clone(), memory, &interrupts, events.clone(), &options)
+                .map_err(device)?;
             root.lock().unwrap_or_else(PoisonError::into_inner).add(disk).map_err(device)?;
-            plugged.push(Disk { drive });
+            plugged.push(Disk { drive, device: handle });
         }
         Ok((root, plugged))
     }

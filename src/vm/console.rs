@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariant: nobody waits for stdout without bound. A terminal that is stopped (Ctrl-S, a full pipe) holds
-//! the guest back for [`STALL`] and then costs it output, never its life.
+//! the guest back for a second and then costs it output, never its life.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -19,6 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 const INPUT_LIMIT: usize = 4096;
 /// Bytes of output that wait for stdout.
 const OUTPUT_LIMIT: usize = 64 * 1024;
+/// Bytes that stdout is given at a time.
+const OUTPUT_PIECE: usize = 4096;
 /// How long a writer waits for room before output is dropped.
 const STALL: Duration = Duration::from_secs(1);
 
@@ -56,7 +58,7 @@ struct Output {
     bytes: VecDeque<u8>,
     /// The thread holds bytes that stdout has not taken yet.
     writing: bool,
-    /// Stdout took nothing for [`STALL`], so nobody waits any more until it does.
+    /// Stdout took nothing for a second, so nobody waits any more until it does.
     stalled: bool,
 }
 
@@ -72,22 +74,34 @@ impl Console {
         Ok(console)
     }
 
-    /// Queues output. Waits for room when stdout is slow, for at most [`STALL`]; then bytes are dropped.
+    /// Queues output. Waits for room when stdout is slow; once stdout has taken nothing for a second, what
+    /// does not fit is dropped.
     pub fn write(&self, bytes: &[u8]) {
+        let mut rest = bytes;
         let mut output = lock(&self.output);
-        if output.bytes.len() >= OUTPUT_LIMIT && !output.stalled {
-            let full = |output: &mut Output| output.bytes.len() >= OUTPUT_LIMIT;
-            let (waited, timeout) =
-                self.changed.wait_timeout_while(output, STALL, full).unwrap_or_else(PoisonError::into_inner);
-            output = waited;
-            output.stalled = timeout.timed_out();
+        while !rest.is_empty() {
+            if output.bytes.len() >= OUTPUT_LIMIT && !output.stalled {
+                output = self.wait_for_room(output);
+            }
+            let (now, later) = rest.split_at(rest.len().min(OUTPUT_LIMIT.saturating_sub(output.bytes.len())));
+            output.bytes.extend(now);
+            self.changed.notify_all();
+            if output.stalled {
+                return;
+            }
+            rest = later;
         }
-        let room = OUTPUT_LIMIT.saturating_sub(output.bytes.len());
-        output.bytes.extend(&bytes[..bytes.len().min(room)]);
-        self.changed.notify_all();
     }
 
-    /// Waits until stdout has taken all output, or has taken nothing for [`STALL`].
+    fn wait_for_room<'a>(&'a self, output: MutexGuard<'a, Output>) -> MutexGuard<'a, Output> {
+        let full = |output: &mut Output| output.bytes.len() >= OUTPUT_LIMIT;
+        let (mut output, timeout) =
+            self.changed.wait_timeout_while(output, STALL, full).unwrap_or_else(PoisonError::into_inner);
+        output.stalled = timeout.timed_out();
+        output
+    }
+
+    /// Waits until stdout has taken all output, or has taken nothing for a second.
     pub fn flush(&self) {
         let mut output = lock(&self.output);
         while output.writing || !output.bytes.is_empty() {
@@ -158,7 +172,7 @@ impl Console {
         lock(&self.input).listener = Some(listener);
     }
 
-    /// The thread: moves the queue to `sink`, all that there is at a time.
+    /// The thread: moves the queue to `sink`, a piece at a time so that a slow one shows that it moves.
     fn drain(&self, mut sink: impl Write) {
         loop {
             let chunk = self.next_chunk();
@@ -176,7 +190,8 @@ impl Console {
             output = self.changed.wait(output).unwrap_or_else(PoisonError::into_inner);
         }
         output.writing = true;
-        let chunk = output.bytes.drain(..).collect();
+        let len = output.bytes.len().min(OUTPUT_PIECE);
+        let chunk = output.bytes.drain(..len).collect();
         self.changed.notify_all();
         chunk
     }

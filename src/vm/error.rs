@@ -54,6 +54,10 @@ impl From<block::Error> for Error {
     fn from(source: block::Error) -> Error {
         let name = source.file().map(|file| file.display().to_string());
         let message = match name {
+            // qemu-img's words for it take two lines.
+            Some(name) if source.kind() == block::Kind::Locked => {
+                format!("{name} is in use by another program")
+            }
             Some(name) if !source.message().contains(&name) => format!("{name}: {}", source.message()),
             _ => source.message().to_owned(),
         };
@@ -68,8 +72,11 @@ mod tests {
 
     #[test]
     fn a_block_error_names_file_cause_and_remedy_once() {
-        let error = block::Error::new(Kind::Locked, "is in use").path("a.img").remedy("stop the other");
-        assert_eq!(Error::from(error).to_string(), "a.img: is in use; stop the other");
+        let locked =
+            block::Error::new(Kind::Locked, "Failed\nIs another").path("a.img").remedy("stop the other");
+        assert_eq!(Error::from(locked).to_string(), "a.img is in use by another program; stop the other");
+        let error = block::Error::new(Kind::Corrupt, "no clusters").path("a.img").remedy("repair it");
+        assert_eq!(Error::from(error).to_string(), "a.img: no clusters; repair it");
         let named = block::Error::new(Kind::Io, "Could not open 'a.img': no").path("a.img");
         assert_eq!(Error::from(named).to_string(), "Could not open 'a.img': no");
     }

@@ -8,6 +8,7 @@ use crate::devices::acpi::pm::PowerManagement;
 use crate::devices::acpi::tables;
 use crate::devices::legacy::serial::Uart;
 use crate::devices::pci::PciRoot;
+use crate::devices::virtio::blk::BlkHandle;
 use crate::vm::layout::ACPI_START;
 use crate::vm::memory::GuestMemory;
 use crate::vm::run_state::{Request, RunState};
@@ -31,6 +32,20 @@ pub enum Status {
 pub struct Disk {
     /// The image. Its id is the disk's name.
     pub drive: Arc<Drive>,
+    /// The device that shows it to the guest.
+    pub(super) device: BlkHandle,
+}
+
+impl Disk {
+    /// Changes the size of the image, and tells the guest.
+    ///
+    /// # Errors
+    /// When the image cannot have that size.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        self.drive.resize(size)?;
+        self.device.config_changed();
+        Ok(())
+    }
 }
 
 /// A machine, with its devices and images.
@@ -116,6 +131,8 @@ impl Machine {
     /// When the boot image cannot be loaded again, and what KVM says. The guest cannot go on then.
     pub fn reset(&mut self) -> Result<()> {
         self.pause();
+        // What another vCPU asked for at the same time is this very reset.
+        self.run_state().forget_reset();
         lock(&self.pci).reset();
         lock(&self.power).reset();
         lock(&self.uart)
@@ -173,10 +190,10 @@ impl Machine {
     }
 
     fn flush(&self) -> Result<()> {
-        for disk in &self.disks {
-            disk.drive.call(|local| async move { local.flush().await })??;
-        }
-        Ok(())
+        let flush = |disk: &Disk| disk.drive.call(|local| async move { local.flush().await }).flatten();
+        // All of them, whatever becomes of the first.
+        let results: Vec<_> = self.disks.iter().map(flush).collect();
+        Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }
 }
 

@@ -123,6 +123,12 @@ impl RunState {
         }
     }
 
+    /// Main thread, while it resets the machine: drops a second request for the same.
+    pub fn forget_reset(&self) {
+        let mut inner = self.lock();
+        inner.request.take_if(|request| *request == Request::Reset);
+    }
+
     /// Main thread: lets the guest run.
     pub fn resume(&self) {
         let mut inner = self.lock();

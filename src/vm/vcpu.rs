@@ -23,8 +23,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// How many unfinished accesses one instruction can leave, generously.
-const SETTLE_LIMIT: usize = 64;
+/// How many unfinished accesses one instruction can leave, generously: KVM restarts a repeated string
+/// instruction up to 1024 times before it looks whether it should return.
+const SETTLE_LIMIT: usize = 1 << 16;
 
 /// What all vCPUs of a machine share.
 pub struct Shared {
@@ -128,11 +129,11 @@ fn settle(fd: &mut VcpuFd, shared: &Shared) -> Result<()> {
     for _ in 0..SETTLE_LIMIT {
         fd.set_kvm_immediate_exit(1);
         if step(fd, shared)? == Step::Interrupted {
-            break;
+            fd.set_kvm_immediate_exit(0);
+            return Ok(());
         }
     }
-    fd.set_kvm_immediate_exit(0);
-    Ok(())
+    Err(failure(fd, "an instruction of the guest does not come to its end"))
 }
 
 /// What came out of one KVM_RUN.

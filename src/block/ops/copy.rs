@@ -5,7 +5,7 @@
 //!                                    (one lock)  └─▶ worker n ─ …
 //! ```
 //!
-//! Each worker owns one buffer, so memory is bounded by workers times [`MAX_PIECE`]. Unless the writes may come
+//! Each worker owns one buffer, so memory is bounded by workers times `MAX_PIECE`. Unless the writes may come
 //! out of order, a piece is written when all before it are: the target then grows like a file that is written
 //! from start to end.
 

@@ -1,6 +1,6 @@
 //! The `file` protocol: a regular file of the host.
 //!
-//! Owns the descriptor, the image locks ([`lock`]) and what the file system knows of holes. Requests end at
+//! Owns the descriptor, the image locks (module `lock`) and what the file system knows of holes. Requests end at
 //! the file's length in bytes; writes beyond it make the file larger.
 
 mod lock;

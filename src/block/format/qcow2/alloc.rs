@@ -20,8 +20,9 @@ use crate::block::Result;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// So many freed runs may wait for a flush before a writer causes one.
-const MAX_FREES: usize = 4096;
+/// So many freed runs, or clusters, may wait for a flush before a writer causes one.
+const MAX_RUNS: usize = 4096;
+const MAX_CLUSTERS: u64 = 1 << 16;
 
 /// After how many clusters that were counted down other tasks may run.
 const RELEASED_AT_ONCE: u64 = 4096;
@@ -42,11 +43,14 @@ pub(super) struct Frees {
     durable: RefCell<Vec<Free>>,
     /// Durable, and only requests that began before that can still use them.
     waiting: RefCell<Vec<Free>>,
+    /// About how many clusters a flush would help along.
+    clusters: Cell<u64>,
 }
 
 impl Frees {
     /// Gives up a reference that is gone from the tables in memory.
     pub(super) fn push(&self, run: Run, punch: bool) {
+        self.clusters.set(self.clusters.get() + run.count);
         let mut fresh = self.fresh.borrow_mut();
         if let Some(last) = fresh.last_mut()
             && last.run.first.0 + last.run.count == run.first.0
@@ -65,6 +69,7 @@ impl Frees {
 
     /// Gives up references that are gone from the file for good.
     pub(super) fn push_durable(&self, frees: Vec<Free>) {
+        self.clusters.set(self.fresh.borrow().iter().map(|free| free.run.count).sum());
         self.durable.borrow_mut().extend(frees);
     }
 
@@ -85,7 +90,8 @@ impl Frees {
 
     /// Whether so many wait that a flush should come first.
     pub(super) fn is_crowded(&self) -> bool {
-        self.fresh.borrow().len() + self.written.borrow().len() > MAX_FREES
+        self.clusters.get() > MAX_CLUSTERS
+            || self.fresh.borrow().len() + self.written.borrow().len() > MAX_RUNS
     }
 
     /// Whether nothing is on its way that a flush could help along.

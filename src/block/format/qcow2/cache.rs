@@ -218,9 +218,13 @@ impl Cache {
 
     /// Drops what is cached of a range of the file, changes and all: its content has no meaning any more.
     pub(super) fn forget(&self, offset: HostOffset, len: u64) {
+        let mut found = false;
         for at in (offset.0..offset.0 + len).step_by(self.piece_size) {
-            self.pieces.borrow_mut().remove(&HostOffset(at));
+            found |= self.pieces.borrow_mut().remove(&HostOffset(at)).is_some();
             self.dirty.borrow_mut().remove(&HostOffset(at));
+        }
+        if found {
+            self.clock.borrow_mut().retain(|at| !(offset.0..offset.0 + len).contains(&at.0));
         }
     }
 
@@ -237,7 +241,6 @@ impl Cache {
         // Twice round: the first takes the second chances away.
         for _ in 0..2 * clock.len() {
             let Some(offset) = clock.pop_front() else { return false };
-            // A place in the clock whose piece was forgotten.
             let Some(piece) = pieces.get(&offset) else { continue };
             if Rc::strong_count(piece) == 1 && !piece.is_dirty() && !piece.used.replace(false) {
                 pieces.remove(&offset);

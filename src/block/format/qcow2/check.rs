@@ -16,6 +16,8 @@ use async_trait::async_trait;
 const MAX_MESSAGES: usize = 100_000;
 /// Autoclear: the bitmaps are valid.
 const BITMAPS_VALID: u64 = 1;
+/// Most bitmaps of an image, as QEMU has it.
+const MAX_BITMAPS: u32 = 65535;
 /// Bytes of a bitmap directory entry before its name.
 const BITMAP_ENTRY: u64 = 24;
 /// A directory or a table of bitmaps that is longer than this is not followed.
@@ -61,24 +63,26 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Counts one reference to every cluster of a range.
-    fn count(&mut self, offset: u64, len: u64) {
+    /// Counts one reference to every cluster of a range. False if the file does not have it.
+    fn count(&mut self, offset: u64, len: u64) -> bool {
         let size = self.image.geometry.cluster_size();
         if len == 0 {
-            return;
+            return true;
         }
         // The last cluster may end before its end.
         if offset.saturating_add(len).saturating_sub(self.file_len) >= size
             && offset.saturating_add(len) > self.file_len
         {
-            return self.corrupt(format!(
+            self.corrupt(format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
                  offset {offset:#x} size {len:#x}"
             ));
+            return false;
         }
         for cluster in offset / size..=(offset + len - 1) / size {
             self.count_cluster(cluster);
         }
+        true
     }
 
     fn count_cluster(&mut self, cluster: u64) {
@@ -147,45 +151,50 @@ impl<'a> Checker<'a> {
     }
 
     fn count_l2(&mut self, l2: &[u64], active: bool) {
-        let size = self.image.geometry.cluster_size();
         let mut expected = 0;
         for &raw in l2.iter().filter(|&&raw| raw != 0) {
             match raw_l2(raw, self.image.geometry) {
                 RawL2::Compressed { offset, len, copied } => {
-                    if copied {
-                        self.corrupt(format!(
-                            "ERROR: coffset=0x{offset:x}: copied flag must never be set for compressed clusters"
-                        ));
-                    }
-                    self.count(offset, len);
-                    if active {
-                        self.report.allocated_clusters += 1;
-                        self.report.compressed_clusters += 1;
-                        // They stand in no order.
-                        self.report.fragmented_clusters += 1;
-                    }
+                    self.count_compressed(offset, len, copied, active)
                 }
                 RawL2::Standard { offset, reserved, zero } => {
                     if reserved {
                         self.corrupt(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
                     }
-                    if offset == 0 {
-                        continue;
+                    if offset != 0 {
+                        self.count_standard(offset, zero);
                     }
-                    if !self.image.geometry.is_aligned(offset) {
-                        let what = if zero { "Preallocated cluster" } else { "Data cluster" };
-                        self.corrupt(format!(
-                            "ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted."
-                        ));
-                    }
-                    if active {
+                    if offset != 0 && active {
                         self.report.allocated_clusters += 1;
                         self.report.fragmented_clusters += u64::from(expected != 0 && offset != expected);
-                        expected = offset + size;
+                        expected = offset + self.image.geometry.cluster_size();
                     }
-                    self.count(offset, size);
                 }
             }
+        }
+    }
+
+    fn count_standard(&mut self, offset: u64, zero: bool) {
+        if !self.image.geometry.is_aligned(offset) {
+            let what = if zero { "Preallocated cluster" } else { "Data cluster" };
+            let message =
+                format!("ERROR offset={offset:x}: {what} is not properly aligned; L2 entry corrupted.");
+            self.corrupt(message);
+        }
+        self.count(offset, self.image.geometry.cluster_size());
+    }
+
+    fn count_compressed(&mut self, offset: u64, len: u64, copied: bool, active: bool) {
+        if copied {
+            let what = "copied flag must never be set for compressed clusters";
+            self.corrupt(format!("ERROR: coffset=0x{offset:x}: {what}"));
+        }
+        self.count(offset, len);
+        if active {
+            self.report.allocated_clusters += 1;
+            self.report.compressed_clusters += 1;
+            // They stand in no order.
+            self.report.fragmented_clusters += 1;
         }
     }
 
@@ -193,13 +202,15 @@ impl<'a> Checker<'a> {
     async fn count_bitmaps(&mut self) {
         let Some(bitmaps) = BitmapsExtension::find(&self.image.header.extensions) else { return };
         let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        self.count(offset, bitmaps.directory_size);
+        if !self.count(offset, bitmaps.directory_size) {
+            return;
+        }
         let Ok(directory) = self.image.file.read_bytes(offset, len as usize).await else {
             self.report.check_errors += 1;
             return;
         };
         let mut rest = &directory[..];
-        for _ in 0..bitmaps.count {
+        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
             if (rest.len() as u64) < BITMAP_ENTRY {
                 return;
             }
@@ -212,7 +223,9 @@ impl<'a> Checker<'a> {
     }
 
     async fn count_bitmap(&mut self, table: u64, len: u64) {
-        self.count(table, len);
+        if !self.count(table, len) {
+            return;
+        }
         match self.read_table(table, len).await {
             Some(entries) => {
                 for raw in entries {

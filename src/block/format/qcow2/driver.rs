@@ -223,12 +223,12 @@ impl Driver for Qcow2 {
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         if self.must_prepare() {
-            self.prepare_change().await?;
+            Box::pin(self.prepare_change()).await?;
         }
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
+            Err(error) => Err(Box::pin(self.corrupted(error)).await),
         }
     }
 

@@ -26,14 +26,36 @@ const MERGE: usize = 1 << 20;
 /// Copies of bytes with their place in the file.
 type Writes = Vec<(HostOffset, Vec<u8>)>;
 
-/// All metadata that was dirty at one instant.
+/// All metadata that was dirty at one instant. Unless it comes to its end, it is dirty again: also when the
+/// request that writes it is given up half-way.
 struct Checkpoint<'a> {
+    image: &'a Qcow2,
     blocks: Vec<DirtyBytes>,
-    table: Table<'a>,
     slices: Vec<DirtyBytes>,
     l1: Writes,
     /// What no table refers to once this is written.
     frees: Vec<Free>,
+    finished: bool,
+}
+
+impl Checkpoint<'_> {
+    fn finish(mut self) {
+        self.finished = true;
+        self.image.frees.push_written(std::mem::take(&mut self.frees));
+    }
+}
+
+impl Drop for Checkpoint<'_> {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.image.refcounts.blocks.restore(&self.blocks);
+        self.image.refcounts.restore_table();
+        self.image.l2.restore(&self.slices);
+        self.image.active.restore();
+        self.image.frees.restore_fresh(std::mem::take(&mut self.frees));
+    }
 }
 
 /// What becomes of the refcount table.
@@ -114,12 +136,12 @@ impl Qcow2 {
             if self.refcounts.outgrown().is_some_and(|(needed, _)| needed > enough) {
                 continue;
             }
-            let checkpoint = self.checkpoint(room);
-            return self.write_checkpoint(checkpoint).await;
+            let (checkpoint, table) = self.checkpoint(room);
+            return self.write_checkpoint(checkpoint, table).await;
         }
     }
 
-    fn checkpoint<'a>(&'a self, room: Option<Reserved<'a>>) -> Checkpoint<'a> {
+    fn checkpoint<'a>(&'a self, room: Option<Reserved<'a>>) -> (Checkpoint<'a>, Table<'a>) {
         let table = match room.filter(|_| self.refcounts.outgrown().is_some()) {
             Some(room) => {
                 let bytes = self.refcounts.take_table(room.run.count);
@@ -127,33 +149,32 @@ impl Qcow2 {
             }
             None => Table::Groups(self.refcounts.take_changed()),
         };
-        Checkpoint {
-            table,
+        let checkpoint = Checkpoint {
+            image: self,
             blocks: self.refcounts.blocks.take_dirty(),
             slices: self.l2.take_dirty(),
             l1: self.active.take_changed(),
             frees: self.frees.take_fresh(),
-        }
+            finished: false,
+        };
+        (checkpoint, table)
     }
 
-    async fn write_checkpoint(&self, checkpoint: Checkpoint<'_>) -> Result<()> {
-        let Checkpoint { blocks, table, slices, l1, frees } = checkpoint;
-        let mut done = self.write_refcounts(&blocks, table).await;
+    async fn write_checkpoint(&self, checkpoint: Checkpoint<'_>, table: Table<'_>) -> Result<()> {
+        let mut done = self.write_refcounts(&checkpoint.blocks, table).await;
         if done.is_ok() {
-            done = self.write_mappings(&slices, &l1).await;
+            done = self.write_mappings(&checkpoint.slices, &checkpoint.l1).await;
         }
         match done {
-            Ok(()) => self.frees.push_written(frees),
+            Ok(()) => {
+                checkpoint.finish();
+                Ok(())
+            }
             Err(error) => {
-                self.refcounts.blocks.restore(&blocks);
-                self.refcounts.restore_table();
-                self.l2.restore(&slices);
-                self.active.restore();
-                self.frees.restore_fresh(frees);
-                return Err(self.corrupted(error).await);
+                drop(checkpoint);
+                Err(self.corrupted(error).await)
             }
         }
-        Ok(())
     }
 
     async fn write_refcounts(&self, blocks: &[DirtyBytes], table: Table<'_>) -> Result<()> {

@@ -9,10 +9,10 @@
 //!
 //! | on disk | verbs |
 //! | --- | --- |
-//! | [`header`], [`extensions`], [`entries`], [`snapshot`] | [`read`], [`write`], [`zero`], [`compressed`] |
-//! | [`geometry`]: offsets as types | [`alloc`], [`flush`]: the order on disk |
-//! | [`cache`], [`refcount`], [`mapping`]: tables in memory | [`status`], [`check`], [`resize`], [`create`] |
-//! | [`overlap`]: where metadata is | [`driver`]: the whole as a node |
+//! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
+//! | `geometry`: offsets as types | `alloc`, `flush`: the order on disk |
+//! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
+//! | `overlap`: where metadata is | `driver`: the whole as a node |
 
 mod alloc;
 mod cache;

@@ -14,7 +14,8 @@ impl Qcow2 {
         {
             return self.file.read(host.0, into).await;
         }
-        self.read_extents(view, at, into).await
+        // Boxed, so that the future of the common case above stays small.
+        Box::pin(self.read_extents(view, at, into)).await
     }
 
     async fn read_extents(&self, view: &View, at: GuestOffset, into: &Iov) -> Result<()> {

@@ -91,6 +91,14 @@ impl Refcounts {
         self.table.borrow().clone()
     }
 
+    /// Whether two entries of the table name one block: a search for free clusters in such an image could take
+    /// for ever, and a cluster be given out twice.
+    pub(super) fn has_shared_blocks(&self) -> bool {
+        let mut blocks: Vec<u64> = self.table.borrow().iter().copied().filter(|&raw| raw != 0).collect();
+        blocks.sort_unstable();
+        blocks.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
     /// The refcount of a cluster.
     pub(super) async fn get(&self, cluster: HostCluster) -> Result<u64> {
         let (block, index) = self.position(cluster.0);
@@ -115,15 +123,16 @@ impl Refcounts {
     pub(super) async fn allocate(&self, want: u64) -> Result<(Run, bool)> {
         loop {
             let hint = self.hint.get();
+            self.check_end(Run { first: HostCluster(hint), count: 1 })?;
             let (block, index) = self.position(hint);
             let Some(piece) = self.block(block).await? else {
-                self.create_block(block)?;
+                self.create_block(block, hint)?;
                 continue;
             };
             match self.take_free(&piece, index, want) {
                 Some((at, count)) => {
                     let run = Run { first: HostCluster(hint - index as u64 + at as u64), count };
-                    return Ok((run, self.taken(run)));
+                    return Ok((run, self.taken(run, Some(hint))));
                 }
                 // Someone may have freed clusters during the await: only ever skip what was searched.
                 None if self.hint.get() == hint => self.hint.set((block + 1) * self.geometry.block_entries()),
@@ -168,8 +177,12 @@ impl Refcounts {
     /// Counts a run, and behind it the new blocks that it needs. All blocks are in memory.
     fn take_behind(&self, run: Run, missing: &[u64]) -> Result<()> {
         let end = run.first.0 + run.count;
+        self.check_end(Run { first: run.first, count: run.count + missing.len() as u64 })?;
         for (&block, cluster) in missing.iter().zip(end..) {
-            self.install_block(block, HostCluster(cluster))?;
+            self.check_block(block, HostCluster(cluster))?;
+        }
+        for (&block, cluster) in missing.iter().zip(end..) {
+            self.install_block(block, HostCluster(cluster));
         }
         for cluster in run.first.0..end + missing.len() as u64 {
             let (block, index) = self.position(cluster);
@@ -177,7 +190,7 @@ impl Refcounts {
                 self.set(&piece, index, 1);
             }
         }
-        self.taken(Run { first: run.first, count: run.count + missing.len() as u64 });
+        self.taken(Run { first: run.first, count: run.count + missing.len() as u64 }, None);
         Ok(())
     }
 
@@ -268,10 +281,11 @@ impl Refcounts {
         Some((start, (end - start) as u64))
     }
 
-    /// After an allocation: the search goes on behind it. Whether nothing was ever stored there.
-    fn taken(&self, run: Run) -> bool {
+    /// After an allocation: the next search goes on behind it, if this one began at the first place that may be
+    /// free, `searched_from`, and nothing was freed meanwhile. Whether nothing was ever stored there.
+    fn taken(&self, run: Run, searched_from: Option<u64>) -> bool {
         let end = run.first.0 + run.count;
-        if self.hint.get() <= run.first.0 {
+        if searched_from == Some(self.hint.get()) {
             self.hint.set(end);
         }
         self.allocations.set(self.allocations.get() + 1);
@@ -281,25 +295,37 @@ impl Refcounts {
     }
 
     /// A new refcount block in the first cluster that it covers, which is free as all of them are.
-    fn create_block(&self, block: u64) -> Result<()> {
+    fn create_block(&self, block: u64, hint: u64) -> Result<()> {
         let cluster = block * self.geometry.block_entries();
-        self.install_block(block, HostCluster(cluster))?;
+        self.check_block(block, HostCluster(cluster))?;
+        self.install_block(block, HostCluster(cluster));
         if let Some(piece) = self.blocks.get(self.geometry.start_of(HostCluster(cluster))) {
             self.set(&piece, 0, 1);
         }
-        self.taken(Run { first: HostCluster(cluster), count: 1 });
+        self.taken(Run { first: HostCluster(cluster), count: 1 }, Some(hint).filter(|&hint| hint == cluster));
         Ok(())
     }
 
-    /// Puts an empty block into the table, in memory.
-    fn install_block(&self, block: u64, cluster: HostCluster) -> Result<()> {
-        if (block + 1) * ENTRY > MAX_REFCOUNT_TABLE_BYTES
-            || cluster.0 >= HOST_END >> self.geometry.cluster_bits
-        {
+    /// Refuses clusters that no table could refer to.
+    fn check_end(&self, run: Run) -> Result<()> {
+        if run.first.0 + run.count > HOST_END >> self.geometry.cluster_bits {
             return Err(Error::new(Kind::NoSpace, "the image file cannot grow any further"));
         }
+        Ok(())
+    }
+
+    /// Whether a new block can go into the table, and its cluster be written.
+    fn check_block(&self, block: u64, cluster: HostCluster) -> Result<()> {
+        if (block + 1) * ENTRY > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::new(Kind::NoSpace, "the image file cannot grow any further"));
+        }
+        self.check_end(Run { first: cluster, count: 1 })?;
+        self.overlap.check(self.geometry.start_of(cluster), self.geometry.cluster_size(), None)
+    }
+
+    /// Puts an empty block into the table, in memory.
+    fn install_block(&self, block: u64, cluster: HostCluster) {
         let offset = self.geometry.start_of(cluster);
-        self.overlap.check(offset, self.geometry.cluster_size(), None)?;
         let mut table = self.table.borrow_mut();
         if block as usize >= table.len() {
             table.resize(block as usize + 1, 0);
@@ -308,7 +334,6 @@ impl Refcounts {
         self.changed.borrow_mut().insert(block as usize / TABLE_GROUP);
         self.overlap.add(Metadata::RefcountBlock, cluster);
         self.blocks.create(offset);
-        Ok(())
     }
 }
 

@@ -45,7 +45,8 @@ impl Qcow2 {
             self.overlap.check(host, want, None)?;
             return self.file.write(host.0, from).await;
         }
-        self.write_extents(at, from).await
+        // Boxed, so that the future of the common case above stays small.
+        Box::pin(self.write_extents(at, from)).await
     }
 
     async fn write_extents(&self, at: GuestOffset, from: &Iov) -> Result<()> {

@@ -57,7 +57,7 @@ fn locked(filename: &str, what: &str) -> Error {
     let message = format!("Failed to get {what} lock\nIs another process using the image [{filename}]?");
     Error::new(Kind::Locked, message)
         .path(filename)
-        .remedy("stop the other process, or add -U (--force-share) to look at the image read-only meanwhile")
+        .remedy("end that program, or add -U (--force-share) to look at the image read-only meanwhile")
 }
 
 fn refused(filename: &str, what: &str, error: io::Error) -> Error {

@@ -17,6 +17,7 @@
 mod entry;
 mod params;
 
+use crate::block::error::errno_text;
 use crate::vm::layout::{HIGH_RAM_START, Layout};
 use crate::vm::memory::GuestMemory;
 use crate::vm::{Error, Result};
@@ -25,8 +26,9 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use params::{Initrd, Parameters};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
@@ -209,10 +211,16 @@ impl LinuxBoot {
 
 impl Image {
     fn open(what: &str, path: &Path) -> Result<Image> {
-        let file = File::open(path).map_err(|error| {
-            let cause = crate::block::error::errno_text(&error);
+        let failed = |cause: &str| {
             Error::new(format!("cannot open the {what} {}: {cause}", path.display()))
-        })?;
+                .remedy(format!("name a readable file with -{what}"))
+        };
+        // Without O_NONBLOCK a FIFO would be waited for.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| failed(&errno_text(&error)))?;
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(failed("it is not a regular file"));
+        }
         Ok(Image { path: path.to_owned(), file })
     }
 
