@@ -20,6 +20,7 @@ use std::time::Instant;
 
 const IMAGE_SIZE: u64 = 1 << 30;
 const REQUEST: u64 = 4096;
+const FILL: usize = 64 << 10;
 /// A prime number of blocks: the requests of a "random" run visit every block once, far apart.
 const STRIDE: u64 = 100_003 * REQUEST;
 
@@ -93,17 +94,24 @@ fn workloads() -> impl Iterator<Item = Workload> {
     })
 }
 
-/// A fully allocated image with something in it.
+/// A fully allocated image, filled in requests of the size that guests send: the kernel's page cache keeps the
+/// pages of one write together, and that decides what writing to them costs later.
 fn make_image(folder: &Path, format: &str) -> PathBuf {
     let path = folder.join(format!("bench.{format}"));
-    let run = |command: &mut Command| assert!(command.status().unwrap().success());
-    run(Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&path).arg(IMAGE_SIZE.to_string()));
-    let fill = format!("write -P 0x5a 0 {IMAGE_SIZE}");
-    run(Command::new("qemu-io")
-        .args(["-f", format, "-c", &fill])
-        .arg(&path)
-        .stdout(std::process::Stdio::null()));
-    run(Command::new("sync").arg(&path));
+    let create = ["create", "-q", "-f", format, path.to_str().unwrap(), &IMAGE_SIZE.to_string()];
+    assert!(Command::new("qemu-img").args(create).status().unwrap().success());
+    let engine = Engine::new(Backend::from_environment()).unwrap();
+    let options = OpenOptions { format: Some(format.into()), read_only: false, ..OpenOptions::default() };
+    let fill = async {
+        let node = open(&engine, path.to_str().unwrap(), &options).await?;
+        let iov = Buffer::from_bytes(&[0x5a; FILL]).iov(FILL);
+        for offset in (0..IMAGE_SIZE).step_by(FILL) {
+            node.write(offset, &iov).await?;
+        }
+        node.flush().await?;
+        node.close().await
+    };
+    engine.block_on(fill).unwrap().unwrap();
     path
 }
 
