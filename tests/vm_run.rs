@@ -332,7 +332,8 @@ fn a_disk_in_use_is_refused_and_may_be_shared_for_reading() {
     let refused = cowvm().args(["-drive", &drive(&path)]).output().unwrap();
     let message = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(message.contains("disk.raw") && message.contains("lock"), "{message}");
+    assert!(message.contains("disk.raw is in use by another program; "), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
     let mut reader = Running::start(cowvm().args(["-U", "-drive", &drive(&path)]).stdin(Stdio::piped()));
     reader.expect("!");
     reader.type_("\x01x");

@@ -154,8 +154,11 @@ fn step(fd: &mut VcpuFd, shared: &Shared) -> Result<Step> {
         Ok(VcpuExit::IoOut(port, _)) if Some(port) == shared.bios_port => return Ok(Step::CallBios),
         Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => port_access(fd, &shared.ports),
         Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
-        // A triple fault.
-        Ok(VcpuExit::Shutdown) => shared.run_state.request(Request::Reset),
+        Ok(VcpuExit::Shutdown) => {
+            // Some systems reboot so; others have crashed, and nothing else tells.
+            eprintln!("cowvm: a vCPU of the guest has triple-faulted: the machine is reset");
+            shared.run_state.request(Request::Reset);
+        }
         Ok(VcpuExit::SystemEvent(kind, _)) => shared.run_state.request(system_event(kind)),
         Ok(VcpuExit::InternalError) => return Err(internal_error(fd)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {

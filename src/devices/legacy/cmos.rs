@@ -12,6 +12,7 @@
 //! meaning here keeps what the guest wrote, over resets too.
 
 use crate::devices::bus::BusDevice;
+use crate::util::time::Date;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The index port; the data port follows it.
@@ -49,17 +50,6 @@ pub struct Cmos {
     /// The date while the guest sets it.
     frozen: Option<Date>,
     now: fn() -> Duration,
-}
-
-/// A point in time as the registers show it, all in plain binary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Date {
-    year: i64,
-    month: u8,
-    day: u8,
-    hour: u8,
-    minute: u8,
-    second: u8,
 }
 
 impl Cmos {
@@ -155,42 +145,13 @@ impl BusDevice for Cmos {
     }
 }
 
-impl Date {
-    /// The civil date of a Unix time in UTC (Gregorian calendar; eras of 400 years starting in March).
-    fn from_unix(seconds: i64) -> Date {
-        let (days, of_day) = (seconds.div_euclid(86400), seconds.rem_euclid(86400));
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-        let year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let march_month = (5 * of_year + 2) / 153;
-        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-        Date {
-            year: era * 400 + year_of_era + i64::from(month <= 2),
-            month: month as u8,
-            day: (of_year - (153 * march_month + 2) / 5 + 1) as u8,
-            hour: (of_day / 3600) as u8,
-            minute: (of_day / 60 % 60) as u8,
-            second: (of_day % 60) as u8,
-        }
-    }
+/// A date as the clock's registers have it, in plain binary.
+trait Registers: Sized {
+    fn register(self, register: u8) -> Option<u8>;
+    fn with_register(self, register: u8, value: u8) -> Option<Self>;
+}
 
-    /// The inverse. Fields out of range (the guest may write anything) carry over.
-    fn to_unix(self) -> i64 {
-        let (month, day) = (i64::from(self.month), i64::from(self.day));
-        let year = self.year - i64::from(month <= 2);
-        let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-        let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-        let of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year;
-        let days = era * 146_097 + of_era - 719_468;
-        days * 86400 + i64::from(self.hour) * 3600 + i64::from(self.minute) * 60 + i64::from(self.second)
-    }
-
-    /// Sunday is 1.
-    fn weekday(self) -> u8 {
-        ((self.to_unix().div_euclid(86400) + 4).rem_euclid(7) + 1) as u8
-    }
-
+impl Registers for Date {
     fn register(self, register: u8) -> Option<u8> {
         Some(match register {
             0x00 => self.second,
@@ -247,25 +208,6 @@ mod tests {
 
     fn time(cmos: &mut Cmos) -> [u8; 8] {
         [0x32, 0x09, 0x08, 0x07, 0x04, 0x02, 0x00, 0x06].map(|register| read(cmos, register))
-    }
-
-    /// Dates and seconds from date(1).
-    #[test]
-    fn dates_convert_both_ways() {
-        for (seconds, year, month, day) in [
-            (0, 1970, 1, 1),
-            (951_782_400, 2000, 2, 29),
-            (4_107_542_400, 2100, 3, 1),
-            (1_709_164_800, 2024, 2, 29),
-            (-1, 1969, 12, 31),
-        ] {
-            let date = Date::from_unix(seconds);
-            assert_eq!((date.year, date.month, date.day), (year, month, day));
-            assert_eq!(date.to_unix(), seconds);
-        }
-        for seconds in (0..8_000_000_000).step_by(7_654_321) {
-            assert_eq!(Date::from_unix(seconds).to_unix(), seconds);
-        }
     }
 
     #[test]

@@ -65,11 +65,6 @@ pub(super) struct Header {
     pub(super) backing_file: Option<String>,
 }
 
-/// Whether `first_bytes` begin a qcow2 image (of any version that could be one).
-pub fn probe(first_bytes: &[u8]) -> bool {
-    first_bytes.len() >= 8 && first_bytes[..4] == MAGIC && be32(&first_bytes[4..8]) >= 2
-}
-
 impl Header {
     /// Reads the header and its extensions from an image file.
     ///

@@ -39,4 +39,3 @@ mod zero;
 
 pub use create::{CreateOptions, create};
 pub use driver::Image;
-pub use header::probe;
