@@ -55,7 +55,7 @@ impl Workload {
 
     /// Long enough to measure, short enough for a coffee.
     fn count(&self) -> u64 {
-        if self.direct { 20_000 } else { 200_000 }
+        if self.direct { 10_000 } else { 100_000 }
     }
 
     /// QEMU's engines for this workload, its default first.
