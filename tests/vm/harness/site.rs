@@ -94,9 +94,9 @@ fn run_emulated(folder: &Path, memory: u32, log: &Path) {
         .program_at(Path::new(env!("CARGO_BIN_EXE_cowvm")), "bin/cowvm")
         .write(&initramfs);
     folder_to_image(folder, &work);
-    // QEMU emulates each processor on a thread of its own, and where two of these truly run at once its nested
-    // virtualization is not exact: an inner guest with four CPUs triple-faults now and then. One processor of the
-    // host makes them take turns, and costs little time.
+    // QEMU emulates each processor on a thread of its own. Where two of these truly ran at once, an inner guest
+    // with four CPUs triple-faulted now and then (seen with QEMU 10.0.2); on one processor of the host, where they
+    // take turns, it did not, at little cost in time.
     let mut machine = Command::new("taskset");
     machine
         .args(["--cpu-list", &first_allowed_cpu(), "qemu-system-x86_64"])
