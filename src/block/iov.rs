@@ -47,9 +47,10 @@ impl Iov {
         self.len == 0
     }
 
-    /// The ranges, as the system calls want them.
-    pub fn parts(&self) -> &[libc::iovec] {
-        &self.parts
+    /// As many of the ranges as one system call takes. A longer list is done in part, and the caller goes on
+    /// behind it.
+    pub fn parts_for_one_call(&self) -> &[libc::iovec] {
+        &self.parts[..self.parts.len().min(libc::UIO_MAXIOV as usize)]
     }
 
     /// The `len` bytes from `start` on; what lies beyond the end is left out.

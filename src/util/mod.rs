@@ -3,3 +3,8 @@
 pub mod keyval;
 pub mod size;
 pub mod time;
+
+/// A little-endian number of at most 8 bytes.
+pub fn le(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}

@@ -197,9 +197,8 @@ unsafe fn call_vectored(
     iov: &Iov,
     offset: u64,
 ) -> io::Result<u32> {
-    // A longer list is done in part, and the caller goes on behind it.
-    let count = iov.parts().len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
-    result(call(fd.as_raw_fd(), iov.parts().as_ptr(), count, offset as libc::off_t))
+    let parts = iov.parts_for_one_call();
+    result(call(fd.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int, offset as libc::off_t))
 }
 
 fn result(returned: isize) -> io::Result<u32> {

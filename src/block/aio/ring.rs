@@ -41,10 +41,12 @@ impl Request {
         let fd = |file: &Rc<OwnedFd>| Fd(file.as_raw_fd());
         match self {
             Request::Read { file, into, offset } => {
-                opcode::Readv::new(fd(file), into.parts().as_ptr(), count(into)).offset(*offset).build()
+                let parts = into.parts_for_one_call();
+                opcode::Readv::new(fd(file), parts.as_ptr(), parts.len() as u32).offset(*offset).build()
             }
             Request::Write { file, from, offset } => {
-                opcode::Writev::new(fd(file), from.parts().as_ptr(), count(from)).offset(*offset).build()
+                let parts = from.parts_for_one_call();
+                opcode::Writev::new(fd(file), parts.as_ptr(), parts.len() as u32).offset(*offset).build()
             }
             Request::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
             Request::Allocate { file, mode, offset, len } => {
@@ -54,11 +56,6 @@ impl Request {
             Request::Sleep(time) => opcode::Timeout::new(time).build(),
         }
     }
-}
-
-/// A longer list is done in part, and the caller goes on behind it.
-fn count(iov: &Iov) -> u32 {
-    iov.parts().len().min(libc::UIO_MAXIOV as usize) as u32
 }
 
 enum Slot {

@@ -9,6 +9,7 @@
 use super::config::ConfigSpace;
 use crate::devices::Result;
 use crate::devices::interrupts::{Interrupts, Message, MsiVector};
+use crate::util::le;
 use std::sync::Arc;
 
 /// Capability identifier.
@@ -118,9 +119,4 @@ fn power_on_table(count: u16) -> Vec<[u8; ENTRY_LEN]> {
     let mut entry = [0; ENTRY_LEN];
     entry[ENTRY_CONTROL] = ENTRY_MASKED;
     vec![entry; usize::from(count)]
-}
-
-/// A little-endian number of at most 8 bytes.
-fn le(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }

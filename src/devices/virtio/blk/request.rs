@@ -11,6 +11,7 @@ use super::config::{F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_SEGMENT_SECTORS, MAX
 use crate::block::drive::Local;
 use crate::block::{Error, Iov, Kind};
 use crate::devices::virtio::chain::Chain;
+use crate::util::le;
 
 const HEADER_LEN: usize = 16;
 const SEGMENT_LEN: usize = 16;
@@ -76,7 +77,7 @@ impl Request {
         if chain.readable.copy_to(0, &mut header) < HEADER_LEN {
             return Err(Status::IoError);
         }
-        let (kind, sector) = (le32(&header[0..4]), le64(&header[8..16]));
+        let (kind, sector) = (le(&header[0..4]) as u32, le(&header[8..16]));
         let output = chain.readable.slice(HEADER_LEN, chain.readable.len());
         let input = chain.writable.slice(0, chain.writable.len().saturating_sub(1));
         match kind {
@@ -150,7 +151,8 @@ fn segments(list: &Iov, flags: u32, limits: &Limits) -> Result<Vec<Segment>, Sta
 }
 
 fn parse_segment(segment: &[u8], known: u32) -> Result<Segment, Status> {
-    let (sector, sectors, flags) = (le64(&segment[..8]), le32(&segment[8..12]), le32(&segment[12..16]));
+    let (sector, sectors, flags) =
+        (le(&segment[..8]), le(&segment[8..12]) as u32, le(&segment[12..16]) as u32);
     if flags & !known != 0 {
         return Err(Status::Unsupported);
     }
@@ -166,13 +168,4 @@ fn status(error: &Error) -> Status {
         Kind::Unsupported => Status::Unsupported,
         _ => Status::IoError,
     }
-}
-
-fn le32(bytes: &[u8]) -> u32 {
-    le64(bytes) as u32
-}
-
-/// A little-endian number of at most 8 bytes.
-fn le64(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
