@@ -57,10 +57,10 @@ impl Change {
         }
     }
 
-    /// Does to `file` what it does to a file, in those parts that `keep` says yes to: sector by sector.
-    fn apply(&self, file: &mut Vec<u8>, mut keep: impl FnMut() -> bool) {
+    /// Does to `file` what it does to a file, in the sectors that `keep` says yes to.
+    fn apply(&self, file: &mut Vec<u8>, mut keep: impl FnMut(u64) -> bool) {
         if let Change::Truncate(size) = self {
-            if keep() {
+            if keep(0) {
                 file.resize(*size as usize, 0);
             }
             return;
@@ -68,7 +68,7 @@ impl Change {
         let Range { mut start, end } = self.range();
         while start < end {
             let next = (start / SECTOR + 1).saturating_mul(SECTOR).min(end);
-            if keep() {
+            if keep(start / SECTOR) {
                 self.apply_part(file, start..next);
             }
             start = next;
@@ -202,7 +202,7 @@ impl<'a> Replay<'a> {
         match self.entries.get(self.at) {
             None => return false,
             Some(Entry::Change(change, _)) => {
-                change.apply(&mut self.killed, || true);
+                change.apply(&mut self.killed, |_| true);
                 self.unsure.push(self.at);
             }
             Some(Entry::Flush(began)) => self.make_durable(*began),
@@ -214,7 +214,7 @@ impl<'a> Replay<'a> {
     fn make_durable(&mut self, began: u64) {
         for index in std::mem::take(&mut self.unsure) {
             match &self.entries[index] {
-                Entry::Change(change, Some(end)) if *end < began => change.apply(&mut self.durable, || true),
+                Entry::Change(change, Some(end)) if *end < began => change.apply(&mut self.durable, |_| true),
                 _ => self.unsure.push(index),
             }
         }
@@ -230,12 +230,13 @@ impl<'a> Replay<'a> {
         &self.killed
     }
 
-    /// What a power failure now could leave: of what is not durable, the sectors that `keep` says yes to.
-    pub fn power_failure(&self, mut keep: impl FnMut() -> bool) -> Vec<u8> {
+    /// What a power failure now could leave: of what is not durable, the sectors that `keep` says yes to. It is
+    /// asked with the number of the entry and that of the sector; a truncation is one sector, number 0.
+    pub fn power_failure(&self, mut keep: impl FnMut(usize, u64) -> bool) -> Vec<u8> {
         let mut file = self.durable.clone();
         for &index in &self.unsure {
             if let Entry::Change(change, _) = &self.entries[index] {
-                change.apply(&mut file, &mut keep);
+                change.apply(&mut file, |sector| keep(index, sector));
             }
         }
         file
@@ -338,7 +339,7 @@ mod tests {
         let mut all: Vec<Vec<u8>> = (0..64u32)
             .map(|choice| {
                 let mut bits = (0..6).map(|bit| choice >> bit & 1 == 1).cycle();
-                replay.power_failure(|| bits.next().unwrap())
+                replay.power_failure(|_, _| bits.next().unwrap())
             })
             .collect();
         all.sort();
@@ -379,6 +380,6 @@ mod tests {
         assert!(replay.advance() && replay.advance());
         assert_eq!(replay.killed(), [vec![7; 512], vec![0; 512], vec![GARBAGE; 1024]].concat());
         assert!(replay.advance() && !replay.advance());
-        assert_eq!((replay.killed().len(), replay.power_failure(|| false)), (1536, vec![7; 2048]));
+        assert_eq!((replay.killed().len(), replay.power_failure(|_, _| false)), (1536, vec![7; 2048]));
     }
 }
