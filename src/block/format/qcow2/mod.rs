@@ -17,6 +17,7 @@
 mod alloc;
 mod cache;
 mod check;
+mod codec;
 mod compressed;
 pub mod create;
 mod driver;
