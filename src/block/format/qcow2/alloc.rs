@@ -234,11 +234,7 @@ impl Qcow2 {
                 continue;
             }
             let from = self.geometry.start_of(HostCluster(start));
-            let len = (cluster - start) << self.geometry.cluster_bits;
-            if len > 0 && self.overlap.check(from, len, None).is_ok() {
-                // A hint: the clusters will be free whether or not the host takes them.
-                let _ = self.file.discard(from.0, len).await;
-            }
+            self.discard_data(from, (cluster - start) << self.geometry.cluster_bits).await;
             start = cluster + 1;
         }
     }

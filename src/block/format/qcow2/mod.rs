@@ -10,9 +10,10 @@
 //! | on disk | verbs |
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
-//! | `geometry`: offsets as types | `alloc`, `flush`: the order on disk |
+//! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
-//! | `overlap`: where metadata is | `driver`: the whole as a node |
+//! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
+//! | | `driver`: the whole as a node |
 
 mod alloc;
 mod cache;
@@ -20,6 +21,7 @@ mod check;
 mod codec;
 mod compressed;
 pub mod create;
+mod data;
 mod driver;
 mod entries;
 mod extensions;
@@ -33,6 +35,7 @@ mod refcount;
 mod resize;
 mod snapshot;
 mod status;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod write;

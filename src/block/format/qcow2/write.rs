@@ -42,8 +42,7 @@ impl Qcow2 {
             self.lookup(&self.active, at, want)?
             && len == want
         {
-            self.overlap.check(host, want, None)?;
-            return self.file.write(host.0, from).await;
+            return self.write_data(host, at, from).await;
         }
         // Boxed, so that the future of the common case above stays small.
         Box::pin(self.write_extents(at, from)).await
@@ -55,8 +54,7 @@ impl Qcow2 {
             let (to, rest) = (at.add(done as u64), from.len() - done);
             let extent = self.map(&self.active, to, rest as u64).await?;
             if let Place::Data { host, copied: true } = extent.place {
-                self.overlap.check(host, extent.len, None)?;
-                self.file.write(host.0, &from.slice(done, extent.len as usize)).await?;
+                self.write_data(host, to, &from.slice(done, extent.len as usize)).await?;
                 done += extent.len as usize;
             } else {
                 done += self.write_new(to, &from.slice(done, rest)).await? as usize;
@@ -141,19 +139,17 @@ impl Qcow2 {
         let tail_len = end.0.next_multiple_of(self.geometry.cluster_size()) - end.0;
         let head = self.old_content(self.geometry.guest_start(at), head_len, untouched).await?;
         let tail = self.old_content(end, tail_len, untouched).await?;
-        let mut start = host.add(head_len);
+        let (mut start, mut first) = (host.add(head_len), at);
         let mut parts = Vec::with_capacity(3);
         if let Around::Bytes(bytes) = head {
-            start = host;
+            (start, first) = (host, self.geometry.guest_start(at));
             parts.push(bytes);
         }
         parts.push(from.clone());
         if let Around::Bytes(bytes) = tail {
             parts.push(bytes);
         }
-        let all = Iov::concat(&parts);
-        self.overlap.check(start, all.len() as u64, None)?;
-        self.file.write(start.0, &all).await
+        self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
     /// What stands in `len` bytes of one cluster now. `untouched`: what is not written reads as zeros.
