@@ -156,7 +156,10 @@ mod tests {
         let bytes = text(1 << 17);
         for window in 9..=15 {
             let packed = foreign_deflate(&bytes, window);
-            assert!(decompressed(Codec::Deflate, &packed, bytes.len()).as_ref() == Some(&bytes), "2^{window}");
+            assert!(
+                decompressed(Codec::Deflate, &packed, bytes.len()).as_ref() == Some(&bytes),
+                "2^{window}"
+            );
         }
     }
 

@@ -44,9 +44,9 @@ fn record(initial: Vec<u8>, backing: Option<Vec<u8>>, cluster: u64, steps: usize
         let size = model.content.len();
         let start = model.rng.random_range(0..size / 512) * 512;
         let len = (model.rng.random_range(1..=3 * cluster as usize / 512) * 512).min(size - start);
-        run.requests.push((model.disk.state.log.borrow().len(), start..start + len));
-        let request = model.request(len);
-        perform(&mut model, start, len, request);
+        let (range, request) = model.request(start..start + len);
+        run.requests.push((model.disk.state.log.borrow().len(), range.clone()));
+        perform(&mut model, range.start, range.len(), request);
         if model.rng.random_range(0..8) == 0 {
             model.disk.run(model.disk.node.flush()).unwrap();
             let at = model.disk.state.log.borrow().len();
@@ -64,6 +64,10 @@ fn perform(model: &mut Model, start: usize, len: usize, request: Request) {
         Request::Read => {}
         Request::Write(bytes) => {
             model.disk.run(node.write(at, &Buffer::from_bytes(&bytes).iov(len))).unwrap();
+            model.content[start..start + len].copy_from_slice(&bytes);
+        }
+        Request::Compressed(bytes) => {
+            model.disk.run(node.write_compressed(at, &Buffer::from_bytes(&bytes).iov(len))).unwrap();
             model.content[start..start + len].copy_from_slice(&bytes);
         }
         Request::Zero(unmap) => {

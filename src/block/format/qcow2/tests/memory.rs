@@ -30,6 +30,8 @@ pub(super) struct State {
     /// Writes until one fails, and how.
     pub(super) fail: Cell<Option<(u64, Kind)>>,
     pub(super) read_only: Cell<bool>,
+    /// How many reads there were.
+    pub(super) reads: Cell<u64>,
 }
 
 pub(super) struct MemoryFile {
@@ -93,6 +95,7 @@ impl Driver for MemoryFile {
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         self.engine.yield_now().await;
+        self.state.reads.set(self.state.reads.get() + 1);
         let bytes = self.state.bytes.borrow();
         into.copy_from(0, &bytes[offset as usize..offset as usize + into.len()]);
         Ok(())
