@@ -61,6 +61,18 @@ fn refcount_table(bytes: &[u8]) -> usize {
     at(bytes, 48) as usize
 }
 
+/// Sets an entry of the refcount table.
+fn set_block(bytes: &mut [u8], index: usize, value: u64) {
+    let place = refcount_table(bytes) + 8 * index;
+    put(bytes, place, value);
+}
+
+/// Sets the first L1 entry.
+fn set_l1(bytes: &mut [u8], value: u64) {
+    let place = l1(bytes);
+    put(bytes, place, value);
+}
+
 /// Sets an L2 entry.
 fn entry(bytes: &mut [u8], index: usize, value: u64) {
     let place = l2(bytes) + 8 * index;
@@ -96,15 +108,15 @@ const DAMAGE: &[(&str, fn(&mut [u8]))] = &[
         entry(b, 0, 0);
         entry(b, 4, 0x60000);
     }),
-    ("no-blocks", |b| put(b, refcount_table(b), 0)),
-    ("one-block-twice", |b| put(b, refcount_table(b) + 8, 0x20000)),
+    ("no-blocks", |b| set_block(b, 0, 0)),
+    ("one-block-twice", |b| set_block(b, 1, 0x20000)),
     ("data-over-l2", |b| entry(b, 0, COPIED | 0x40000)),
     ("data-over-block", |b| entry(b, 0, COPIED | 0x20000)),
     ("data-over-refcount-table", |b| entry(b, 0, COPIED | 0x10000)),
     ("data-over-header", |b| entry(b, 0, COPIED | 0x200)),
-    ("l2-over-l1", |b| put(b, l1(b), COPIED | 0x30000)),
-    ("l1-reserved", |b| put(b, l1(b), COPIED | 0x40001)),
-    ("l1-beyond", |b| put(b, l1(b), COPIED | 0x1000_0000)),
+    ("l2-over-l1", |b| set_l1(b, COPIED | 0x30000)),
+    ("l1-reserved", |b| set_l1(b, COPIED | 0x40001)),
+    ("l1-beyond", |b| set_l1(b, COPIED | 0x1000_0000)),
     ("compressed-flag", |b| entry(b, 0, COPIED | 1 << 62 | 0x50000)),
     ("no-refcount-table", |b| b[56..60].fill(0)),
 ];
@@ -121,9 +133,9 @@ fn damaged(lab: &Lab) {
 fn damage_is_told_in_the_same_words() {
     let lab = Lab::new();
     damaged(&lab);
-    lab.patched("x", "block-unaligned", |b| put(b, refcount_table(b), 0x20200));
-    lab.patched("x", "block-beyond", |b| put(b, refcount_table(b) + 8, 0x1000_0000));
-    lab.patched("x", "block-reserved", |b| put(b, refcount_table(b), 0x20001));
+    lab.patched("x", "block-unaligned", |b| set_block(b, 0, 0x20200));
+    lab.patched("x", "block-beyond", |b| set_block(b, 1, 0x1000_0000));
+    lab.patched("x", "block-reserved", |b| set_block(b, 0, 0x20001));
     let names: Vec<&str> = DAMAGE.iter().map(|(name, _)| *name).collect();
     same_for(&lab, &names);
     same_for(&lab, &["block-unaligned", "block-beyond", "block-reserved"]);
@@ -146,7 +158,7 @@ fn refcounts_are_made_anew_where_their_blocks_are_nowhere() {
     let lab = Lab::new();
     lab.qemu_img("create -q -f qcow2 x 4M").qemu_io("qcow2", "x", &["write -P 1 0 64k", "write -P 2 1M 1M"]);
     for entry in [0x20200, 0x1000_0000, 0x20001, 0x7fff_ffff_ffff_0000, u64::MAX] {
-        lab.patched("x", "y", |bytes| put(bytes, refcount_table(bytes), entry));
+        lab.patched("x", "y", |bytes| set_block(bytes, 0, entry));
         let output = lab.ours("check -r all y");
         assert!(output.status.success(), "{entry:#x}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(std::fs::metadata(lab.path("y")).unwrap().len() < 4 << 20);
