@@ -3,6 +3,7 @@
 use super::driver::Qcow2;
 use super::geometry::GuestOffset;
 use super::mapping::{Extent, Place, View};
+use crate::block::graph::Event;
 use crate::block::{Iov, Result};
 
 impl Qcow2 {
@@ -34,7 +35,10 @@ impl Qcow2 {
         match (extent.place, &self.backing) {
             (Place::Compressed(_), _) => return self.read_compressed(view, at, into).await,
             (Place::Data { host, .. }, _) => self.read_data(host, at, &part).await?,
-            (Place::Unallocated, Some(backing)) => backing.read(at.0, &part).await?,
+            (Place::Unallocated, Some(backing)) => {
+                self.file.debug_event(Event::ReadBackingAio);
+                backing.read(at.0, &part).await?;
+            }
             (Place::Zero { .. } | Place::Unallocated, _) => part.fill(0, part.len(), 0),
         }
         Ok(part.len())

@@ -278,14 +278,14 @@ fn an_error_of_the_host_while_packing_loses_no_cluster() {
         let disk = Disk::create(Backend::Auto, &options, None);
         let mut model = Model::new(disk, cluster as u64, seed("errors"));
         for point in 0..120 {
-            let kind = if point % 2 == 0 { Kind::Io } else { Kind::NoSpace };
-            model.disk.state.fail.set(Some((model.rng.random_range(0..6), kind)));
+            let errno = if point % 2 == 0 { libc::EIO } else { libc::ENOSPC };
+            model.disk.fail_after(model.rng.random_range(0..6), errno);
             let first = model.rng.random_range(0..20) * cluster;
             let len = model.rng.random_range(1..=4) * cluster;
             let bytes = compressible(&mut model.rng, len.min(20 * cluster - first));
             let done = model.disk.run(write_compressed(&model.disk.node, first, &bytes));
             let flushed = model.disk.run(model.disk.node.flush());
-            model.disk.state.fail.set(None);
+            model.disk.recover();
             let now = model.disk.run(model.disk.node.read_bytes(first as u64, bytes.len())).unwrap();
             for (index, (new, wanted)) in now.chunks(cluster).zip(bytes.chunks(cluster)).enumerate() {
                 let old = &mut model.content[first + index * cluster..][..cluster];
