@@ -226,7 +226,7 @@ impl<'a> Plan<'a> {
         match content {
             _ if tail == 0 || end == size => (end, content),
             Content::Zero | Content::Backing if end - self.at > tail => (end - tail, content),
-            _ => ((end - tail + self.grain).min(size), Content::Data),
+            _ => ((end + self.grain - tail).min(size), Content::Data),
         }
     }
 

@@ -17,6 +17,7 @@ use super::driver::Qcow2;
 use super::entries::{Compressed, L2Entry};
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place, View};
+use crate::block::graph::Event;
 use crate::block::range_lock::RangeLock;
 use crate::block::{Error, Iov, Kind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -148,6 +149,7 @@ impl Qcow2 {
     async fn decompress(&self, clusters: Vec<Compressed>) -> Result<Vec<u8>> {
         let start = clusters.first().map_or(0, |data| data.offset.0);
         let end = clusters.iter().map(|data| data.offset.0 + data.len).max().unwrap_or(start);
+        self.file.debug_event(Event::ReadCompressed);
         let packed = self.file.read_bytes(start, (end - start) as usize).await?;
         let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
         let inline = clusters.len() * size <= INLINE;
@@ -244,9 +246,11 @@ impl Qcow2 {
         let (slice, slot) = self.writable_slot(at).await?;
         let (host, room) = self.reserve_bytes(bytes.len() as u64).await?;
         self.overlap.check(host, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::WriteCompressed);
         self.file.write_bytes(host.0, bytes).await?;
         let old = self.entry(&slice, slot.index)?;
         // From here on nothing can fail: the entry and what it replaces change as one.
+        self.file.debug_event(Event::L2UpdateCompressed);
         self.decompressed.forget(host);
         let new = L2Entry::Compressed(Compressed::new(host, bytes.len() as u64));
         self.l2.set_entry(&slice, slot.index, new.encode(self.geometry));
