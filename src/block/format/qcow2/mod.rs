@@ -34,6 +34,7 @@ mod overlap;
 mod read;
 mod refcount;
 mod resize;
+mod shrink;
 mod snapshot;
 mod status;
 mod switch;

@@ -1,7 +1,9 @@
-//! Growing the disk, and allocating clusters ahead of their use.
+//! Changing the size of the disk, and allocating clusters ahead of their use.
 //!
-//! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
-//! of the old or the new size whenever the process dies.
+//! Each step is one switch of the header, so that the image is of the old or the new size whenever the process
+//! dies. Growing switches to a longer L1 table first and to the new size last. Shrinking switches to the new size
+//! first; only then is what stood behind it given up (see [`super::shrink`]). So clusters may stay mapped behind
+//! the end, and an image that grows gives them up before they could be seen.
 
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
@@ -22,7 +24,11 @@ impl Qcow2 {
         self.check_size(size)?;
         self.prepare_change().await?;
         let old = self.size.get();
+        if size < old {
+            return self.shrink(size, preallocation).await;
+        }
         self.l2.set_capacity(l2_slices(self.geometry, size));
+        self.drop_behind(old).await?;
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         if size > old {
             self.hide_backing(old, size).await?;
@@ -39,9 +45,6 @@ impl Qcow2 {
         if !size.is_multiple_of(SECTOR) {
             return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
         }
-        if size < self.size.get() {
-            return refuse("Shrinking qcow2 images is not supported");
-        }
         if !self.v3 && !self.snapshots.borrow().is_empty() {
             return refuse("Can't resize a v2 image which has snapshots");
         }
@@ -53,7 +56,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn l1_entries(&self) -> u64 {
+    pub(super) fn l1_entries(&self) -> u64 {
         self.active.l1.borrow().len() as u64
     }
 
@@ -87,7 +90,7 @@ impl Qcow2 {
     }
 
     /// Switches size, L1 entries and L1 offset.
-    async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
+    pub(super) async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
         let switch = |header: &mut Header| {
             header.size = size;
             header.l1_entries = entries as u32;

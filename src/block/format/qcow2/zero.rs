@@ -27,6 +27,8 @@ enum Change {
     Keep,
     /// Nothing of it is needed.
     Discard,
+    /// It is behind the end of the disk: nothing of it is seen.
+    Drop,
 }
 
 impl Qcow2 {
@@ -78,6 +80,11 @@ impl Qcow2 {
         self.change_clusters(first, last, Change::Keep).await
     }
 
+    /// Gives up whole clusters behind the end of the disk.
+    pub(super) async fn drop_clusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
+        self.change_clusters(first, last, Change::Drop).await
+    }
+
     /// Zeroes a part of one or two clusters by writing, unless it reads as zeros already.
     pub(super) async fn zero_part(&self, at: GuestOffset, len: u64) -> Result<()> {
         let mut done = 0;
@@ -121,7 +128,8 @@ impl Qcow2 {
     /// Whether entries of the extent change at all.
     fn needs_change(&self, extent: &Extent, change: Change) -> bool {
         match extent.place {
-            Place::Unallocated => self.backing.is_some(),
+            Place::Unallocated => self.backing.is_some() && change != Change::Drop,
+            Place::Zero { .. } if change == Change::Drop => true,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
         }
@@ -145,6 +153,7 @@ impl Qcow2 {
         let old = self.entry(slice, index)?;
         let zero = if self.v3 { L2Entry::Zero { host: None, copied: false } } else { L2Entry::Unallocated };
         let new = match old {
+            _ if change == Change::Drop => L2Entry::Unallocated,
             L2Entry::Unallocated if self.backing.is_none() => L2Entry::Unallocated,
             L2Entry::Data { host, copied } if change == Change::Keep && self.v3 => {
                 L2Entry::Zero { host: Some(host), copied }
