@@ -21,9 +21,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Files tried at a moment, besides that of a killed process.
-const POWER_FAILURES: usize = 3;
+const POWER_FAILURES: usize = 5;
 /// Files tried of a row, unless all are.
-const POINTS: usize = 1500;
+const POINTS: usize = 2000;
 /// How many of a row the real qemu-img looks at.
 const JUDGED_BY_QEMU: usize = 4;
 /// One of so many is written to again.
