@@ -7,3 +7,4 @@ mod interop;
 mod memory;
 mod model;
 mod operations;
+mod repair;
