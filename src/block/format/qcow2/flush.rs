@@ -97,11 +97,16 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
+        self.settle().await?;
+        self.set_dirty(false).await
+    }
+
+    /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
+    pub(super) async fn settle(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(false).await?;
         }
-        self.flush_with(false).await?;
-        self.set_dirty(false).await
+        self.flush_with(false).await
     }
 
     /// Sets the dirty bit, or takes it back, durably.
