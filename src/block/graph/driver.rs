@@ -92,6 +92,15 @@ pub trait Driver {
     /// Writes `from.len()` bytes.
     async fn write(&self, offset: u64, from: &Iov) -> Result<()>;
 
+    /// Writes whole clusters compressed: `offset` starts one, and the range ends where one does or the disk.
+    /// What does not become smaller is written as it is. Many of these at once keep all processors busy.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the format has no compression, [`Kind::InvalidArgument`] for parts of clusters.
+    async fn write_compressed(&self, _offset: u64, _from: &Iov) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "Compression not supported for this file format"))
+    }
+
     /// Makes a range read as zeros; the space is given back if `may_unmap` and the driver can. A driver that
     /// has no cheap way answers [`Kind::Unsupported`], and the pipeline writes zeros.
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()>;

@@ -2,6 +2,8 @@
 
 use super::alloc::{Frees, Users};
 use super::cache::Cache;
+use super::codec::Codec;
+use super::compressed::Decompressed;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
 use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
@@ -169,6 +171,7 @@ impl Image {
             backing,
             geometry,
             v3: self.header.is_v3(),
+            codec: self.header.codec(),
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
@@ -187,6 +190,8 @@ impl Image {
             users: Users::default(),
             guests: RangeLock::default(),
             tables: Mutex::new(()),
+            packing: Mutex::new(()),
+            decompressed: Decompressed::default(),
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
             unwritten: Cell::new(None),
@@ -231,6 +236,8 @@ pub(super) struct Qcow2 {
     pub(super) geometry: Geometry,
     /// Version 3: there are zero clusters and feature bits.
     pub(super) v3: bool,
+    /// How clusters are compressed.
+    pub(super) codec: Codec,
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
@@ -258,6 +265,9 @@ pub(super) struct Qcow2 {
     pub(super) guests: RangeLock,
     /// Held while an L2 table is made.
     pub(super) tables: Mutex<()>,
+    /// Held while room for compressed data is looked for.
+    pub(super) packing: Mutex<()>,
+    pub(super) decompressed: Decompressed,
     /// Held while a checkpoint is written.
     pub(super) writing: Mutex<()>,
     zeros: OnceCell<Buffer>,
@@ -312,6 +322,17 @@ impl Driver for Qcow2 {
         }
     }
 
+    async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
+        if self.must_prepare() {
+            self.prepare_change().await?;
+        }
+        let _user = self.users.enter();
+        match self.write_packed(GuestOffset(offset), from).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.zero_disk(GuestOffset(offset), len, may_unmap).await
     }
@@ -344,7 +365,7 @@ impl Driver for Qcow2 {
         let header = self.header.borrow();
         Some(Specifics::Qcow2(Qcow2Specifics {
             compat: if self.v3 { "1.1" } else { "0.10" },
-            compression_type: "zlib",
+            compression_type: self.codec.name(),
             lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
             refcount_bits: self.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,

@@ -66,6 +66,19 @@ pub(super) struct Compressed {
     pub(super) len: u64,
 }
 
+impl Compressed {
+    /// Data of `bytes` bytes at `offset`.
+    pub(super) fn new(offset: HostOffset, bytes: u64) -> Compressed {
+        let end = (offset.0 + bytes).next_multiple_of(SECTOR);
+        Compressed { offset, len: end - offset.0 }
+    }
+
+    /// Where offsets end that an entry has the bits for.
+    pub(super) fn offsets_end(geometry: Geometry) -> u64 {
+        HOST_END.min(1 << sector_shift(geometry))
+    }
+}
+
 /// An entry of an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum L2Entry {
@@ -106,7 +119,7 @@ impl L2Entry {
         }
     }
 
-    /// As it stands on disk. Compressed entries are never made from parts here, only kept.
+    /// As it stands on disk.
     pub(super) fn encode(self, geometry: Geometry) -> u64 {
         match self {
             L2Entry::Unallocated => 0,

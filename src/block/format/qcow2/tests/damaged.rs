@@ -223,13 +223,14 @@ fn headers_that_lie_are_refused_without_following_them() {
         (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
         (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
         (79, &[4], "Unsupported qcow2 feature(s): external data file"),
-        (79, &[8], "Unsupported qcow2 feature(s): compression type"),
+        (79, &[8], "qcow2: Compression type incompatible feature bit must not be set"),
         (79, &[16], "Unsupported qcow2 feature(s): extended L2 entries"),
         (72, &[0x80], "Unsupported qcow2 feature(s): Unknown incompatible feature: 8000000000000000"),
         (96, &[0, 0, 0, 7], "Reference count entry width too large; may not exceed 64 bits"),
         (100, &[0, 0, 0, 103], "qcow2 header too short"),
         (100, &[0, 1, 0, 8], "qcow2 header exceeds cluster size"),
-        (104, &[1], "Compression type bit must be set for this compression type"),
+        (104, &[1], "qcow2: Compression type incompatible feature bit must be set"),
+        (104, &[2], "qcow2: unknown compression type: 2"),
         (116, &[0xff; 4], "Header extension too large"),
     ];
     for (at, value, message) in cases {
