@@ -131,7 +131,10 @@ impl Opener<'_> {
             (false, true) => qcow2::Image::read_for_writing(self.engine, &file).await,
             (false, false) => qcow2::Image::read(&file).await,
         };
-        let image = image.map_err(named)?;
+        let mut image = image.map_err(named)?;
+        if let Some(lazy) = options.lazy_refcounts {
+            image.set_lazy_refcounts(lazy).map_err(named)?;
+        }
         let backing = match image.backing_file() {
             Some(name) if options.backing => {
                 Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
@@ -149,7 +152,8 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let options = OpenOptions { format, read_only: true, check: false, ..options.clone() };
+        let options =
+            OpenOptions { format, read_only: true, check: false, lazy_refcounts: None, ..options.clone() };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }

@@ -17,6 +17,7 @@ pub(super) struct DriveSpec {
     read_only: Option<bool>,
     cache: CacheMode,
     unmap: bool,
+    lazy_refcounts: Option<bool>,
     serial: String,
 }
 
@@ -30,6 +31,7 @@ impl DriveSpec {
             read_only: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            lazy_refcounts: None,
             serial: String::new(),
         }
     }
@@ -65,6 +67,7 @@ impl DriveSpec {
             read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
             cache,
             unmap,
+            lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
             serial: options.take("serial").unwrap_or_default(),
         };
         options.finish().map_err(|error| bad(&error))?;
@@ -88,6 +91,7 @@ impl DriveSpec {
             force_share,
             backing: true,
             exclusive: true,
+            lazy_refcounts: self.lazy_refcounts,
             check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;

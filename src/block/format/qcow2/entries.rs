@@ -222,7 +222,7 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
         return Err("unaligned");
     }
     // Not bound to 56 bits as other offsets are, but no file is longer.
-    if raw > i64::MAX as u64 {
+    if raw > i64::MAX as u64 - geometry.cluster_size() {
         return Err("out of range");
     }
     Ok(Some(HostOffset(raw)))
