@@ -92,6 +92,7 @@ impl Qcow2 {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_all().await?;
         }
+        self.end_with_sector().await?;
         self.flush_all().await
     }
 
