@@ -176,9 +176,6 @@ impl Header {
     /// Places and sizes of all tables.
     fn check_tables(&self) -> Result<()> {
         let refcount_table_bytes = u64::from(self.refcount_table_clusters) << self.geometry.cluster_bits;
-        if self.refcount_table_clusters == 0 {
-            return Err(invalid("Image does not contain a reference count table"));
-        }
         let snapshots = u64::from(self.snapshot_count);
         let l1_bytes = u64::from(self.l1_entries) * ENTRY;
         self.check_table(
@@ -189,7 +186,7 @@ impl Header {
         )?;
         self.check_table(self.snapshots_offset, snapshots, u64::from(MAX_SNAPSHOTS), "Snapshot table")?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
-        if self.refcount_table_offset.0 == 0 || l1_bytes > 0 && self.l1_offset.0 == 0 {
+        if l1_bytes > 0 && self.l1_offset.0 == 0 {
             return Err(invalid("Table at offset 0"));
         }
         let needed = self.geometry.l1_entries_for(self.size);
@@ -200,6 +197,15 @@ impl Header {
             return Err(invalid("L1 table is too small"));
         }
         Ok(())
+    }
+
+    /// Refuses an image without refcounts. A repair makes some.
+    pub(super) fn check_has_refcounts(&self) -> Result<()> {
+        match (self.refcount_table_clusters, self.refcount_table_offset.0) {
+            (0, _) => Err(invalid("Image does not contain a reference count table")),
+            (_, 0) => Err(invalid("Table at offset 0")),
+            _ => Ok(()),
+        }
     }
 
     fn check_table(&self, offset: HostOffset, len: u64, max: u64, name: &str) -> Result<()> {

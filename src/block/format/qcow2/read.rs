@@ -33,7 +33,10 @@ impl Qcow2 {
     async fn read_extent(&self, view: &View, extent: &Extent, at: GuestOffset, into: &Iov) -> Result<usize> {
         let part = into.slice(0, extent.len as usize);
         match (extent.place, &self.backing) {
-            (Place::Compressed(_), _) => return self.read_compressed(view, at, into).await,
+            (Place::Compressed(_), _) => {
+                self.file.debug_event(Event::ReadCompressed);
+                return self.read_compressed(view, at, into).await;
+            }
             (Place::Data { host, .. }, _) => self.read_data(host, at, &part).await?,
             (Place::Unallocated, Some(backing)) => {
                 self.file.debug_event(Event::ReadBackingAio);

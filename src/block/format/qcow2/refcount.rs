@@ -415,6 +415,19 @@ impl Refcounts {
         self.changed.borrow().is_empty() && self.blocks.is_clean()
     }
 
+    /// Another table, with other blocks, is on disk now.
+    pub(super) fn replace(&self, offset: HostOffset, clusters: u32, table: Vec<u64>) {
+        self.table.replace(table);
+        self.changed.take();
+        self.place.set((offset, clusters));
+        self.blocks.clear();
+        self.hint.set(0);
+        self.untouched.set(self.geometry.clusters_for(self.file.size()));
+        self.overlap.set_range(Metadata::RefcountTable, self.table_range());
+        let blocks = self.block_offsets().into_iter().map(|offset| self.geometry.cluster_of(offset));
+        self.overlap.set_refcount_blocks(blocks);
+    }
+
     /// The table on disk is somewhere else now. Returns where it was.
     pub(super) fn moved(&self, offset: HostOffset, clusters: u32) -> Run {
         let (old, count) = self.place.replace((offset, clusters));

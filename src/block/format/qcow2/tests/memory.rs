@@ -220,7 +220,11 @@ fn driver_of_file(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Qcow2> {
-    engine.block_on(Image::read(file)).unwrap()?.into_qcow2(engine, backing, read_only)
+    let image = match read_only {
+        true => engine.block_on(Image::read(file)).unwrap()?,
+        false => engine.block_on(Image::read_for_writing(engine, file)).unwrap()?,
+    };
+    image.into_qcow2(engine, backing, read_only)
 }
 
 pub(super) fn open(

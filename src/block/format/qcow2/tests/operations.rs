@@ -86,7 +86,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn difference(&self, other: &Seen) -> String {
+    pub(super) fn difference(&self, other: &Seen) -> String {
         if self.facts != other.facts {
             return format!("{}\ninstead of {}", self.facts, other.facts);
         }
@@ -271,11 +271,6 @@ impl<'a> Expect<'a> {
     /// What a change that is under way would make of the image.
     pub(super) fn coming(&self) -> Option<&Seen> {
         self.coming.as_ref()
-    }
-
-    /// A change came to nothing.
-    pub(super) fn change_is_off(&mut self) {
-        self.coming = None;
     }
 
     /// Whether an image may show this now.
