@@ -10,7 +10,7 @@
 //!   after all requests that knew the old content have ended (see [`super::alloc`]), so none brings it back.
 //! * The data is written before the L2 entry that shows it, and nobody changes it again: a cluster that is
 //!   written to in part moves elsewhere, as any shared one.
-//! * They are never encrypted, as QEMU has it.
+//! * In encrypted images they stand unencrypted, as QEMU has it; so none are written to those.
 
 use super::codec::Codec;
 use super::driver::Qcow2;
@@ -216,6 +216,10 @@ impl Qcow2 {
         let end = at.add(len);
         if !self.geometry.is_aligned(at.0) || !self.geometry.is_aligned(end.0) && end.0 != self.size.get() {
             return Err(Error::new(Kind::InvalidArgument, "Only whole clusters can be written compressed"));
+        }
+        if self.header.borrow().crypt_method != 0 {
+            let what = "Compression and encryption not supported at the same time";
+            return Err(Error::new(Kind::Unsupported, what));
         }
         if !Rc::ptr_eq(self.data_node(), &self.file) {
             return Err(Error::new(Kind::Unsupported, "Operation not supported")
