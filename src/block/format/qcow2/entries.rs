@@ -18,7 +18,7 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = !(COPIED | OFFSET);
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 /// Compressed data is counted in sectors of this many bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Why an entry cannot be used.
 pub(super) type Malformed = &'static str;

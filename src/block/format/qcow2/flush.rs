@@ -106,6 +106,7 @@ impl Qcow2 {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(false).await?;
         }
+        self.end_with_sector().await?;
         self.flush_with(false).await
     }
 
