@@ -51,8 +51,10 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
     pub exclusive: bool,
-    /// Open the backing file too. `info` and `check` work on one image alone.
+    /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
+    /// The external data file, in place of the one that the top image names (`data-file.filename=`).
+    pub data_file: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -65,6 +67,7 @@ impl Default for OpenOptions {
             force_share: false,
             exclusive: false,
             backing: true,
+            data_file: None,
         }
     }
 }

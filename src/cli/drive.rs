@@ -17,6 +17,7 @@ pub(super) struct DriveSpec {
     read_only: Option<bool>,
     cache: CacheMode,
     unmap: bool,
+    data_file: Option<String>,
     serial: String,
 }
 
@@ -30,6 +31,7 @@ impl DriveSpec {
             read_only: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            data_file: None,
             serial: String::new(),
         }
     }
@@ -65,6 +67,7 @@ impl DriveSpec {
             read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
             cache,
             unmap,
+            data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
         };
         options.finish().map_err(|error| bad(&error))?;
@@ -87,6 +90,7 @@ impl DriveSpec {
             unmap: self.unmap,
             force_share,
             backing: true,
+            data_file: self.data_file.clone(),
             exclusive: true,
         };
         let drive = Drive::open(id, &self.file, &options)?;

@@ -162,10 +162,12 @@ impl<'a> Checker<'a> {
                     if reserved {
                         self.corrupt(format!("ERROR found l2 entry with reserved bits set: {raw:x}"));
                     }
-                    if offset != 0 {
+                    if offset != 0 && !self.image.has_data_file() {
                         self.count_standard(offset, zero);
                     }
-                    if offset != 0 && active {
+                    // A cluster at the start of a data file is told from none by its copied flag.
+                    let at_start = self.image.has_data_file() && super::entries::has_copied(raw);
+                    if (offset != 0 || at_start) && active {
                         self.report.allocated_clusters += 1;
                         self.report.fragmented_clusters += u64::from(expected != 0 && offset != expected);
                         expected = offset + self.image.geometry.cluster_size();
@@ -327,7 +329,7 @@ impl<'a> Checker<'a> {
     async fn check_copied_data(&mut self, l2: &[u64]) {
         for &raw in l2 {
             let RawL2::Standard { offset, .. } = raw_l2(raw, self.image.geometry) else { continue };
-            if offset == 0 {
+            if offset == 0 || self.image.has_data_file() {
                 continue;
             }
             let Some(refcount) = self.refcount(offset).await else { continue };
