@@ -17,7 +17,7 @@
 
 use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
-use crate::block::graph::Node;
+use crate::block::graph::{Event, Node};
 use crate::block::{Error, Iov, Kind, Result};
 use std::rc::Rc;
 
@@ -54,7 +54,9 @@ impl Qcow2 {
 
     /// Reads guest bytes from `at` on, which stand at `host`.
     pub(super) async fn read_data(&self, host: HostOffset, _at: GuestOffset, into: &Iov) -> Result<()> {
-        self.data_node()?.read(host.0, into).await
+        let node = self.data_node()?;
+        node.debug_event(Event::ReadAio);
+        node.read(host.0, into).await
     }
 
     /// Writes guest bytes from `at` on to `host`.

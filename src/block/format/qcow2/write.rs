@@ -12,6 +12,7 @@ use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
+use crate::block::graph::Event;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Iov, Result};
 
@@ -44,6 +45,7 @@ impl Qcow2 {
             self.lookup(&self.active, at, want)?
             && len == want
         {
+            self.file.debug_event(Event::WriteAio);
             return self.write_data(host, at, from).await;
         }
         // Boxed, so that the future of the common case above stays small.
@@ -56,6 +58,7 @@ impl Qcow2 {
             let (to, rest) = (at.add(done as u64), from.len() - done);
             let extent = self.map(&self.active, to, rest as u64).await?;
             if let Place::Data { host, copied: true } = extent.place {
+                self.file.debug_event(Event::WriteAio);
                 self.write_data(host, to, &from.slice(done, extent.len as usize)).await?;
                 done += extent.len as usize;
             } else {
@@ -154,6 +157,7 @@ impl Qcow2 {
         if let Around::Bytes(bytes) = tail {
             parts.push(bytes);
         }
+        self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
@@ -179,6 +183,7 @@ impl Qcow2 {
             (true, false) => Ok(Around::Bytes(self.zeros(len))),
             (false, _) => {
                 let bytes = Buffer::new(len as usize).iov(len as usize);
+                self.file.debug_event(Event::CowRead);
                 self.read_view(&self.active, at, &bytes).await?;
                 Ok(Around::Bytes(bytes))
             }
