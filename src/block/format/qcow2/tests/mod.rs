@@ -2,6 +2,7 @@
 
 mod crash;
 mod damaged;
+mod data_file;
 mod errors;
 mod interop;
 mod memory;
