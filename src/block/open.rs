@@ -125,7 +125,13 @@ impl Opener<'_> {
             None => "check the image with: cowvm imgtool check",
         };
         let named = |error: Error| error.path(filename).remedy(remedy);
-        let mut image = qcow2::Image::read(&self.file_node(filename, file)).await.map_err(named)?;
+        let file = self.file_node(filename, file);
+        let image = match (options.check, write) {
+            (true, _) => qcow2::Image::read_for_check(&file).await,
+            (false, true) => qcow2::Image::read_for_writing(self.engine, &file).await,
+            (false, false) => qcow2::Image::read(&file).await,
+        };
+        let mut image = image.map_err(named)?;
         if options.backing
             && let Some(data) = self.open_data_file(&image, filename, options)?
         {
@@ -192,7 +198,8 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let options = OpenOptions { format, read_only: true, data_file: None, ..options.clone() };
+        let options =
+            OpenOptions { format, read_only: true, check: false, data_file: None, ..options.clone() };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }

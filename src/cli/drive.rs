@@ -92,6 +92,7 @@ impl DriveSpec {
             backing: true,
             data_file: self.data_file.clone(),
             exclusive: true,
+            check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

@@ -5,11 +5,14 @@
 //!   cluster 0: header, extensions, backing name | 1: refcount table | 2: refcount block | L1 table
 //! ```
 
+use super::codec::Codec;
 use super::driver::Image;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
-use super::header::{DATA_FILE_RAW, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
+use super::header::{
+    COMPRESSION_TYPE, DATA_FILE_RAW, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
+};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -34,6 +37,8 @@ pub struct CreateOptions {
     pub refcount_bits: u64,
     /// Mark the image so that writers may update refcounts late.
     pub lazy_refcounts: bool,
+    /// How clusters are compressed.
+    pub compression_type: Codec,
     /// Name of the backing file.
     pub backing_file: Option<String>,
     /// Its format.
@@ -54,6 +59,7 @@ impl Default for CreateOptions {
             cluster_size: 65536,
             refcount_bits: 16,
             lazy_refcounts: false,
+            compression_type: Codec::Deflate,
             backing_file: None,
             backing_format: None,
             data_file: None,
@@ -108,6 +114,10 @@ impl CreateOptions {
             let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
             return Err(invalid(what));
         }
+        if self.version < 3 && self.compression_type != Codec::Deflate {
+            let what = "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
             return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
         }
@@ -154,11 +164,11 @@ impl CreateOptions {
             refcount_table_clusters: 1,
             snapshot_count: 0,
             snapshots_offset: HostOffset(0),
-            incompatible: if self.data_file.is_some() { EXTERNAL_DATA } else { 0 },
+            incompatible: self.incompatible(),
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
             autoclear: if self.data_file_raw { DATA_FILE_RAW } else { 0 },
             crypt_method: 0,
-            compression_type: 0,
+            compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
             extensions: self.extensions(),
             backing_file: self.backing_file.clone(),
@@ -166,6 +176,12 @@ impl CreateOptions {
             used: 0,
         };
         header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
+    }
+
+    fn incompatible(&self) -> u64 {
+        let data = if self.data_file.is_some() { EXTERNAL_DATA } else { 0 };
+        let compression = if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE };
+        data | compression
     }
 
     fn extensions(&self) -> Vec<Extension> {

@@ -14,6 +14,7 @@
 
 use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
+use super::data::DataFile;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, Header};
@@ -232,8 +233,8 @@ impl Qcow2 {
 
     /// Flushes the data file and then the file; what the tables stopped using before is free for good then.
     async fn flush_file(&self) -> Result<()> {
-        if self.has_data_file() {
-            self.data_node()?.flush().await?;
+        if let Some(DataFile { node: Some(data), .. }) = &self.data_file {
+            data.flush().await?;
         }
         let frees = self.frees.take_written();
         match self.file.flush().await {
@@ -280,7 +281,7 @@ impl Qcow2 {
 
     /// Whether the image was found corrupt since it was opened.
     fn is_broken(&self) -> bool {
-        self.header.borrow().incompatible & CORRUPT != 0 && !self.opened_read_only
+        self.header.borrow().incompatible & CORRUPT != 0 && self.read_only.get() && !self.opened_read_only
     }
 
     /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and

@@ -96,7 +96,7 @@ fn sweep(raw: bool, seed: u64) {
     };
     engine.block_on(create(&engine, &image.node, Some(&data.node), &options)).unwrap().unwrap();
     let initial = [image.bytes(), data.bytes()];
-    [&image, &data].map(|file| file.log.clear());
+    [&image, &data].iter().for_each(|file| file.log.clear());
     let disk = open(&engine, &image.node, &data.node);
     let run = |future| engine.block_on(future).unwrap();
     let mut now =
