@@ -55,8 +55,10 @@ pub struct OpenOptions {
     pub lazy_refcounts: Option<bool>,
     /// Open it for a check or a repair alone: damage is no reason to refuse it.
     pub check: bool,
-    /// Open the backing file too. `info` and `check` work on one image alone.
+    /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
+    /// The external data file, in place of the one that the top image names (`data-file.filename=`).
+    pub data_file: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -71,6 +73,7 @@ impl Default for OpenOptions {
             lazy_refcounts: None,
             check: false,
             backing: true,
+            data_file: None,
         }
     }
 }

@@ -18,6 +18,7 @@ pub(super) struct DriveSpec {
     cache: CacheMode,
     unmap: bool,
     lazy_refcounts: Option<bool>,
+    data_file: Option<String>,
     serial: String,
 }
 
@@ -32,6 +33,7 @@ impl DriveSpec {
             cache: CacheMode::WRITEBACK,
             unmap: false,
             lazy_refcounts: None,
+            data_file: None,
             serial: String::new(),
         }
     }
@@ -68,6 +70,7 @@ impl DriveSpec {
             cache,
             unmap,
             lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
+            data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
         };
         options.finish().map_err(|error| bad(&error))?;
@@ -90,6 +93,7 @@ impl DriveSpec {
             unmap: self.unmap,
             force_share,
             backing: true,
+            data_file: self.data_file.clone(),
             exclusive: true,
             lazy_refcounts: self.lazy_refcounts,
             check: false,

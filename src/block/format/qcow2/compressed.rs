@@ -221,7 +221,7 @@ impl Qcow2 {
             let what = "Compression and encryption not supported at the same time";
             return Err(Error::new(Kind::Unsupported, what));
         }
-        if !Rc::ptr_eq(self.data_node(), &self.file) {
+        if self.has_data_file() {
             return Err(Error::new(Kind::Unsupported, "Operation not supported")
                 .remedy("images with an external data file cannot have compressed clusters"));
         }

@@ -4,8 +4,9 @@ use super::alloc::{Frees, Users};
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
+use super::data::DataFile;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
-use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
@@ -48,6 +49,7 @@ pub struct Image {
     for_check: bool,
     /// Refcounts may be written late.
     lazy_refcounts: bool,
+    data: Option<Rc<Node>>,
 }
 
 impl Image {
@@ -113,6 +115,7 @@ impl Image {
             snapshot_table,
             for_check: false,
             lazy_refcounts,
+            data: None,
         };
         image.note_metadata();
         Ok(image)
@@ -141,6 +144,21 @@ impl Image {
         Ok(())
     }
 
+    /// Whether the guest's data is in a file of its own, which [`Image::set_data_file`] takes.
+    pub fn needs_data_file(&self) -> bool {
+        self.header.incompatible & EXTERNAL_DATA != 0
+    }
+
+    /// The data file's name, where the header has it.
+    pub fn data_file(&self) -> Option<String> {
+        self.header.data_file()
+    }
+
+    /// The file that the guest's data is in. Without it nothing but metadata can be read.
+    pub fn set_data_file(&mut self, data: Rc<Node>) {
+        self.data = Some(data);
+    }
+
     /// The driver of the image over `backing`.
     ///
     /// # Errors
@@ -165,6 +183,8 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let external = self.header.incompatible & EXTERNAL_DATA != 0;
+        let raw = self.header.upheld() & DATA_FILE_RAW != 0;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -177,7 +197,8 @@ impl Image {
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
-            autoclear: Cell::new(self.header.autoclear),
+            autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
+            data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -249,8 +270,10 @@ pub(super) struct Qcow2 {
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that are not yet known to be gone from the disk.
+    /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// Where the guest's data is, if not in `file`.
+    pub(super) data_file: Option<DataFile>,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
@@ -294,8 +317,10 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
-        let backing = self.backing.iter().map(|node| (ChildRole::Backing, node.clone()));
-        std::iter::once((ChildRole::File, self.file.clone())).chain(backing).collect()
+        let data = self.data_file.as_ref().and_then(|data| data.node.as_ref());
+        let data = data.map(|node| (ChildRole::Data, node.clone()));
+        let backing = self.backing.as_ref().map(|node| (ChildRole::Backing, node.clone()));
+        std::iter::once((ChildRole::File, self.file.clone())).chain(data).chain(backing).collect()
     }
 
     fn limits(&self) -> Limits {
@@ -371,6 +396,8 @@ impl Driver for Qcow2 {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: false,
+            data_file: header.data_file(),
+            data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),

@@ -119,6 +119,19 @@ impl L2Entry {
         }
     }
 
+    /// As [`L2Entry::decode`], of an image with an external data file: offset 0 is a place for data, which the
+    /// copied flag tells from no place, and nothing is compressed.
+    pub(super) fn decode_external(raw: u64, geometry: Geometry) -> Result<L2Entry, Malformed> {
+        if raw & COMPRESSED != 0 {
+            return Err("is compressed, but the image has an external data file");
+        }
+        match raw & !ZERO {
+            COPIED if raw & ZERO != 0 => Ok(L2Entry::Zero { host: Some(HostOffset(0)), copied: true }),
+            COPIED => Ok(L2Entry::Data { host: HostOffset(0), copied: true }),
+            _ => L2Entry::decode(raw, geometry, true),
+        }
+    }
+
     /// As it stands on disk.
     pub(super) fn encode(self, geometry: Geometry) -> u64 {
         match self {

@@ -18,6 +18,7 @@
 
 use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
+use super::data::DataFile;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY, Header};
@@ -132,7 +133,7 @@ impl Qcow2 {
         }
         if self.autoclear.get() != 0 {
             // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = 0).await?;
+            self.change_header(|header| header.autoclear = header.upheld()).await?;
             self.file.flush().await?;
             self.autoclear.set(0);
         }
@@ -284,8 +285,11 @@ impl Qcow2 {
         self.write_all(l1, Metadata::ActiveL1).await
     }
 
-    /// Flushes the file; what the tables stopped using before is free for good then.
+    /// Flushes the data file and then the file; what the tables stopped using before is free for good then.
     async fn flush_file(&self) -> Result<()> {
+        if let Some(DataFile { node: Some(data), .. }) = &self.data_file {
+            data.flush().await?;
+        }
         let frees = self.frees.take_written();
         match self.file.flush().await {
             Ok(()) => {

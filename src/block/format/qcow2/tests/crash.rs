@@ -241,7 +241,10 @@ fn death_while_an_image_is_made_leaves_no_image_or_all_of_it() {
         let engine = Engine::new(Backend::Threads).unwrap();
         let (state, log) = (Rc::new(State::default()), Rc::new(Log::default()));
         let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
-        engine.block_on(create(&engine, &Node::new("log", Box::new(logged)), &options)).unwrap().unwrap();
+        engine
+            .block_on(create(&engine, &Node::new("log", Box::new(logged)), None, &options))
+            .unwrap()
+            .unwrap();
         let entries = log.entries().to_vec();
         let mut replay = Replay::new(&entries, &[]);
         loop {

@@ -3,6 +3,7 @@
 mod compressed;
 mod crash;
 mod damaged;
+mod data_file;
 mod errors;
 mod interop;
 mod memory;
