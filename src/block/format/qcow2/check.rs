@@ -5,7 +5,7 @@
 
 use super::driver::Qcow2;
 use super::entries::{RawL2, decode_refcount_table, raw_l1, raw_l2};
-use super::extensions::{BitmapsExtension, be32, be64};
+use super::extensions::be64;
 use super::geometry::{ENTRY, HostCluster, HostOffset};
 use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport};
@@ -14,15 +14,6 @@ use async_trait::async_trait;
 
 /// More findings than these are counted but not told: an image must not fill our memory.
 const MAX_MESSAGES: usize = 100_000;
-/// Autoclear: the bitmaps are valid.
-const BITMAPS_VALID: u64 = 1;
-/// Most bitmaps of an image, as QEMU has it.
-const MAX_BITMAPS: u32 = 65535;
-/// Bytes of a bitmap directory entry before its name.
-const BITMAP_ENTRY: u64 = 24;
-/// A directory or a table of bitmaps that is longer than this is not followed.
-const MAX_BITMAP_TABLE: u64 = 64 << 20;
-
 #[async_trait(?Send)]
 impl Check for Qcow2 {
     async fn check(&self) -> Result<CheckReport> {
@@ -121,9 +112,7 @@ impl<'a> Checker<'a> {
         self.count(table.start, table.end - table.start);
         let table = image.refcounts.table_range();
         self.count(table.start, table.end - table.start);
-        if image.autoclear.get() & BITMAPS_VALID != 0 {
-            self.count_bitmaps().await;
-        }
+        self.count_bitmaps().await;
         self.count_refcount_blocks();
         Ok(())
     }
@@ -201,44 +190,8 @@ impl<'a> Checker<'a> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) {
-        let found = BitmapsExtension::find(&self.image.header.borrow().extensions);
-        let Some(bitmaps) = found else { return };
-        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        if !self.count(offset, bitmaps.directory_size) {
-            return;
-        }
-        let Ok(directory) = self.image.file.read_bytes(offset, len as usize).await else {
-            self.report.check_errors += 1;
-            return;
-        };
-        let mut rest = &directory[..];
-        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
-            if (rest.len() as u64) < BITMAP_ENTRY {
-                return;
-            }
-            let (table, entries) = (be64(rest), u64::from(be32(&rest[8..])));
-            self.count_bitmap(table, (entries * ENTRY).min(MAX_BITMAP_TABLE)).await;
-            let name = usize::from(rest[18]) << 8 | usize::from(rest[19]);
-            let len = BITMAP_ENTRY as usize + name + be32(&rest[20..]) as usize;
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
-        }
-    }
-
-    async fn count_bitmap(&mut self, table: u64, len: u64) {
-        if !self.count(table, len) {
-            return;
-        }
-        match self.read_table(table, len).await {
-            Some(entries) => {
-                for raw in entries {
-                    let offset = raw_l1(raw).offset;
-                    if offset != 0 {
-                        self.count(offset, self.image.geometry.cluster_size());
-                    }
-                }
-            }
-            None => self.report.check_errors += 1,
-        }
+        let image = self.image;
+        self.report.check_errors += image.each_bitmap_extent(|offset, len| self.count(offset, len)).await;
     }
 
     fn count_refcount_blocks(&mut self) {

@@ -1,6 +1,7 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
+use super::bitmap::{BITMAPS_VALID, BitmapList};
 use super::cache::Cache;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
 use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
@@ -9,6 +10,7 @@ use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
+use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::Preallocation;
@@ -40,10 +42,11 @@ pub struct Image {
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
     snapshot_table: Range<u64>,
+    bitmaps: BitmapList,
 }
 
 impl Image {
-    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    /// Reads and checks header, L1 table, refcount table, snapshot table and bitmap directory.
     ///
     /// # Errors
     /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
@@ -55,8 +58,10 @@ impl Image {
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
+        let bitmaps = BitmapList::read(file, &header).await?;
+        overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
         let file = file.clone();
-        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table };
+        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, bitmaps };
         image.note_metadata();
         Ok(image)
     }
@@ -95,6 +100,7 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let kept = if self.bitmaps.is_empty() { 0 } else { BITMAPS_VALID };
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -104,7 +110,7 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
-            autoclear: Cell::new(self.header.autoclear),
+            autoclear: Cell::new(self.header.autoclear & !kept),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -113,6 +119,7 @@ impl Image {
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
             snapshot_table: RefCell::new(self.snapshot_table),
+            bitmaps: self.bitmaps,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -173,7 +180,7 @@ pub(super) struct Qcow2 {
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that are not yet known to be gone from the disk.
+    /// Autoclear bits that we do not keep true, and that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
     /// The live disk.
     pub(super) active: View,
@@ -183,6 +190,7 @@ pub(super) struct Qcow2 {
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
+    pub(super) bitmaps: BitmapList,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -236,6 +244,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             Box::pin(self.prepare_change()).await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -284,8 +293,13 @@ impl Driver for Qcow2 {
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            bitmaps: self.bitmaps.infos(),
             snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
 
     fn checker(&self) -> Option<&dyn Check> {

@@ -86,10 +86,13 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
+        self.flush_all().await?;
+        let stored = self.store_bitmaps().await;
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_all().await?;
         }
-        self.flush_all().await
+        self.flush_all().await?;
+        stored
     }
 
     /// Before a request that changes something: see to what must come first. Cheap where nothing must.
@@ -97,11 +100,9 @@ impl Qcow2 {
         if self.read_only.get() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
-        if self.autoclear.get() != 0 {
-            // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = 0).await?;
-            self.file.flush().await?;
-            self.autoclear.set(0);
+        self.clear_autoclear().await?;
+        if self.bitmaps.must_track() {
+            self.track_bitmaps().await?;
         }
         if self.frees.is_crowded() {
             self.flush_all().await?;
@@ -112,10 +113,23 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whoever relies on an autoclear feature that we do not have must see it gone before anything changes.
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
+        let bits = self.autoclear.get();
+        if bits == 0 {
+            return Ok(());
+        }
+        self.change_header(|header| header.autoclear &= !bits).await?;
+        self.file.flush().await?;
+        self.autoclear.set(0);
+        Ok(())
+    }
+
     /// Whether [`Qcow2::prepare_change`] has anything to do.
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()

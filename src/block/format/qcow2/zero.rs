@@ -32,7 +32,7 @@ enum Change {
 impl Qcow2 {
     /// Makes a range read as zeros.
     pub(super) async fn zero_disk(&self, at: GuestOffset, len: u64, may_unmap: bool) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
@@ -53,7 +53,7 @@ impl Qcow2 {
 
     /// Gives up a range. Only whole clusters change.
     pub(super) async fn discard_disk(&self, at: GuestOffset, len: u64) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
@@ -63,13 +63,14 @@ impl Qcow2 {
         }
     }
 
-    async fn begin_change(&self) -> Result<InFlight<'_>> {
+    async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {
         if !self.v3 && self.backing.is_some() {
             return Err(Error::new(Kind::Unsupported, "version 2 has no zero clusters"));
         }
         if self.must_prepare() {
             self.prepare_change().await?;
         }
+        self.bitmaps.note(at.0, len);
         Ok(self.users.enter())
     }
 
