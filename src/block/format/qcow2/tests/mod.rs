@@ -7,3 +7,4 @@ mod errors;
 mod interop;
 mod memory;
 mod model;
+mod operations;
