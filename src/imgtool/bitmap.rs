@@ -8,7 +8,7 @@ use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::options::OpenOptions;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Kind};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -75,8 +75,12 @@ fn run(parser: Parser) -> Result<u8, Failure> {
     let request = read(parser)?;
     let engine = engine()?;
     engine.block_on(async {
-        let options =
-            OpenOptions { format: request.format.clone(), read_only: false, backing: false, ..OpenOptions::default() };
+        let options = OpenOptions {
+            format: request.format.clone(),
+            read_only: false,
+            backing: false,
+            ..OpenOptions::default()
+        };
         let image = open::image(&engine, &request.filename, &options).await?;
         let done = change(&engine, &image, &request).await;
         let closed = image.close().await.map_err(|error| Failure::block(&request.filename, &error));
@@ -93,7 +97,9 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "format" => request.format = Some(value),
             "add" => request.actions.push(Action::Add),
             // None is asked for by 0.
-            "granularity" => request.granularity = Some(size_argument("granularity", &value)?).filter(|&size| size > 0),
+            "granularity" => {
+                request.granularity = Some(size_argument("granularity", &value)?).filter(|&size| size > 0)
+            }
             "remove" => request.actions.push(Action::Remove),
             "clear" => request.actions.push(Action::Clear),
             "enable" => request.actions.push(Action::Enable),
@@ -152,7 +158,7 @@ async fn change(engine: &Rc<Engine>, image: &Node, request: &Request) -> Result<
     Ok(())
 }
 
-async fn act(action: &Action, image: &Node, source: &Node, request: &Request) -> Result<()> {
+async fn act(action: &Action, image: &Node, source: &Node, request: &Request) -> Result<(), Error> {
     let name = &request.bitmap;
     if let (Action::Add, None) = (action, image.driver().bitmaps()) {
         let message =
@@ -170,8 +176,9 @@ async fn act(action: &Action, image: &Node, source: &Node, request: &Request) ->
     }
 }
 
-fn bitmaps_of<'a>(image: &'a Node, name: &str) -> Result<&'a dyn Bitmaps> {
-    image.driver().bitmaps().ok_or_else(|| {
-        Error::new(Kind::InvalidArgument, format!("Dirty bitmap '{name}' not found"))
-    })
+fn bitmaps_of<'a>(image: &'a Node, name: &str) -> Result<&'a dyn Bitmaps, Error> {
+    image
+        .driver()
+        .bitmaps()
+        .ok_or_else(|| Error::new(Kind::InvalidArgument, format!("Dirty bitmap '{name}' not found")))
 }

@@ -4,12 +4,8 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
-<<<<<<< HEAD
-use crate::block::graph::Node;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
-=======
 use crate::block::graph::{Event, Node};
->>>>>>> main
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;

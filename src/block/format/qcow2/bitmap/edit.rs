@@ -155,7 +155,9 @@ impl Qcow2 {
             return refuse(format!("Name length exceeds maximum ({MAX_NAME} characters)"));
         }
         if !directory::fits(self.size.get(), granularity_bits) {
-            return refuse("Too much space will be occupied by the bitmap. Use larger granularity".to_owned());
+            return refuse(
+                "Too much space will be occupied by the bitmap. Use larger granularity".to_owned(),
+            );
         }
         if self.bitmaps.get().len() >= MAX_BITMAPS {
             return refuse("Maximum number of persistent bitmaps is already reached".to_owned());

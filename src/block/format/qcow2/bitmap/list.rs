@@ -166,8 +166,5 @@ impl BitmapList {
 
 fn inconsistent(name: &str) -> Error {
     let hint = "Try block-dirty-bitmap-remove to delete this bitmap from disk";
-    Error::new(
-        Kind::InvalidArgument,
-        format!("Bitmap '{name}' is inconsistent and cannot be used\n{hint}"),
-    )
+    Error::new(Kind::InvalidArgument, format!("Bitmap '{name}' is inconsistent and cannot be used\n{hint}"))
 }

@@ -19,9 +19,10 @@ impl Qcow2 {
             return Ok(bits);
         }
         let bits = self.load_bits(&entry).await;
-        let bits = Rc::new(bits.map_err(|error| {
-            error.context(format!("Could not read bitmap '{}' from image", entry.name))
-        })?);
+        let bits =
+            Rc::new(bits.map_err(|error| {
+                error.context(format!("Could not read bitmap '{}' from image", entry.name))
+            })?);
         self.bitmaps.change(|list| list[index].bits = Some(bits.clone()));
         Ok(bits)
     }
@@ -38,7 +39,9 @@ impl Qcow2 {
             match entry {
                 TableEntry::Clear => {}
                 TableEntry::Set => bits.load_ones(index, cluster),
-                TableEntry::Bits(at) => bits.load(index, &self.file.read_bytes(at.0, cluster as usize).await?),
+                TableEntry::Bits(at) => {
+                    bits.load(index, &self.file.read_bytes(at.0, cluster as usize).await?)
+                }
             }
         }
         Ok(bits)

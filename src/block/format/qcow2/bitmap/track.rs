@@ -39,7 +39,8 @@ impl Qcow2 {
         self.overlap.check(HostOffset(place.start), bytes.len() as u64, Some(Metadata::BitmapDirectory))?;
         self.file.write_bytes(place.start, &bytes).await?;
         self.file.flush().await?;
-        self.bitmaps.change(|list| list.iter_mut().zip(entries).for_each(|(bitmap, entry)| bitmap.entry = entry));
+        self.bitmaps
+            .change(|list| list.iter_mut().zip(entries).for_each(|(bitmap, entry)| bitmap.entry = entry));
         Ok(())
     }
 
@@ -72,7 +73,8 @@ impl Qcow2 {
             return Ok(());
         }
         self.bitmaps.check_all_usable()?;
-        for index in 0..self.bitmaps.get().len() {
+        let count = self.bitmaps.get().len();
+        for index in 0..count {
             self.bits_of(index).await?;
         }
         self.use_bitmaps(|_| true).await
