@@ -4,6 +4,7 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
+use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -140,6 +141,11 @@ pub trait Driver {
         None
     }
 
+    /// Persistent dirty bitmaps, where the format stores them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+
     /// The consistency check, where the format has one.
     fn checker(&self) -> Option<&dyn Check> {
         None
@@ -237,6 +243,8 @@ pub struct Qcow2Specifics {
     pub backing_file: Option<String>,
     /// The backing file's format as written in the header extension.
     pub backing_format: Option<String>,
+    /// Persistent bitmaps, in the order of the directory; none where autoclear bit 0 is clear.
+    pub bitmaps: Vec<BitmapInfo>,
     /// Internal snapshots, in the order of the snapshot table.
     pub snapshots: Vec<SnapshotInfo>,
 }

@@ -1,6 +1,7 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
+use super::bitmap::{BITMAPS_VALID, BitmapList};
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
@@ -12,6 +13,7 @@ use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
+use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
@@ -50,10 +52,11 @@ pub struct Image {
     /// Refcounts may be written late.
     lazy_refcounts: bool,
     data: Option<Rc<Node>>,
+    bitmaps: BitmapList,
 }
 
 impl Image {
-    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    /// Reads and checks header, L1 table, refcount table, snapshot table and bitmap directory.
     ///
     /// # Errors
     /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
@@ -103,6 +106,8 @@ impl Image {
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
+        let bitmaps = BitmapList::read(file, &header).await?;
+        overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
         let file = file.clone();
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
         let image = Image {
@@ -116,6 +121,7 @@ impl Image {
             for_check: false,
             lazy_refcounts,
             data: None,
+            bitmaps,
         };
         image.note_metadata();
         Ok(image)
@@ -185,6 +191,8 @@ impl Image {
         let slices = l2_slices(geometry, self.header.size);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
+        let bitmaps = if self.bitmaps.is_empty() { 0 } else { BITMAPS_VALID };
+        let kept = self.header.upheld() | bitmaps;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -197,7 +205,7 @@ impl Image {
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
-            autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
+            autoclear: Cell::new(self.header.autoclear & !kept),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
@@ -207,6 +215,7 @@ impl Image {
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
             snapshot_table: RefCell::new(self.snapshot_table),
+            bitmaps: self.bitmaps,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -270,7 +279,7 @@ pub(super) struct Qcow2 {
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
+    /// Autoclear bits that we do not keep true, and that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
     /// Where the guest's data is, if not in `file`.
     pub(super) data_file: Option<DataFile>,
@@ -282,6 +291,7 @@ pub(super) struct Qcow2 {
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
+    pub(super) bitmaps: BitmapList,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -340,6 +350,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             Box::pin(self.prepare_change()).await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -401,8 +412,13 @@ impl Driver for Qcow2 {
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            bitmaps: self.bitmaps.infos(),
             snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
 
     fn checker(&self) -> Option<&dyn Check> {

@@ -63,30 +63,6 @@ pub(super) fn encode(extensions: &[Extension]) -> Vec<u8> {
     out
 }
 
-/// The bitmaps extension (specification: "Bitmaps extension").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BitmapsExtension {
-    /// How many bitmaps.
-    pub(super) count: u32,
-    /// Bytes of the directory.
-    pub(super) directory_size: u64,
-    /// Where the directory stands.
-    pub(super) directory_offset: u64,
-}
-
-impl BitmapsExtension {
-    /// Finds it among `extensions`.
-    pub(super) fn find(extensions: &[Extension]) -> Option<BitmapsExtension> {
-        let data = &extensions.iter().find(|extension| extension.magic == BITMAPS)?.data;
-        let (count, size, offset) = (data.get(..4)?, data.get(8..16)?, data.get(16..24)?);
-        Some(BitmapsExtension {
-            count: be32(count),
-            directory_size: be64(size),
-            directory_offset: be64(offset),
-        })
-    }
-}
-
 /// The name that the image's own table gives to an incompatible feature bit.
 pub(super) fn feature_name(extensions: &[Extension], bit: u8) -> Option<String> {
     let table = extensions.iter().find(|extension| extension.magic == FEATURE_NAMES)?;

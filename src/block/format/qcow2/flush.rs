@@ -98,8 +98,11 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
+        self.flush_with(false).await?;
+        let stored = self.store_bitmaps().await;
         self.settle().await?;
-        self.set_dirty(false).await
+        self.set_dirty(false).await?;
+        stored
     }
 
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
@@ -131,11 +134,9 @@ impl Qcow2 {
         if self.read_only.get() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
-        if self.autoclear.get() != 0 {
-            // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = header.upheld()).await?;
-            self.file.flush().await?;
-            self.autoclear.set(0);
+        self.clear_autoclear().await?;
+        if self.bitmaps.must_track() {
+            self.track_bitmaps().await?;
         }
         if self.frees.is_crowded() {
             self.flush_all().await?;
@@ -146,10 +147,23 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whoever relies on an autoclear feature that we do not have must see it gone before anything changes.
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
+        let bits = self.autoclear.get();
+        if bits == 0 {
+            return Ok(());
+        }
+        self.change_header(|header| header.autoclear &= !bits).await?;
+        self.file.flush().await?;
+        self.autoclear.set(0);
+        Ok(())
+    }
+
     /// Whether [`Qcow2::prepare_change`] has anything to do.
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()

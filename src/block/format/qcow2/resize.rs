@@ -22,6 +22,7 @@ impl Qcow2 {
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
         self.prepare_change().await?;
+        self.begin_bitmap_resize().await?;
         let old = self.size.get();
         self.l2.set_capacity(l2_slices(self.geometry, size));
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
@@ -36,6 +37,7 @@ impl Qcow2 {
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
+        self.resize_bitmaps(size);
         self.file.flush().await
     }
 
