@@ -132,6 +132,9 @@ impl Opener<'_> {
             (false, false) => qcow2::Image::read(&file).await,
         };
         let mut image = image.map_err(named)?;
+        if let Some(lazy) = options.lazy_refcounts {
+            image.set_lazy_refcounts(lazy).map_err(named)?;
+        }
         if options.backing
             && let Some(data) = self.open_data_file(&image, filename, options)?
         {
@@ -198,8 +201,14 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let options =
-            OpenOptions { format, read_only: true, check: false, data_file: None, ..options.clone() };
+        let options = OpenOptions {
+            format,
+            read_only: true,
+            check: false,
+            lazy_refcounts: None,
+            data_file: None,
+            ..options.clone()
+        };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }

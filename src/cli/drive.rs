@@ -18,6 +18,7 @@ pub(super) struct DriveSpec {
     cache: CacheMode,
     unmap: bool,
     detect_zeroes: DetectZeroes,
+    lazy_refcounts: Option<bool>,
     data_file: Option<String>,
     serial: String,
 }
@@ -33,6 +34,7 @@ impl DriveSpec {
             cache: CacheMode::WRITEBACK,
             unmap: false,
             detect_zeroes: DetectZeroes::Off,
+            lazy_refcounts: None,
             data_file: None,
             serial: String::new(),
         }
@@ -80,6 +82,7 @@ impl DriveSpec {
             cache,
             unmap,
             detect_zeroes,
+            lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
             data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
         };
@@ -106,6 +109,7 @@ impl DriveSpec {
             backing: true,
             data_file: self.data_file.clone(),
             exclusive: true,
+            lazy_refcounts: self.lazy_refcounts,
             check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;

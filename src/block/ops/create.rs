@@ -359,7 +359,13 @@ async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> R
 }
 
 /// The data file of a new image, where the image will look for it: in its own folder.
-fn new_data_file(engine: &Rc<Engine>, image: &FileDriver, filename: &str, name: &str) -> Result<Rc<Node>> {
+fn new_data_file(
+    engine: &Rc<Engine>,
+    image: &FileDriver,
+    filename: &str,
+    name: &str,
+    values: &Values,
+) -> Result<Rc<Node>> {
     check_protocol(name)?;
     let name = sibling(filename, name);
     let file = new_file(engine, &name, values)?;

@@ -134,6 +134,11 @@ impl Users {
         InFlight(count)
     }
 
+    /// Whether there is only one.
+    pub(super) fn is_single(&self) -> bool {
+        self.counts.iter().map(Cell::get).sum::<usize>() == 1
+    }
+
     fn begin_epoch(&self) {
         self.epoch.set(1 - self.epoch.get());
     }

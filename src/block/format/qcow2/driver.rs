@@ -47,6 +47,8 @@ pub struct Image {
     snapshot_table: Range<u64>,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
+    /// Refcounts may be written late.
+    lazy_refcounts: bool,
     data: Option<Rc<Node>>,
 }
 
@@ -69,7 +71,7 @@ impl Image {
     /// As [`Image::read`].
     pub async fn read_for_check(file: &Rc<Node>) -> Result<Image> {
         let image = Image::read_tables(file, Header::read(file).await?).await?;
-        Ok(Image { for_check: true, ..image })
+        Ok(Image { for_check: true, lazy_refcounts: false, ..image })
     }
 
     /// As [`Image::read`], for an image that is to be written: refcounts that a writer left behind (the dirty bit)
@@ -82,7 +84,8 @@ impl Image {
         if image.header.incompatible & (DIRTY | CORRUPT) != DIRTY {
             return Ok(image);
         }
-        let unclean = Image { for_check: true, ..image }.into_qcow2(engine, None, false)?;
+        let unclean =
+            Image { for_check: true, lazy_refcounts: false, ..image }.into_qcow2(engine, None, false)?;
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
             None if report.check_errors == 0 => Image::read(file).await,
@@ -101,10 +104,19 @@ impl Image {
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let file = file.clone();
-        let for_check = false;
-        let data = None;
-        let image =
-            Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, for_check, data };
+        let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
+        let image = Image {
+            header,
+            file,
+            active,
+            refcounts,
+            overlap,
+            snapshots,
+            snapshot_table,
+            for_check: false,
+            lazy_refcounts,
+            data: None,
+        };
         image.note_metadata();
         Ok(image)
     }
@@ -117,6 +129,19 @@ impl Image {
     /// The backing file's format, where the header has it.
     pub fn backing_format(&self) -> Option<String> {
         self.header.backing_format()
+    }
+
+    /// Says whether refcounts may be written late, whatever the header says of it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for an image that has no dirty bit to tell of it.
+    pub fn set_lazy_refcounts(&mut self, lazy: bool) -> Result<()> {
+        if lazy && !self.header.is_v3() {
+            let what = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
+            return Err(Error::new(Kind::InvalidArgument, what).remedy("leave out lazy-refcounts=on"));
+        }
+        self.lazy_refcounts = lazy;
+        Ok(())
     }
 
     /// Whether the guest's data is in a file of its own, which [`Image::set_data_file`] takes.
@@ -170,6 +195,8 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
+            for_check: self.for_check,
+            lazy_refcounts: self.lazy_refcounts,
             autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
@@ -235,6 +262,10 @@ pub(super) struct Qcow2 {
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
+    /// It is checked or repaired; nobody else uses it.
+    pub(super) for_check: bool,
+    /// Refcounts may be written after what relies on them.
+    pub(super) lazy_refcounts: bool,
     /// As it is on disk; changed by [`Qcow2::change_header`].
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.

@@ -18,7 +18,7 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = !(COPIED | OFFSET);
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 /// Compressed data is counted in sectors of this many bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Why an entry cannot be used.
 pub(super) type Malformed = &'static str;
@@ -235,7 +235,7 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
         return Err("unaligned");
     }
     // Not bound to 56 bits as other offsets are, but no file is longer.
-    if raw > i64::MAX as u64 {
+    if raw > i64::MAX as u64 - geometry.cluster_size() {
         return Err("out of range");
     }
     Ok(Some(HostOffset(raw)))

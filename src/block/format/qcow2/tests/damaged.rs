@@ -46,7 +46,7 @@ fn their_report(folder: &Folder) -> Option<CheckReport> {
 }
 
 /// An image with data, zero and compressed clusters and a snapshot.
-fn sample(folder: &Folder, options: &str) -> Vec<u8> {
+pub(super) fn sample(folder: &Folder, options: &str) -> Vec<u8> {
     folder.run(&format!("qemu-img create -q -f qcow2 -o {options} plain 1M"));
     folder.run("qemu-io -f qcow2 plain -c 'write -P 1 0 100k' -c 'write -P 2 300k 50k'");
     folder.run(&format!("qemu-img convert -c -f qcow2 -O qcow2 -o {options} plain disk"));
@@ -63,7 +63,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Offsets of 8-byte entries that hold something: of the L1 table, the L2 tables and the refcount table.
-fn entries(bytes: &[u8], cluster: usize) -> Vec<usize> {
+pub(super) fn entries(bytes: &[u8], cluster: usize) -> Vec<usize> {
     let used = |from: usize, len: usize| {
         (from..from + len)
             .step_by(8)

@@ -9,3 +9,4 @@ mod interop;
 mod memory;
 mod model;
 mod operations;
+mod repair;
