@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
+//! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | | `driver`: the whole as a node |
@@ -20,6 +21,7 @@ mod alloc;
 mod bitmap;
 mod cache;
 mod check;
+mod codec;
 mod compressed;
 pub mod create;
 mod data;
@@ -42,5 +44,6 @@ mod tests;
 mod write;
 mod zero;
 
+pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;

@@ -70,36 +70,4 @@ impl Qcow2 {
         let entries: Option<_> = entries.map(|raw| TableEntry::decode(raw, self.geometry)).collect();
         entries.ok_or_else(invalid)
     }
-
-    /// Calls `visit` with offset and length of all that bitmaps take of the file: the directory, each table, each
-    /// cluster of bits. Where it answers false it is not followed further. Returns how many tables could not be
-    /// read. Inconsistent bitmaps count too; where autoclear bit 0 is clear there is nothing.
-    pub(in super::super) async fn each_bitmap_extent(&self, mut visit: impl FnMut(u64, u64) -> bool) -> u64 {
-        let (place, tables) = (self.bitmaps.place(), self.bitmap_tables());
-        if place.is_empty() || !visit(place.start, place.end - place.start) {
-            return 0;
-        }
-        let mut unreadable = 0;
-        for table in tables {
-            let range = table.range();
-            if !visit(range.start, range.end - range.start) {
-                continue;
-            }
-            match self.bitmap_table(table).await {
-                Ok(entries) => {
-                    for entry in entries {
-                        if let TableEntry::Bits(at) = entry {
-                            visit(at.0, self.geometry.cluster_size());
-                        }
-                    }
-                }
-                Err(_) => unreadable += 1,
-            }
-        }
-        unreadable
-    }
-
-    fn bitmap_tables(&self) -> Vec<Table> {
-        self.bitmaps.get().iter().map(|bitmap| bitmap.entry.table).collect()
-    }
 }
