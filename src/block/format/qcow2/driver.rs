@@ -1,7 +1,7 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
-use super::bitmap::{BITMAPS_VALID, BitmapList};
+use super::bitmap::BitmapList;
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
@@ -47,12 +47,12 @@ pub struct Image {
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
     snapshot_table: Range<u64>,
+    bitmaps: BitmapList,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
     /// Refcounts may be written late.
     lazy_refcounts: bool,
     data: Option<Rc<Node>>,
-    bitmaps: BitmapList,
 }
 
 impl Image {
@@ -118,10 +118,10 @@ impl Image {
             overlap,
             snapshots,
             snapshot_table,
+            bitmaps,
             for_check: false,
             lazy_refcounts,
             data: None,
-            bitmaps,
         };
         image.note_metadata();
         Ok(image)
@@ -191,8 +191,6 @@ impl Image {
         let slices = l2_slices(geometry, self.header.size);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
-        let bitmaps = if self.bitmaps.is_empty() { 0 } else { BITMAPS_VALID };
-        let kept = self.header.upheld() | bitmaps;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -205,7 +203,7 @@ impl Image {
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
-            autoclear: Cell::new(self.header.autoclear & !kept),
+            autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
@@ -279,7 +277,7 @@ pub(super) struct Qcow2 {
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that we do not keep true, and that are not yet known to be gone from the disk.
+    /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
     /// Where the guest's data is, if not in `file`.
     pub(super) data_file: Option<DataFile>,
@@ -362,6 +360,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             self.prepare_change().await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_packed(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),

@@ -98,7 +98,7 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
-        self.flush_with(false).await?;
+        self.settle().await?;
         let stored = self.store_bitmaps().await;
         self.settle().await?;
         self.set_dirty(false).await?;
@@ -147,13 +147,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whoever relies on an autoclear feature that we do not have must see it gone before anything changes.
+    /// Whoever relies on an autoclear feature that is not upheld here must see it gone before anything changes.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
-        let bits = self.autoclear.get();
-        if bits == 0 {
+        if self.autoclear.get() == 0 {
             return Ok(());
         }
-        self.change_header(|header| header.autoclear &= !bits).await?;
+        self.change_header(|header| header.autoclear = header.upheld()).await?;
         self.file.flush().await?;
         self.autoclear.set(0);
         Ok(())

@@ -7,6 +7,7 @@
 //!   72 incompatible  80 compatible  88 autoclear  96 refcount_order  100 header_length  104 compression_type
 //! ```
 
+use super::bitmap::BITMAPS_VALID;
 use super::codec::Codec;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
@@ -299,7 +300,10 @@ impl Header {
     /// Autoclear bits of what stays true whatever is done to the image here: all others are cleared before
     /// anything changes. A raw data file cannot read as the guest's disk where a backing file shows through.
     pub(super) fn upheld(&self) -> u64 {
-        if self.backing_file.is_none() { self.autoclear & DATA_FILE_RAW } else { 0 }
+        let raw = if self.backing_file.is_none() { DATA_FILE_RAW } else { 0 };
+        let has_bitmaps = self.extensions.iter().any(|extension| extension.magic == extensions::BITMAPS);
+        let bitmaps = if has_bitmaps { BITMAPS_VALID } else { 0 };
+        self.autoclear & (raw | bitmaps)
     }
 
     /// The external data file's name, where the header names it.

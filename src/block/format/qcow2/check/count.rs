@@ -144,13 +144,12 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let directory = self.image.bitmaps.place();
+        let (directory, tables) = (self.image.bitmaps.place(), self.image.bitmaps.tables());
         if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        for table in self.image.bitmap_tables() {
-            let range = table.range();
-            self.count_bitmap(range.start, range.end - range.start).await?;
+        for table in tables {
+            self.count_bitmap(table.start, table.end - table.start).await?;
         }
         Ok(())
     }

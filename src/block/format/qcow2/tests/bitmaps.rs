@@ -390,13 +390,20 @@ fn death_at_any_moment_leaves_no_bitmap_that_looks_valid_and_misses_a_change() {
 
 #[test]
 fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
+    let mut rng = StdRng::seed_from_u64(seed("operations"));
+    // In the larger cluster the extension and the autoclear bit lie in two sectors.
+    for cluster in [512, 65536] {
+        dies_well_in_operations(cluster, &mut rng);
+    }
+}
+
+fn dies_well_in_operations(cluster: u64, rng: &mut StdRng) {
     let folder = Folder::new();
-    folder.run("qemu-img create -q -f qcow2 -o cluster_size=512 disk 3M");
+    folder.run(&format!("qemu-img create -q -f qcow2 -o cluster_size={cluster} disk 3M"));
     folder.run("qemu-img bitmap --add -g 512 disk first");
     folder.run("qemu-io -f qcow2 disk -c 'write 1M 100k' -c 'write 2M 3k'");
     let mut disk = open(&folder, "disk");
-    let mut rng = StdRng::seed_from_u64(seed("operations"));
-    for operation in 0..7 {
+    for operation in 0..8 {
         disk.reopen();
         disk.log.clear();
         let initial = disk.bytes();
@@ -409,10 +416,11 @@ fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
                 3 => all.clear("first").await,
                 4 => all.remove("first").await,
                 5 => all.add("third", None, true).await,
-                _ => {
+                6 => {
                     all.remove("second").await?;
                     all.remove("third").await
                 }
+                _ => all.add("again", None, true).await,
             }
         };
         disk.run(done).unwrap();
@@ -424,7 +432,7 @@ fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
         };
         let (old, new) = (state(initial.clone()), state(disk.bytes()));
         assert_ne!(old, new);
-        die_everywhere(&initial, &log, &mut rng, |at, file| {
+        die_everywhere(&initial, &log, rng, |at, file| {
             let now = state(file);
             let between = operation == 6 && now.0.len() == 1;
             assert!(now == old || now == new || between, "operation {operation} at {at}: {:?}", now.0);
@@ -476,7 +484,7 @@ fn directories_that_break_a_rule_are_refused_in_qemus_words() {
     folder.run("qemu-img bitmap --add disk one");
     folder.run("qemu-img bitmap --add -g 512 disk two");
     let good = folder.read("disk");
-    let cases: [(usize, usize, usize, u64); 25] = [
+    let cases: [(usize, usize, usize, u64); 24] = [
         (0, 0, 4, 0),
         (0, 0, 4, 65536),
         (0, 0, 4, 3),
@@ -498,7 +506,6 @@ fn directories_that_break_a_rule_are_refused_in_qemus_words() {
         (1, 16, 1, 0),
         (1, 17, 1, 8),
         (1, 17, 1, 32),
-        (1, 18, 2, 0),
         (1, 18, 2, 1024),
         (1, 20, 4, 8),
         (1, 20, 4, u32::MAX as u64),
