@@ -24,7 +24,7 @@ impl Qcow2 {
         self.size.set(size);
         self.file.flush().await?;
         // The size has changed. Space that cannot be given back now stays mapped where nobody sees it.
-        if let Err(error) = self.give_back(size).await
+        if let Err(error) = self.give_up_behind(size).await
             && error.kind() == Kind::Corrupt
         {
             return Err(error);
@@ -33,7 +33,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn give_back(&self, size: u64) -> Result<()> {
+    async fn give_up_behind(&self, size: u64) -> Result<()> {
         self.drop_behind(size).await?;
         self.flush_all().await?;
         let end = self.refcounts.end_in_use().await? << self.geometry.cluster_bits;
