@@ -25,6 +25,8 @@ pub enum Kind {
     Corrupt,
     /// A write to something opened read-only.
     ReadOnly,
+    /// What was named is not there.
+    NotFound,
     /// A request outside the disk, or not aligned as it must be.
     OutOfRange,
     /// An option or a name that makes no sense.
@@ -106,6 +108,7 @@ impl Error {
             Kind::NoSpace => libc::ENOSPC,
             Kind::Locked => libc::EAGAIN,
             Kind::InvalidFormat | Kind::InvalidArgument | Kind::OutOfRange => libc::EINVAL,
+            Kind::NotFound => libc::ENOENT,
             Kind::Unsupported => libc::ENOTSUP,
             Kind::ReadOnly => libc::EPERM,
         })

@@ -5,6 +5,7 @@
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
 use crate::block::graph::Node;
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
@@ -107,6 +108,16 @@ pub trait Driver {
 
     /// What only this format has to say of an image, for `info`.
     fn specifics(&self) -> Option<Specifics> {
+        None
+    }
+
+    /// Internal snapshots, where the format has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Storage for VM state, where the format has it.
+    fn vm_state(&self) -> Option<&dyn VmState> {
         None
     }
 

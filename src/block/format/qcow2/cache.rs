@@ -233,6 +233,18 @@ impl Cache {
         }
     }
 
+    /// Drops everything, changes and all: other pieces of the file have its meaning now. Nobody holds a piece.
+    pub(super) fn clear(&self) {
+        self.pieces.borrow_mut().clear();
+        self.clock.borrow_mut().clear();
+        self.dirty.borrow_mut().clear();
+    }
+
+    /// Whether a piece was changed since the last checkpoint.
+    pub(super) fn is_dirty(&self, offset: HostOffset) -> bool {
+        self.dirty.borrow().contains(&offset)
+    }
+
     fn insert(&self, piece: Rc<Piece>) -> Rc<Piece> {
         while self.pieces.borrow().len() >= self.capacity.get() && self.evict_one() {}
         self.clock.borrow_mut().push_back(piece.offset);

@@ -7,7 +7,6 @@ use super::driver::Qcow2;
 use super::entries::{RawL2, decode_refcount_table, raw_l1, raw_l2};
 use super::extensions::{BitmapsExtension, be32, be64};
 use super::geometry::{ENTRY, HostCluster, HostOffset};
-use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport};
 use crate::block::{Result, error::Kind};
 use async_trait::async_trait;
@@ -26,7 +25,7 @@ const MAX_BITMAP_TABLE: u64 = 64 << 20;
 #[async_trait(?Send)]
 impl Check for Qcow2 {
     async fn check(&self) -> Result<CheckReport> {
-        self.close().await?;
+        self.close_all().await?;
         let mut checker = Checker::new(self);
         checker.count_all().await?;
         checker.compare().await;

@@ -2,7 +2,7 @@
 
 use super::alloc::{Frees, Users};
 use super::cache::Cache;
-use super::geometry::{ENTRY, Geometry, GuestOffset};
+use super::geometry::{Geometry, GuestOffset, HostOffset};
 use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
@@ -10,6 +10,7 @@ use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
@@ -51,14 +52,12 @@ impl Image {
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
         let overlap = Rc::new(Overlap::new(header.geometry));
-        let active = View::read(file, header.l1_offset, header.l1_entries).await?;
+        let active = View::read(file, header.l1_offset, header.l1_entries, header.size).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
-        overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let file = file.clone();
-        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table };
-        image.note_metadata();
-        Ok(image)
+        note_metadata(&overlap, header.geometry, &active, &refcounts, &snapshots, snapshot_table.clone());
+        Ok(Image { header, file, active, refcounts, overlap, snapshots, snapshot_table })
     }
 
     /// The backing file's name, as the header has it.
@@ -89,13 +88,13 @@ impl Image {
         engine: &Rc<Engine>,
         backing: Option<Rc<Node>>,
         read_only: bool,
-    ) -> Result<Qcow2> {
+    ) -> Result<Rc<Qcow2>> {
         if !read_only {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
-        Ok(Qcow2 {
+        Ok(Rc::new(Qcow2 {
             engine: engine.clone(),
             file: self.file,
             backing,
@@ -105,6 +104,7 @@ impl Image {
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
             autoclear: Cell::new(self.header.autoclear),
+            unsettled: Cell::new(false),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -112,6 +112,7 @@ impl Image {
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
+            open_views: RefCell::default(),
             snapshot_table: RefCell::new(self.snapshot_table),
             frees: Frees::default(),
             users: Users::default(),
@@ -120,7 +121,7 @@ impl Image {
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
             unwritten: Cell::new(None),
-        })
+        }))
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -140,22 +141,27 @@ impl Image {
         Ok(())
     }
 
-    /// Tells the overlap checks where the tables are. Entries that are not valid are met when they are used.
-    fn note_metadata(&self) {
-        let (header, geometry) = (&self.header, self.header.geometry);
-        let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * ENTRY;
-        self.overlap.set_range(Metadata::ActiveL1, header.l1_offset.0..l1_end);
-        self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
-        for offset in self.refcounts.block_offsets() {
-            self.overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
-        }
-        let add = |offset| self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
-        self.active.each_table(geometry, add);
-        let l1_tables = self.snapshots.iter().map(|snapshot| {
-            snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
-        });
-        self.overlap.set_inactive_l1(l1_tables);
+}
+
+/// Tells the overlap checks where the tables are, as read or as switched to. Entries that are not valid are met
+/// when they are used.
+pub(super) fn note_metadata(
+    overlap: &Overlap,
+    geometry: Geometry,
+    active: &View,
+    refcounts: &Refcounts,
+    snapshots: &[Snapshot],
+    snapshot_table: Range<u64>,
+) {
+    overlap.forget_tables();
+    overlap.set_range(Metadata::ActiveL1, active.range());
+    overlap.set_range(Metadata::RefcountTable, refcounts.table_range());
+    overlap.set_range(Metadata::SnapshotTable, snapshot_table);
+    for offset in refcounts.block_offsets() {
+        overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
     }
+    active.each_table(geometry, |offset| overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset)));
+    overlap.set_inactive_l1(snapshots.iter().map(Snapshot::l1_range));
 }
 
 /// An open image.
@@ -175,12 +181,16 @@ pub(super) struct Qcow2 {
     pub(super) switching: Mutex<()>,
     /// Autoclear bits that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// A switch of the header may or may not outlive a power failure: nothing may change before a flush.
+    pub(super) unsettled: Cell<bool>,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
+    /// L1 tables of snapshots that someone reads.
+    pub(super) open_views: RefCell<Vec<HostOffset>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
     pub(super) frees: Frees,
@@ -205,7 +215,7 @@ impl Qcow2 {
 }
 
 #[async_trait(?Send)]
-impl Driver for Qcow2 {
+impl Driver for Rc<Qcow2> {
     fn format_name(&self) -> &'static str {
         "qcow2"
     }
@@ -289,6 +299,14 @@ impl Driver for Qcow2 {
     }
 
     fn checker(&self) -> Option<&dyn Check> {
+        Some(&**self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
+    }
+
+    fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(&**self)
     }
 }

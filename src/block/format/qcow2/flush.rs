@@ -83,9 +83,11 @@ impl Qcow2 {
 
     /// Leaves nothing in memory that is not in the file. No request is in flight.
     pub(super) async fn close_all(&self) -> Result<()> {
-        if self.read_only.get() {
-            return Ok(());
-        }
+        if self.read_only.get() { Ok(()) } else { self.settle().await }
+    }
+
+    /// Brings file and memory together: all that changed is durable, all that was freed is free.
+    pub(super) async fn settle(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_all().await?;
         }
@@ -103,6 +105,10 @@ impl Qcow2 {
             self.file.flush().await?;
             self.autoclear.set(0);
         }
+        if self.unsettled.get() {
+            self.file.flush().await?;
+            self.unsettled.set(false);
+        }
         if self.frees.is_crowded() {
             self.flush_all().await?;
         }
@@ -116,6 +122,7 @@ impl Qcow2 {
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.unsettled.get()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()

@@ -6,6 +6,8 @@
 //! ```
 //! A *slice* is the part of an L2 table that is cached as one: 4 KiB, or the whole table where it is smaller.
 
+use std::ops::Range;
+
 /// A byte in the image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct HostOffset(pub(super) u64);
@@ -77,6 +79,14 @@ impl Geometry {
     /// The cluster of a host byte.
     pub(super) fn cluster_of(self, offset: HostOffset) -> HostCluster {
         HostCluster(offset.0 >> self.cluster_bits)
+    }
+
+    /// The clusters that a range of bytes touches.
+    pub(super) fn clusters_of(self, bytes: Range<u64>) -> Range<u64> {
+        if bytes.is_empty() {
+            return 0..0;
+        }
+        bytes.start >> self.cluster_bits..bytes.end.div_ceil(self.cluster_size())
     }
 
     /// The first byte of a cluster.

@@ -13,6 +13,7 @@
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
+//! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | | `driver`: the whole as a node |
 
 mod alloc;
@@ -32,11 +33,16 @@ mod overlap;
 mod read;
 mod refcount;
 mod resize;
+mod shadow;
 mod snapshot;
+mod snapshot_ops;
+mod snapshot_view;
 mod status;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod trees;
+mod vm_state;
 mod write;
 mod zero;
 

@@ -92,6 +92,15 @@ impl Overlap {
         overlap
     }
 
+    /// Forgets all but the header.
+    pub(super) fn forget_tables(&self) {
+        let mut places = self.places.borrow_mut();
+        places.ranges.retain(|(kind, _)| *kind == Metadata::Header);
+        places.inactive_l1.clear();
+        places.l2_tables.0.clear();
+        places.refcount_blocks.0.clear();
+    }
+
     /// Notes a table of one cluster.
     pub(super) fn add(&self, kind: Metadata, cluster: HostCluster) {
         if let Some(set) = self.places.borrow_mut().set(kind) {

@@ -24,15 +24,17 @@ impl Qcow2 {
             let from = at.add(done as u64);
             let extent = self.map(view, from, (into.len() - done) as u64).await?;
             let part = into.slice(done, extent.len as usize);
-            self.read_place(extent.place, from, &part).await?;
+            self.read_place(view, extent.place, from, &part).await?;
             done += part.len();
         }
         Ok(())
     }
 
     /// Reads bytes that are all in one place.
-    async fn read_place(&self, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
-        match (place, &self.backing) {
+    async fn read_place(&self, view: &View, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
+        // VM state has no backing file.
+        let backing = self.backing.as_ref().filter(|_| at.0 < view.disk_size.get());
+        match (place, backing) {
             (Place::Data { host, .. }, _) => self.read_data(host, at, into).await,
             (Place::Unallocated, Some(backing)) => backing.read(at.0, into).await,
             (Place::Compressed(data), _) => {

@@ -6,6 +6,7 @@
 
 use super::memory::{Disk, Event, Folder, State, apply, driver};
 use super::model::{Model, Request, base, seed};
+use super::snapshots::{VERBS, everything, perform as perform_verb, prepared};
 use crate::block::Buffer;
 use crate::block::aio::{Backend, Engine};
 use crate::block::format::qcow2::CreateOptions;
@@ -211,6 +212,42 @@ fn death_while_growing_leaves_the_old_or_the_new_size() {
             let (content, report) = run.open_after(&run.file_at(at, || true));
             assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
             assert!(content == before || content == after, "at {at}");
+        }
+    }
+}
+
+/// No prefix of the writes of a change of snapshots leaves anything but the old or the new snapshots, and no
+/// subset of what was not flushed.
+#[test]
+fn death_while_snapshots_change_leaves_the_old_or_the_new_ones() {
+    let folder = Folder::new();
+    for (bits, version) in [(9, 3), (12, 3), (9, 2)] {
+        let seed = seed("snapshots change");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let size = (40 << bits) + 1536;
+        let original = prepared(&options(size, 1 << bits, 16, version), seed).bytes();
+        for verb in VERBS {
+            let disk = Disk::from_bytes(Backend::Auto, original.clone(), None);
+            let before = everything(&disk);
+            perform_verb(&disk, verb).unwrap();
+            let after = everything(&disk);
+            disk.close();
+            let (log, flushes, requests) = (disk.state.log.take(), Vec::new(), Vec::new());
+            let run = Run { initial: original.clone(), backing: None, log, flushes, requests };
+            for at in 0..=run.log.len() {
+                for bytes in [run.file_at(at, || true), run.file_at(at, || rng.random())] {
+                    let died = Disk::from_bytes(Backend::Auto, bytes.clone(), None);
+                    let now = everything(&died);
+                    assert!(now == before || now == after, "{verb} at {at}");
+                    let report = died.run(died.node.driver().checker().unwrap().check()).unwrap();
+                    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{verb} at {at}");
+                    if at % 10 == 5 {
+                        folder.write("disk", &bytes);
+                        let status = folder.try_run("qemu-img check -f qcow2 disk").status.code();
+                        assert!(matches!(status, Some(0 | 3)), "{verb} at {at}: qemu-img check {status:?}");
+                    }
+                }
+            }
         }
     }
 }

@@ -205,7 +205,7 @@ pub(super) fn driver(
     state: &Rc<State>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-) -> Result<Qcow2> {
+) -> Result<Rc<Qcow2>> {
     let file = MemoryFile::node(engine, state);
     engine.block_on(Image::read(&file)).unwrap()?.into_qcow2(engine, backing, read_only)
 }
