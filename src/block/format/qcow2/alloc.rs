@@ -10,13 +10,14 @@
 
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::{L1Entry, L2Entry, without_copied};
+use super::entries::{Compressed, L1Entry, L2Entry, without_copied};
 use super::extensions::be64;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
 use super::mapping::Slot;
 use super::overlap::Metadata;
 use super::refcount::Run;
-use crate::block::Result;
+use crate::block::graph::Event;
+use crate::block::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -178,14 +179,48 @@ impl Drop for Reserved<'_> {
 impl Qcow2 {
     /// Takes up to `want` clusters that follow one another.
     pub(super) async fn reserve(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let (run, untouched) = self.refcounts.allocate(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched })
     }
 
     /// Takes exactly `want` clusters that follow one another.
     pub(super) async fn reserve_contiguous(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let run = self.refcounts.allocate_contiguous(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched: false })
+    }
+
+    /// Takes `len` bytes, less than a cluster, behind the compressed data that came last if they fit. Each cluster
+    /// that they reach into has one user more.
+    pub(super) async fn reserve_bytes(&self, len: u64) -> Result<(HostOffset, Reserved<'_>)> {
+        let _turn = self.packing.lock().await;
+        let in_one = |at: HostOffset| self.geometry.in_cluster(at.0) + len <= self.geometry.cluster_size();
+        if self.refcounts.tail().is_some_and(in_one)
+            && let Some(at) = self.refcounts.share_tail().await?
+        {
+            return self.reserved_bytes(at, len, Run { first: self.geometry.cluster_of(at), count: 1 });
+        }
+        let new = self.reserve(1).await?;
+        let run = new.run;
+        let before = |at: HostOffset| self.geometry.cluster_of(at).0 + 1 == run.first.0;
+        if self.refcounts.tail().is_some_and(before)
+            && let Some(at) = self.refcounts.share_tail().await?
+        {
+            new.keep();
+            return self.reserved_bytes(at, len, Run { first: self.geometry.cluster_of(at), count: 2 });
+        }
+        new.keep();
+        self.reserved_bytes(self.geometry.start_of(run.first), len, run)
+    }
+
+    fn reserved_bytes(&self, at: HostOffset, len: u64, run: Run) -> Result<(HostOffset, Reserved<'_>)> {
+        let reserved = Reserved { frees: &self.frees, run, untouched: false };
+        if at.0 + len > Compressed::offsets_end(self.geometry) {
+            return Err(Error::new(Kind::NoSpace, "the image file is too large for compressed clusters"));
+        }
+        self.refcounts.set_tail(at.add(len));
+        Ok((at, reserved))
     }
 
     /// Gives up what an L2 entry that was replaced refers to.
@@ -214,6 +249,7 @@ impl Qcow2 {
     }
 
     async fn release_run(&self, run: Run) {
+        self.file.debug_event(Event::ClusterFree);
         for cluster in run.first.0..run.first.0 + run.count {
             // An image whose refcount is 0 here already was damaged before; check says so.
             let _ = self.refcounts.decrement(HostCluster(cluster)).await;
@@ -264,6 +300,7 @@ impl Qcow2 {
         self.overlap.check(offset, bytes.len() as u64, None)?;
         self.overlap.add(Metadata::ActiveL2, new.run.first);
         self.l2.forget(offset, bytes.len() as u64);
+        self.file.debug_event(Event::L2AllocWrite);
         if let Err(error) = self.file.write_bytes(offset.0, &bytes).await {
             self.overlap.remove(Metadata::ActiveL2, new.run.first);
             return Err(error);
@@ -282,6 +319,7 @@ impl Qcow2 {
     async fn l2_table_content(&self, old: Option<HostOffset>) -> Result<Vec<u8>> {
         let size = self.geometry.cluster_size() as usize;
         let Some(old) = old else { return Ok(vec![0; size]) };
+        self.file.debug_event(Event::L2AllocCowRead);
         let mut bytes = self.file.read_bytes(old.0, size).await?;
         for entry in bytes.chunks_exact_mut(ENTRY as usize) {
             let raw = without_copied(be64(entry));

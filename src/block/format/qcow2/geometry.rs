@@ -109,6 +109,11 @@ impl Geometry {
         (at.0 / self.l2_reach()) as usize
     }
 
+    /// Where the VM state behind a disk of `size` bytes begins.
+    pub(super) fn vm_state_start(self, size: u64) -> GuestOffset {
+        GuestOffset(self.l1_entries_for(size) * self.l2_reach())
+    }
+
     /// How many L1 entries a view of `size` bytes needs.
     pub(super) fn l1_entries_for(self, size: u64) -> u64 {
         size.div_ceil(self.l2_reach())

@@ -11,6 +11,7 @@
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
+//! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
@@ -19,6 +20,7 @@
 mod alloc;
 mod cache;
 mod check;
+mod codec;
 mod compressed;
 pub mod create;
 mod data;
@@ -46,5 +48,6 @@ mod vm_state;
 mod write;
 mod zero;
 
+pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;

@@ -15,9 +15,10 @@
 
 use super::alloc::Reserved;
 use super::driver::Qcow2;
-use super::entries::{refcount, references, set_refcount, with_copied};
+use super::entries::{refcount, references, set_refcount, takes_copied, with_copied};
 use super::extensions::be64;
 use super::geometry::{ENTRY, HostCluster, HostOffset};
+use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ const MIN_COPIES: usize = 64;
 const MAX_FREED: usize = 1 << 16;
 /// Neighbours are written as one, up to this many bytes.
 const MERGE: usize = 4 << 20;
+/// New refcount blocks stand where memory has them already.
+const BLOCK: Option<Metadata> = Some(Metadata::RefcountBlock);
 /// What to do about an image that contradicts itself.
 const REPAIR: &str = "repair it with: qemu-img check -r all";
 
@@ -146,6 +149,10 @@ impl<'a> Shadow<'a> {
     ) -> Result<std::result::Result<(), Missing>> {
         for entry in table[*done * ENTRY as usize..].chunks_exact_mut(ENTRY as usize) {
             let old = be64(entry);
+            *done += 1;
+            if !takes_copied(old) {
+                continue;
+            }
             let cluster = references(old, self.image.geometry).map_err(malformed)?.start;
             match self.known(cluster) {
                 Ok(Some(count)) => {
@@ -157,9 +164,11 @@ impl<'a> Shadow<'a> {
                 }
                 // The count is what it was, and so is the flag.
                 Ok(None) => {}
-                Err(missing) => return Ok(Err(missing)),
+                Err(missing) => {
+                    *done -= 1;
+                    return Ok(Err(missing));
+                }
             }
-            *done += 1;
         }
         Ok(Ok(()))
     }
@@ -358,7 +367,7 @@ impl<'a> Shadow<'a> {
             self.places[block] = Some(self.image.geometry.start_of(run.first));
         }
         if let (Some(at), Block::Copy(bytes)) = (self.place(block), &self.blocks[block]) {
-            self.image.write_unreferenced(at, bytes).await?;
+            self.image.write_unreferenced(at, bytes, BLOCK).await?;
         }
         self.blocks[block] = Block::Spilled;
         Ok(())
@@ -375,7 +384,7 @@ impl Shadow<'_> {
         let mut bytes: Vec<u8> = table.iter().flat_map(|raw| raw.to_be_bytes()).collect();
         bytes.resize((place.count << self.image.geometry.cluster_bits) as usize, 0);
         self.write_copies().await?;
-        self.image.write_unreferenced(self.image.geometry.start_of(place.first), &bytes).await?;
+        self.image.write_unreferenced(self.image.geometry.start_of(place.first), &bytes, None).await?;
         Ok(Counts { place, table })
     }
 
@@ -456,7 +465,7 @@ impl Shadow<'_> {
             }
         }
         copies.sort_unstable_by_key(|(at, _)| *at);
-        self.image.write_runs(&copies).await
+        self.image.write_runs(&copies, BLOCK).await
     }
 
     /// The switch is done: what was taken is in use.
@@ -468,14 +477,23 @@ impl Shadow<'_> {
 }
 
 impl Qcow2 {
-    /// Writes to clusters that nothing on disk refers to.
-    pub(super) async fn write_unreferenced(&self, at: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.overlap.check(at, bytes.len() as u64, None)?;
+    /// Writes to clusters that nothing on disk refers to. In memory, they may be known as of a kind.
+    pub(super) async fn write_unreferenced(
+        &self,
+        at: HostOffset,
+        bytes: &[u8],
+        own: Option<Metadata>,
+    ) -> Result<()> {
+        self.overlap.check(at, bytes.len() as u64, own)?;
         self.file.write_bytes(at.0, bytes).await
     }
 
     /// As [`Qcow2::write_unreferenced`], for pieces in the order of the file; neighbours together.
-    pub(super) async fn write_runs(&self, pieces: &[(HostOffset, &[u8])]) -> Result<()> {
+    pub(super) async fn write_runs(
+        &self,
+        pieces: &[(HostOffset, &[u8])],
+        own: Option<Metadata>,
+    ) -> Result<()> {
         let mut rest = pieces;
         while let Some((&(start, first), mut tail)) = rest.split_first() {
             let mut bytes = first.to_vec();
@@ -486,7 +504,7 @@ impl Qcow2 {
                 bytes.extend(next);
                 tail = after;
             }
-            self.write_unreferenced(start, &bytes).await?;
+            self.write_unreferenced(start, &bytes, own).await?;
             rest = tail;
         }
         Ok(())

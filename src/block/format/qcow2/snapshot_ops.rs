@@ -13,7 +13,8 @@
 
 use super::driver::Qcow2;
 use super::extensions::BitmapsExtension;
-use super::header::MAX_SNAPSHOTS;
+use super::geometry::ENTRY;
+use super::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use super::mapping::View;
 use super::snapshot::{Snapshot, next_id};
 use super::snapshot_view::SnapshotView;
@@ -28,7 +29,7 @@ use std::rc::Rc;
 #[async_trait(?Send)]
 impl Snapshots for Rc<Qcow2> {
     fn list(&self) -> Vec<SnapshotInfo> {
-        self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect()
+        Qcow2::infos(&self.snapshots.borrow())
     }
 
     async fn create(&self, new: &NewSnapshot) -> Result<SnapshotInfo> {
@@ -43,7 +44,7 @@ impl Snapshots for Rc<Qcow2> {
     }
 
     async fn apply(&self, which: &Selector) -> Result<()> {
-        let snapshot = self.snapshots.borrow()[which.require(&self.list())?].clone();
+        let snapshot = self.find_snapshot(which)?;
         self.check_bitmaps()?;
         let mut live = self.snapshot_l1(&snapshot).await?;
         live.resize(self.geometry.l1_entries_for(snapshot.disk_size) as usize, 0);
@@ -78,13 +79,28 @@ impl Snapshots for Rc<Qcow2> {
     }
 
     async fn view(&self, which: &Selector) -> Result<Rc<Node>> {
-        let snapshot = self.snapshots.borrow()[which.require(&self.list())?].clone();
+        let snapshot = self.find_snapshot(which)?;
         let view = View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
         Ok(Node::new(snapshot.info.name, Box::new(SnapshotView::new(self.clone(), view))))
     }
 }
 
 impl Qcow2 {
+    /// A snapshot whose disk can be shown.
+    fn find_snapshot(&self, which: &Selector) -> Result<Snapshot> {
+        let at = which.require(&Qcow2::infos(&self.snapshots.borrow()))?;
+        let snapshot = self.snapshots.borrow()[at].clone();
+        let entries = self.geometry.l1_entries_for(snapshot.disk_size);
+        if entries > MAX_L1_BYTES / ENTRY || snapshot.disk_size > i64::MAX as u64 {
+            return Err(Error::new(Kind::InvalidFormat, "Snapshot disk size is too large"));
+        }
+        Ok(snapshot)
+    }
+
+    fn infos(snapshots: &[Snapshot]) -> Vec<SnapshotInfo> {
+        snapshots.iter().map(|snapshot| snapshot.info.clone()).collect()
+    }
+
     async fn add_snapshot(
         &self,
         new: &NewSnapshot,

@@ -25,8 +25,8 @@
 //! clusters are free afterwards. A snapshot of a disk that did not change since the last one finds no flags to
 //! clear and copies refcount blocks alone.
 //!
-//! If the last flush fails, the header is switched back, and nothing changes before a flush has succeeded:
-//! nobody knows which of both a power failure would leave.
+//! If the last flush fails, the header is switched back (if that fails too, memory follows the file), and
+//! nothing changes before a flush has succeeded: nobody knows which of both a power failure would leave.
 
 use super::driver::{Qcow2, l2_slices, note_metadata};
 use super::entries::{L1Entry, without_copied};
@@ -100,8 +100,9 @@ impl Qcow2 {
         self.count_tree(&mut shadow, &plan.added, Change::Add).await?;
         let tables = self.write_tables(&mut shadow, plan).await?;
         self.file.flush().await?;
-        self.switch(&tables).await?;
+        let durable = self.switch(&tables).await?;
         self.adopt(shadow, tables);
+        durable?;
         self.punch_freed(&freed).await;
         Ok(())
     }
@@ -172,7 +173,7 @@ impl Qcow2 {
             let place = |cluster| self.geometry.start_of(HostCluster(cluster));
             let pieces: Vec<_> =
                 (run.first.0..).map(place).zip(now.iter().map(|table| &table.bytes[..])).collect();
-            self.write_runs(&pieces).await?;
+            self.write_runs(&pieces, None).await?;
             for (table, (at, _)) in now.iter().zip(&pieces) {
                 live[table.index] = L1Entry::Table { offset: *at, copied: true }.encode();
                 self.move_references(shadow, table.offset, *at, holders).await?;
@@ -234,24 +235,22 @@ impl Qcow2 {
         // Readers take whole sectors.
         let mut padded = bytes.to_vec();
         padded.resize(bytes.len().next_multiple_of(512), 0);
-        self.write_unreferenced(offset, &padded).await?;
+        self.write_unreferenced(offset, &padded, None).await?;
         Ok(offset.0..offset.0 + bytes.len() as u64)
     }
 
-    /// Switches the header to the new tables, for good or not at all.
-    async fn switch(&self, tables: &Tables) -> Result<()> {
+    /// Switches the header to the new tables. An error: the header is the old one. Else memory must follow, and
+    /// the result within says whether the switch is durable.
+    async fn switch(&self, tables: &Tables) -> Result<Result<()>> {
         let old = self.header.borrow().clone();
         self.unsettled.set(true);
-        let done = self.change_header(|header| tables.enter(header, self)).await;
-        done?;
-        if let Err(error) = self.file.flush().await {
-            // If this fails too, change_header lets nobody write any more.
-            let back = self.change_header(|header| *header = old).await;
-            self.read_only.set(self.read_only.get() || back.is_err());
-            return Err(error);
-        }
-        self.unsettled.set(false);
-        Ok(())
+        self.change_header(|header| tables.enter(header, self)).await?;
+        let Err(error) = self.file.flush().await else {
+            self.unsettled.set(false);
+            return Ok(Ok(()));
+        };
+        let back = self.change_header(|header| *header = old).await;
+        if back.is_ok() || self.read_only.get() { Err(error) } else { Ok(Err(error)) }
     }
 
     /// Memory follows the switch.

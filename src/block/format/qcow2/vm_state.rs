@@ -46,19 +46,17 @@ impl VmState for Qcow2 {
 impl Qcow2 {
     /// How many bytes of VM state fit behind the disk of a view.
     pub(super) fn vm_state_capacity(&self, view: &View) -> u64 {
-        let entries = MAX_L1_BYTES / ENTRY - self.geometry.l1_entries_for(view.disk_size.get());
-        entries.saturating_mul(self.geometry.l2_reach()).min(i64::MAX as u64 - self.vm_state_start(view))
-    }
-
-    fn vm_state_start(&self, view: &View) -> u64 {
-        self.geometry.l1_entries_for(view.disk_size.get()) * self.geometry.l2_reach()
+        let disk = self.geometry.l1_entries_for(view.disk_size.get());
+        let entries = (MAX_L1_BYTES / ENTRY).saturating_sub(disk);
+        let start = self.geometry.vm_state_start(view.disk_size.get());
+        entries.saturating_mul(self.geometry.l2_reach()).min((i64::MAX as u64).saturating_sub(start.0))
     }
 
     /// Where `len` bytes of VM state from `offset` on are.
     fn vm_state_at(&self, view: &View, offset: u64, len: u64) -> Result<GuestOffset> {
         match offset.checked_add(len) {
             Some(end) if end <= self.vm_state_capacity(view) => {
-                Ok(GuestOffset(self.vm_state_start(view) + offset))
+                Ok(self.geometry.vm_state_start(view.disk_size.get()).add(offset))
             }
             _ => Err(Error::new(Kind::NoSpace, "the VM state is too large for the image")
                 .remedy("use an image with larger clusters")),

