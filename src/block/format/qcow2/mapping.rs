@@ -30,12 +30,7 @@ pub(super) struct View {
 
 impl View {
     /// Reads an L1 table of `entries` entries, whose size was checked.
-    pub(super) async fn read(
-        file: &Node,
-        offset: HostOffset,
-        entries: u32,
-        disk_size: u64,
-    ) -> Result<View> {
+    pub(super) async fn read(file: &Node, offset: HostOffset, entries: u32, disk_size: u64) -> Result<View> {
         let bytes = match entries {
             0 => Vec::new(),
             _ => file.read_bytes(offset.0, entries as usize * ENTRY as usize).await?,
@@ -159,15 +154,37 @@ impl Qcow2 {
 
     /// Decodes the entry at `index` of a slice.
     pub(super) fn entry(&self, slice: &Piece, index: usize) -> Result<L2Entry> {
-        L2Entry::decode(slice.entry(index), self.geometry, self.v3).map_err(|what| {
+        let raw = slice.entry(index);
+        let entry = match self.has_data_file() {
+            true => L2Entry::decode_external(raw, self.geometry),
+            false => L2Entry::decode(raw, self.geometry, self.v3),
+        };
+        entry.map_err(|what| {
             let message =
                 format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
             Error::new(Kind::Corrupt, message)
         })
     }
 
+    /// Refuses a cluster of a data file that is not in its place.
+    fn check_external(&self, entry: L2Entry, at: GuestOffset) -> Result<()> {
+        match entry {
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }
+                if self.has_data_file() && host.0 != at.0 =>
+            {
+                let message = format!(
+                    "External data file host cluster offset {:#x} does not match guest cluster offset: {:#x}",
+                    host.0, at.0
+                );
+                Err(Error::new(Kind::Corrupt, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
         let first = self.entry(slice, slot.index)?;
+        self.check_external(first, self.geometry.guest_start(at))?;
         let (skip, size) = (self.geometry.in_cluster(at.0), self.geometry.cluster_size());
         let mut covered = size - skip;
         if covered < len {

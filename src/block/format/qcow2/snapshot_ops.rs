@@ -12,7 +12,6 @@
 //! into the snapshot that is made; no verb leaves any behind the live disk.
 
 use super::driver::Qcow2;
-use super::extensions::BitmapsExtension;
 use super::geometry::ENTRY;
 use super::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use super::mapping::View;
@@ -45,6 +44,7 @@ impl Snapshots for Rc<Qcow2> {
 
     async fn apply(&self, which: &Selector) -> Result<()> {
         let snapshot = self.find_snapshot(which)?;
+        self.check_data_file()?;
         self.check_bitmaps()?;
         let mut live = self.snapshot_l1(&snapshot).await?;
         live.resize(self.geometry.l1_entries_for(snapshot.disk_size) as usize, 0);
@@ -61,6 +61,7 @@ impl Snapshots for Rc<Qcow2> {
     }
 
     async fn delete(&self, which: &Selector) -> Result<()> {
+        self.check_data_file()?;
         let at = which.require(&self.list())?;
         let mut kept = self.snapshots.borrow().clone();
         let snapshot = kept.remove(at);
@@ -80,7 +81,8 @@ impl Snapshots for Rc<Qcow2> {
 
     async fn view(&self, which: &Selector) -> Result<Rc<Node>> {
         let snapshot = self.find_snapshot(which)?;
-        let view = View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
+        let view =
+            View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
         Ok(Node::new(snapshot.info.name, Box::new(SnapshotView::new(self.clone(), view))))
     }
 }
@@ -110,6 +112,7 @@ impl Qcow2 {
         if kept.len() >= MAX_SNAPSHOTS as usize {
             return Err(Error::new(Kind::Unsupported, "Too many snapshots").remedy("delete some of them"));
         }
+        self.check_data_file()?;
         self.check_unused(&dropped)?;
         let info = new.info(next_id(&kept));
         let (disk, behind) = self.live_l1();
@@ -164,16 +167,23 @@ impl Qcow2 {
         }
     }
 
+    /// Clusters of a data file are not counted: nobody could tell whether one is shared.
+    pub(super) fn check_data_file(&self) -> Result<()> {
+        match self.data_file {
+            Some(_) => Err(Error::new(Kind::Unsupported, "Operation not supported")
+                .remedy("convert the image to one without a data file")),
+            None => Ok(()),
+        }
+    }
+
     /// Bitmaps tell what changed on the live disk since they were made: another disk in its place makes them
     /// wrong.
     fn check_bitmaps(&self) -> Result<()> {
-        match BitmapsExtension::find(&self.header.borrow().extensions) {
-            Some(bitmaps) if bitmaps.count > 0 => {
-                Err(Error::new(Kind::Unsupported, "Device has active dirty bitmaps")
-                    .remedy("remove them with: qemu-img bitmap --remove"))
-            }
-            _ => Ok(()),
+        if self.bitmaps.is_empty() {
+            return Ok(());
         }
+        Err(Error::new(Kind::Unsupported, "Device has active dirty bitmaps")
+            .remedy("remove them with: qemu-img bitmap --remove"))
     }
 }
 

@@ -27,6 +27,7 @@ impl VmState for Qcow2 {
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
+        self.check_data_file()?;
         self.prepare_change().await?;
         let at = self.vm_state_at(&self.active, offset, from.len() as u64)?;
         self.grow_l1_for(at.add(from.len() as u64)).await?;
@@ -81,7 +82,8 @@ impl Qcow2 {
     /// Cuts off what hangs behind the live disk. No request is in flight.
     pub(super) async fn discard_vm_state(&self) -> Result<()> {
         let (disk, behind) = self.live_l1();
-        if behind.is_empty() {
+        // Images with a data file never have any.
+        if behind.is_empty() || self.data_file.is_some() {
             return Ok(());
         }
         let kept = self.snapshots.borrow().clone();
