@@ -36,6 +36,18 @@ impl CacheMode {
     }
 }
 
+/// What is done about writes of nothing but zeros (`detect-zeroes=` of QEMU's `-drive`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are not looked for.
+    #[default]
+    Off,
+    /// They become requests for zeros; the space stays.
+    On,
+    /// They become requests for zeros that may give back the space.
+    Unmap,
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -47,6 +59,8 @@ pub struct OpenOptions {
     pub cache: CacheMode,
     /// Discards reach the host file (`discard=unmap`).
     pub unmap: bool,
+    /// Whether writes of nothing but zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
     /// Take no locks, and open although others write (`-U`).
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
@@ -68,6 +82,7 @@ impl Default for OpenOptions {
             read_only: true,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            detect_zeroes: DetectZeroes::Off,
             force_share: false,
             exclusive: false,
             lazy_refcounts: None,

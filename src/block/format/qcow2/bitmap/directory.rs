@@ -41,14 +41,14 @@ const ALL_ONES: u64 = 1;
 
 /// Where the table of a bitmap stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Table {
+pub(in super::super) struct Table {
     pub(super) offset: HostOffset,
     pub(super) entries: u32,
 }
 
 impl Table {
     /// The bytes of the file that it takes.
-    pub(super) fn range(self) -> Range<u64> {
+    pub(in super::super) fn range(self) -> Range<u64> {
         self.offset.0..self.offset.0 + u64::from(self.entries) * ENTRY
     }
 }

@@ -21,7 +21,6 @@ mod references;
 mod tables;
 mod tally;
 
-use super::bitmap::BITMAPS_VALID;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY};
@@ -108,7 +107,8 @@ impl<'a> Checker<'a> {
 
     async fn run(&mut self) -> Result<()> {
         if self.tally.repair.is_some() {
-            self.drop_unknown_autoclear_bits().await?;
+            // What relied on them is counted as leaked.
+            self.image.clear_autoclear().await?;
         }
         self.check_refcounts().await?;
         self.check_copied_flags().await?;
@@ -155,16 +155,6 @@ impl<'a> Checker<'a> {
         }
         self.tally.restore(found);
         self.tally.note_fixed(&before);
-        self.flush().await
-    }
-
-    /// Features that we do not know rely on these bits; their clusters are counted as leaked.
-    async fn drop_unknown_autoclear_bits(&self) -> Result<()> {
-        let kept = BITMAPS_VALID | self.image.header.borrow().upheld();
-        if self.image.header.borrow().autoclear & !kept == 0 {
-            return Ok(());
-        }
-        self.image.change_header(|header| header.autoclear &= kept).await?;
         self.flush().await
     }
 
