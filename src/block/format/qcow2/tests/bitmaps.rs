@@ -17,13 +17,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Ranges = Vec<Range<u64>>;
 
-static SOCKETS: AtomicUsize = AtomicUsize::new(0);
+static SERVERS: AtomicUsize = AtomicUsize::new(0);
 
 /// What QEMU says is dirty, asked over NBD.
 fn dirty_by_qemu(folder: &Folder, image: &str, bitmap: &str) -> Ranges {
-    // One each: a server that ends takes its socket away, whoever made it.
-    let socket = folder.path(&format!("socket{}", SOCKETS.fetch_add(1, Ordering::Relaxed)));
-    let server = format!("qemu-nbd --fork -r -f qcow2 -B {bitmap} -k {} {image}", socket.display());
+    // A server ends some time after its client: it has a copy, and a socket that no other has.
+    let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+    let (socket, copy) = (folder.path(&format!("socket{number}")), format!("copy{number}"));
+    folder.write(&copy, &folder.read(image));
+    let server = format!("qemu-nbd --fork -r -f qcow2 -B {bitmap} -k {} {copy}", socket.display());
     folder.run(&server);
     let node = "driver=nbd,server.type=unix,server.path=";
     let context = format!("x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}");
