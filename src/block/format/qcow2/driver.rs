@@ -59,11 +59,14 @@ impl Image {
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
         header.check_has_refcounts()?;
-        Image::read_tables(file, header).await
+        let mut image = Image::read_tables(file, header).await?;
+        (image.snapshots, image.snapshot_table) = snapshot::read(file, &image.header).await?;
+        image.note_snapshots();
+        Ok(image)
     }
 
-    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt or lack its
-    /// refcounts.
+    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt, or lack its
+    /// refcounts, and its snapshot table is not read before the check does it.
     ///
     /// # Errors
     /// As [`Image::read`].
@@ -99,8 +102,6 @@ impl Image {
         let overlap = Rc::new(Overlap::new(header.geometry));
         let active = View::read(file, header.l1_offset, header.l1_entries).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
-        let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
-        overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let file = file.clone();
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
         let image = Image {
@@ -109,8 +110,8 @@ impl Image {
             active,
             refcounts,
             overlap,
-            snapshots,
-            snapshot_table,
+            snapshots: Vec::new(),
+            snapshot_table: 0..0,
             for_check: false,
             lazy_refcounts,
         };
@@ -221,6 +222,10 @@ impl Image {
         }
         let add = |offset| self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
         self.active.each_table(geometry, add);
+    }
+
+    fn note_snapshots(&self) {
+        self.overlap.set_range(Metadata::SnapshotTable, self.snapshot_table.clone());
         let l1_tables = self.snapshots.iter().map(|snapshot| {
             snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
         });
