@@ -1,16 +1,19 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
+use super::bitmap::{BITMAPS_VALID, BitmapList};
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
+use super::data::DataFile;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
-use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
+use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
@@ -48,10 +51,12 @@ pub struct Image {
     for_check: bool,
     /// Refcounts may be written late.
     lazy_refcounts: bool,
+    data: Option<Rc<Node>>,
+    bitmaps: BitmapList,
 }
 
 impl Image {
-    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    /// Reads and checks header, L1 table, refcount table, snapshot table and bitmap directory.
     ///
     /// # Errors
     /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
@@ -102,6 +107,8 @@ impl Image {
         let overlap = Rc::new(Overlap::new(header.geometry));
         let active = View::read(file, header.l1_offset, header.l1_entries).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
+        let bitmaps = BitmapList::read(file, &header).await?;
+        overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
         let file = file.clone();
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
         let image = Image {
@@ -114,6 +121,8 @@ impl Image {
             snapshot_table: 0..0,
             for_check: false,
             lazy_refcounts,
+            data: None,
+            bitmaps,
         };
         image.note_metadata();
         Ok(image)
@@ -142,6 +151,21 @@ impl Image {
         Ok(())
     }
 
+    /// Whether the guest's data is in a file of its own, which [`Image::set_data_file`] takes.
+    pub fn needs_data_file(&self) -> bool {
+        self.header.incompatible & EXTERNAL_DATA != 0
+    }
+
+    /// The data file's name, where the header has it.
+    pub fn data_file(&self) -> Option<String> {
+        self.header.data_file()
+    }
+
+    /// The file that the guest's data is in. Without it nothing but metadata can be read.
+    pub fn set_data_file(&mut self, data: Rc<Node>) {
+        self.data = Some(data);
+    }
+
     /// The driver of the image over `backing`.
     ///
     /// # Errors
@@ -166,6 +190,10 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let external = self.header.incompatible & EXTERNAL_DATA != 0;
+        let raw = self.header.upheld() & DATA_FILE_RAW != 0;
+        let bitmaps = if self.bitmaps.is_empty() { 0 } else { BITMAPS_VALID };
+        let kept = self.header.upheld() | bitmaps;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -178,7 +206,8 @@ impl Image {
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
-            autoclear: Cell::new(self.header.autoclear),
+            autoclear: Cell::new(self.header.autoclear & !kept),
+            data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -187,6 +216,7 @@ impl Image {
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
             snapshot_table: RefCell::new(self.snapshot_table),
+            bitmaps: self.bitmaps,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -254,8 +284,10 @@ pub(super) struct Qcow2 {
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that are not yet known to be gone from the disk.
+    /// Autoclear bits that we do not keep true, and that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// Where the guest's data is, if not in `file`.
+    pub(super) data_file: Option<DataFile>,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
@@ -264,6 +296,7 @@ pub(super) struct Qcow2 {
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
+    pub(super) bitmaps: BitmapList,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -299,8 +332,10 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
-        let backing = self.backing.iter().map(|node| (ChildRole::Backing, node.clone()));
-        std::iter::once((ChildRole::File, self.file.clone())).chain(backing).collect()
+        let data = self.data_file.as_ref().and_then(|data| data.node.as_ref());
+        let data = data.map(|node| (ChildRole::Data, node.clone()));
+        let backing = self.backing.as_ref().map(|node| (ChildRole::Backing, node.clone()));
+        std::iter::once((ChildRole::File, self.file.clone())).chain(data).chain(backing).collect()
     }
 
     fn limits(&self) -> Limits {
@@ -320,6 +355,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             Box::pin(self.prepare_change()).await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -376,11 +412,18 @@ impl Driver for Qcow2 {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: false,
+            data_file: header.data_file(),
+            data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            bitmaps: self.bitmaps.infos(),
             snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
 
     fn checker(&self) -> Option<&dyn Check> {

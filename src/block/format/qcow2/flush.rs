@@ -18,6 +18,7 @@
 
 use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
+use super::data::DataFile;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY, Header};
@@ -97,8 +98,11 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
+        self.flush_with(false).await?;
+        let stored = self.store_bitmaps().await;
         self.settle().await?;
-        self.set_dirty(false).await
+        self.set_dirty(false).await?;
+        stored
     }
 
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
@@ -106,6 +110,7 @@ impl Qcow2 {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(false).await?;
         }
+        self.end_with_sector().await?;
         self.flush_with(false).await
     }
 
@@ -129,11 +134,9 @@ impl Qcow2 {
         if self.read_only.get() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
-        if self.autoclear.get() != 0 {
-            // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = 0).await?;
-            self.file.flush().await?;
-            self.autoclear.set(0);
+        self.clear_autoclear().await?;
+        if self.bitmaps.must_track() {
+            self.track_bitmaps().await?;
         }
         if self.frees.is_crowded() {
             self.flush_all().await?;
@@ -144,10 +147,23 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whoever relies on an autoclear feature that we do not have must see it gone before anything changes.
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
+        let bits = self.autoclear.get();
+        if bits == 0 {
+            return Ok(());
+        }
+        self.change_header(|header| header.autoclear &= !bits).await?;
+        self.file.flush().await?;
+        self.autoclear.set(0);
+        Ok(())
+    }
+
     /// Whether [`Qcow2::prepare_change`] has anything to do.
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()
@@ -283,8 +299,11 @@ impl Qcow2 {
         self.write_all(l1, Metadata::ActiveL1).await
     }
 
-    /// Flushes the file; what the tables stopped using before is free for good then.
+    /// Flushes the data file and then the file; what the tables stopped using before is free for good then.
     async fn flush_file(&self) -> Result<()> {
+        if let Some(DataFile { node: Some(data), .. }) = &self.data_file {
+            data.flush().await?;
+        }
         let frees = self.frees.take_written();
         match self.file.flush().await {
             Ok(()) => {

@@ -23,9 +23,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Files tried at a moment, besides that of a killed process.
-const POWER_FAILURES: usize = 3;
+const POWER_FAILURES: usize = 5;
 /// Files tried of a row, unless all are.
-const POINTS: usize = 1500;
+const POINTS: usize = 2000;
 /// How many of a row the real qemu-img looks at.
 const JUDGED_BY_QEMU: usize = 4;
 /// One of so many is written to again.
@@ -241,7 +241,10 @@ fn death_while_an_image_is_made_leaves_no_image_or_all_of_it() {
         let engine = Engine::new(Backend::Threads).unwrap();
         let (state, log) = (Rc::new(State::default()), Rc::new(Log::default()));
         let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
-        engine.block_on(create(&engine, &Node::new("log", Box::new(logged)), &options)).unwrap().unwrap();
+        engine
+            .block_on(create(&engine, &Node::new("log", Box::new(logged)), None, &options))
+            .unwrap()
+            .unwrap();
         let entries = log.entries().to_vec();
         let mut replay = Replay::new(&entries, &[]);
         loop {

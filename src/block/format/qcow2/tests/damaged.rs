@@ -222,7 +222,7 @@ fn headers_that_lie_are_refused_without_following_them() {
         (32, &[0, 0, 0, 1], "Encrypted qcow2 images are not supported"),
         (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
         (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
-        (79, &[4], "Unsupported qcow2 feature(s): external data file"),
+        (95, &[2], "data-file-raw requires a data file"),
         (79, &[8], "qcow2: Compression type incompatible feature bit must not be set"),
         (79, &[16], "Unsupported qcow2 feature(s): extended L2 entries"),
         (72, &[0x80], "Unsupported qcow2 feature(s): Unknown incompatible feature: 8000000000000000"),
