@@ -19,6 +19,8 @@ pub enum Kind {
     Locked,
     /// The bytes are not what the format demands.
     InvalidFormat,
+    /// Larger than readers accept.
+    TooLarge,
     /// The image uses a feature that this build does not have.
     Unsupported,
     /// The image contradicts itself; nothing was written.
@@ -107,6 +109,7 @@ impl Error {
             Kind::Io | Kind::Corrupt => libc::EIO,
             Kind::NoSpace => libc::ENOSPC,
             Kind::Locked => libc::EAGAIN,
+            Kind::TooLarge => libc::EFBIG,
             Kind::InvalidFormat | Kind::InvalidArgument | Kind::OutOfRange => libc::EINVAL,
             Kind::NotFound => libc::ENOENT,
             Kind::Unsupported => libc::ENOTSUP,

@@ -65,11 +65,14 @@ impl Image {
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
         header.check_has_refcounts()?;
-        Image::read_tables(file, header).await
+        let mut image = Image::read_tables(file, header).await?;
+        (image.snapshots, image.snapshot_table) = snapshot::read(file, &image.header).await?;
+        image.note_snapshots();
+        Ok(image)
     }
 
-    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt or lack its
-    /// refcounts.
+    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt, or lack its
+    /// refcounts, and its snapshot table is not read before the check does it.
     ///
     /// # Errors
     /// As [`Image::read`].
@@ -105,10 +108,9 @@ impl Image {
         let overlap = Rc::new(Overlap::new(header.geometry));
         let active = View::read(file, header.l1_offset, header.l1_entries, header.size).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
-        let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         let bitmaps = BitmapList::read(file, &header).await?;
         let geometry = header.geometry;
-        note_metadata(&overlap, geometry, &active, &refcounts, &snapshots, snapshot_table.clone());
+        note_metadata(&overlap, geometry, &active, &refcounts, &[], 0..0);
         overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
         let file = file.clone();
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
@@ -118,8 +120,8 @@ impl Image {
             active,
             refcounts,
             overlap,
-            snapshots,
-            snapshot_table,
+            snapshots: Vec::new(),
+            snapshot_table: 0..0,
             bitmaps,
             for_check: false,
             lazy_refcounts,
@@ -238,6 +240,11 @@ impl Image {
             return Err(Error::new(Kind::Corrupt, what).remedy(REPAIR));
         }
         Ok(())
+    }
+
+    fn note_snapshots(&self) {
+        self.overlap.set_range(Metadata::SnapshotTable, self.snapshot_table.clone());
+        self.overlap.set_inactive_l1(self.snapshots.iter().map(Snapshot::l1_range));
     }
 }
 

@@ -18,6 +18,7 @@ mod copied;
 mod count;
 mod rebuild;
 mod references;
+mod snapshots;
 mod tables;
 mod tally;
 
@@ -52,6 +53,7 @@ impl Qcow2 {
     async fn check_and_repair(&self, repair: Option<Repair>) -> Result<CheckReport> {
         self.close_all().await?;
         let mut checker = Checker::new(self, repair)?;
+        checker.check_snapshot_table().await?;
         let done = checker.run().await;
         let mut report = checker.tally.report;
         if let Err(error) = done {
@@ -67,6 +69,7 @@ struct Checker<'a> {
     tally: Tally,
     tables: TableReader,
     seen: Seen,
+    snapshots: snapshots::Table,
     /// Clusters whose refcounts could not be read, in order.
     unknown: Vec<Range<u64>>,
     /// Behind the last cluster in use.
@@ -98,6 +101,7 @@ impl<'a> Checker<'a> {
             tally,
             tables: TableReader::new(&image.file),
             seen: Seen::default(),
+            snapshots: snapshots::Table::default(),
             unknown: Vec::new(),
             end: 1,
             told_corrupt: false,
@@ -111,6 +115,7 @@ impl<'a> Checker<'a> {
         }
         self.check_refcounts().await?;
         self.check_copied_flags().await?;
+        self.restore_snapshot_table().await?;
         self.tally.report.image_end_offset = self.end << self.image.geometry.cluster_bits;
         let report = &self.tally.report;
         if self.tally.repair.is_some() && report.check_errors + report.corruptions == 0 {
