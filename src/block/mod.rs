@@ -18,6 +18,7 @@
 //! borrow is held across an await. [`drive::Drive`] is the handle that other threads hold.
 
 pub mod aio;
+pub mod crypto;
 pub mod drive;
 pub mod error;
 pub mod format;
