@@ -17,6 +17,7 @@ use super::mapping::Slot;
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::Result;
+use crate::block::graph::Event;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -178,12 +179,14 @@ impl Drop for Reserved<'_> {
 impl Qcow2 {
     /// Takes up to `want` clusters that follow one another.
     pub(super) async fn reserve(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let (run, untouched) = self.refcounts.allocate(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched })
     }
 
     /// Takes exactly `want` clusters that follow one another.
     pub(super) async fn reserve_contiguous(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let run = self.refcounts.allocate_contiguous(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched: false })
     }
@@ -214,6 +217,7 @@ impl Qcow2 {
     }
 
     async fn release_run(&self, run: Run) {
+        self.file.debug_event(Event::ClusterFree);
         for cluster in run.first.0..run.first.0 + run.count {
             // An image whose refcount is 0 here already was damaged before; check says so.
             let _ = self.refcounts.decrement(HostCluster(cluster)).await;
@@ -234,11 +238,7 @@ impl Qcow2 {
                 continue;
             }
             let from = self.geometry.start_of(HostCluster(start));
-            let len = (cluster - start) << self.geometry.cluster_bits;
-            if len > 0 && self.overlap.check(from, len, None).is_ok() {
-                // A hint: the clusters will be free whether or not the host takes them.
-                let _ = self.file.discard(from.0, len).await;
-            }
+            self.discard_data(from, (cluster - start) << self.geometry.cluster_bits).await;
             start = cluster + 1;
         }
     }
@@ -268,6 +268,7 @@ impl Qcow2 {
         self.overlap.check(offset, bytes.len() as u64, None)?;
         self.overlap.add(Metadata::ActiveL2, new.run.first);
         self.l2.forget(offset, bytes.len() as u64);
+        self.file.debug_event(Event::L2AllocWrite);
         if let Err(error) = self.file.write_bytes(offset.0, &bytes).await {
             self.overlap.remove(Metadata::ActiveL2, new.run.first);
             return Err(error);
@@ -286,6 +287,7 @@ impl Qcow2 {
     async fn l2_table_content(&self, old: Option<HostOffset>) -> Result<Vec<u8>> {
         let size = self.geometry.cluster_size() as usize;
         let Some(old) = old else { return Ok(vec![0; size]) };
+        self.file.debug_event(Event::L2AllocCowRead);
         let mut bytes = self.file.read_bytes(old.0, size).await?;
         for entry in bytes.chunks_exact_mut(ENTRY as usize) {
             let raw = without_copied(be64(entry));

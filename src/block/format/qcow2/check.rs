@@ -109,14 +109,15 @@ impl<'a> Checker<'a> {
         self.count(0, image.geometry.cluster_size());
         let l1 = image.active.l1.borrow().clone();
         self.count_view(image.active.offset.get(), &l1, true).await?;
-        for snapshot in &image.snapshots {
+        let snapshots = image.snapshots.borrow().clone();
+        for snapshot in &snapshots {
             let len = u64::from(snapshot.l1_entries) * ENTRY;
             match self.read_table(snapshot.l1_offset.0, len).await {
                 Some(l1) => self.count_view(snapshot.l1_offset, &l1, false).await?,
                 None => self.report.check_errors += 1,
             }
         }
-        let table = image.snapshot_table.clone();
+        let table = image.snapshot_table.borrow().clone();
         self.count(table.start, table.end - table.start);
         let table = image.refcounts.table_range();
         self.count(table.start, table.end - table.start);
@@ -200,7 +201,8 @@ impl<'a> Checker<'a> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) {
-        let Some(bitmaps) = BitmapsExtension::find(&self.image.header.extensions) else { return };
+        let found = BitmapsExtension::find(&self.image.header.borrow().extensions);
+        let Some(bitmaps) = found else { return };
         let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
         if !self.count(offset, bitmaps.directory_size) {
             return;

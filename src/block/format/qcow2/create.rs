@@ -8,16 +8,14 @@
 use super::driver::Image;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, Extension};
-use super::geometry::Geometry;
-use super::header::{HEADER_LEN, LAZY_REFCOUNTS, MAGIC, MAX_BACKING_NAME};
+use super::geometry::{Geometry, HostCluster, HostOffset};
+use super::header::{Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
-/// Bytes of a version 2 header.
-const V2_LEN: usize = 72;
 /// Up to this cluster size the feature name table is left out.
 const MAX_WITHOUT_NAMES: u64 = 4096;
 /// Clusters that are in use before there is an L1 table.
@@ -115,33 +113,31 @@ impl CreateOptions {
 
     /// The first cluster, of an image of size 0.
     fn header(&self, geometry: Geometry) -> Result<Vec<u8>> {
-        let v3 = self.version >= 3;
-        let mut header = vec![0; if v3 { HEADER_LEN } else { V2_LEN }];
-        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &MAGIC);
-        put(4, &self.version.to_be_bytes());
-        put(20, &geometry.cluster_bits.to_be_bytes());
-        put(48, &geometry.cluster_size().to_be_bytes());
-        put(56, &1u32.to_be_bytes());
-        if v3 {
-            put(80, &(if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
-            put(96, &geometry.refcount_order.to_be_bytes());
-            put(100, &(HEADER_LEN as u32).to_be_bytes());
+        if self.backing_file.as_ref().is_some_and(|name| name.len() > MAX_BACKING_NAME) {
+            return Err(could_not_assign(self, Kind::InvalidArgument, "Invalid argument"));
         }
-        header.extend(extensions::encode(&self.extensions()));
-        if let Some(name) = &self.backing_file {
-            let at = header.len() as u64;
-            header[8..16].copy_from_slice(&at.to_be_bytes());
-            header[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
-            header.extend(name.as_bytes());
-            if name.len() > MAX_BACKING_NAME {
-                return Err(could_not_assign(self, Kind::InvalidArgument, "Invalid argument"));
-            }
-        }
-        if header.len() as u64 > geometry.cluster_size() {
-            return Err(could_not_assign(self, Kind::NoSpace, "No space left on device"));
-        }
-        Ok(header)
+        let mut header = Header {
+            version: self.version,
+            geometry,
+            size: 0,
+            l1_entries: 0,
+            l1_offset: HostOffset(0),
+            refcount_table_offset: geometry.start_of(HostCluster(1)),
+            refcount_table_clusters: 1,
+            snapshot_count: 0,
+            snapshots_offset: HostOffset(0),
+            incompatible: 0,
+            compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
+            autoclear: 0,
+            crypt_method: 0,
+            compression_type: 0,
+            unknown_fields: Vec::new(),
+            extensions: self.extensions(),
+            backing_file: self.backing_file.clone(),
+            header_len: 0,
+            used: 0,
+        };
+        header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
     }
 
     fn extensions(&self) -> Vec<Extension> {

@@ -10,13 +10,13 @@ use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
-use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
 use async_trait::async_trait;
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -104,15 +104,15 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
-            incompatible: Cell::new(self.header.incompatible),
             autoclear: Cell::new(self.header.autoclear),
-            header: self.header,
+            header: RefCell::new(self.header),
+            switching: Mutex::new(()),
             active: self.active,
-            l2: Cache::new(geometry.slice_size(), slices),
+            l2: Cache::new(geometry.slice_size(), slices, Event::L2Load),
             refcounts: self.refcounts,
             overlap: self.overlap,
-            snapshots: self.snapshots,
-            snapshot_table: self.snapshot_table,
+            snapshots: RefCell::new(self.snapshots),
+            snapshot_table: RefCell::new(self.snapshot_table),
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -169,18 +169,20 @@ pub(super) struct Qcow2 {
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
-    pub(super) incompatible: Cell<u64>,
+    /// As it is on disk; changed by [`Qcow2::change_header`].
+    pub(super) header: RefCell<Header>,
+    /// Held while the header is changed.
+    pub(super) switching: Mutex<()>,
+    /// Autoclear bits that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
-    /// As it was when the image was opened.
-    pub(super) header: Header,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
-    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Where the snapshot table stands.
-    pub(super) snapshot_table: Range<u64>,
+    pub(super) snapshot_table: RefCell<Range<u64>>,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -270,18 +272,19 @@ impl Driver for Qcow2 {
     }
 
     fn specifics(&self) -> Option<Specifics> {
+        let header = self.header.borrow();
         Some(Specifics::Qcow2(Qcow2Specifics {
             compat: if self.v3 { "1.1" } else { "0.10" },
             compression_type: "zlib",
-            lazy_refcounts: self.header.compatible & LAZY_REFCOUNTS != 0,
+            lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
             refcount_bits: self.geometry.refcount_bits(),
-            corrupt: self.incompatible.get() & CORRUPT != 0,
-            dirty: self.incompatible.get() & DIRTY != 0,
+            corrupt: header.incompatible & CORRUPT != 0,
+            dirty: header.incompatible & DIRTY != 0,
             extended_l2: false,
             cluster_size: self.geometry.cluster_size(),
-            backing_file: self.header.backing_file.clone(),
-            backing_format: self.header.backing_format(),
-            snapshots: self.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect(),
+            backing_file: header.backing_file.clone(),
+            backing_format: header.backing_format(),
+            snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
     }
 

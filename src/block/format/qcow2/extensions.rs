@@ -3,7 +3,7 @@
 //! ```text
 //!   type (4) | length (4) | data, padded to a multiple of 8 |  …  | type 0: end
 //! ```
-//! Nothing here is rewritten when an image is written to, so extensions that we do not know stay as they are.
+//! Extensions that we do not know stay as they are, also when the header is laid out anew.
 
 use crate::block::{Error, Kind, Result};
 
@@ -26,10 +26,11 @@ pub(super) struct Extension {
 }
 
 /// Parses the extensions in `area`: from the end of the header to the backing file's name or the cluster's end.
+/// Also says how many bytes of it they take, with the end marker.
 ///
 /// # Errors
 /// [`Kind::InvalidFormat`] for one that is longer than the area.
-pub(super) fn parse(area: &[u8]) -> Result<Vec<Extension>> {
+pub(super) fn parse(area: &[u8]) -> Result<(Vec<Extension>, usize)> {
     let mut found = Vec::new();
     let mut rest = area;
     while let Some((head, tail)) = rest.split_at_checked(8) {
@@ -44,7 +45,7 @@ pub(super) fn parse(area: &[u8]) -> Result<Vec<Extension>> {
         found.push(Extension { magic, data: data.to_vec() });
         rest = tail.get(len.next_multiple_of(8)..).unwrap_or_default();
     }
-    Ok(found)
+    Ok((found, (area.len() - rest.len() + 8).min(area.len())))
 }
 
 /// Serialises extensions, with the end marker.
@@ -135,7 +136,9 @@ mod tests {
             Extension { magic: 0x1234_5678, data: vec![9; 17] },
             feature_name_table(),
         ];
-        assert_eq!(parse(&encode(&list)).unwrap(), list);
+        let bytes = encode(&list);
+        let longer = [&bytes[..], &[0xaa; 20]].concat();
+        assert_eq!(parse(&longer).unwrap(), (list.clone(), bytes.len()));
         assert_eq!(feature_name(&list, 1).as_deref(), Some("corrupt bit"));
         assert_eq!(feature_name(&list, 63), None);
     }
@@ -145,6 +148,6 @@ mod tests {
         let mut bytes = encode(&[Extension { magic: 7, data: vec![0; 8] }]);
         bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
         assert!(parse(&bytes).is_err());
-        assert_eq!(parse(&[0, 0, 0, 1, 0]).unwrap(), []);
+        assert_eq!(parse(&[0, 0, 0, 1, 0]).unwrap(), (Vec::new(), 5));
     }
 }

@@ -16,8 +16,9 @@ use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
-use super::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, AT_REFCOUNT_TABLE, CORRUPT};
+use super::header::{CORRUPT, Header};
 use super::overlap::Metadata;
+use crate::block::graph::Event;
 use crate::block::{Error, Kind, Result};
 
 /// Adjacent pieces are written as one, up to this many bytes.
@@ -75,7 +76,9 @@ impl Qcow2 {
                 "the image is marked as corrupt; its metadata is not written",
             ));
         }
+        self.file.debug_event(Event::FlushToOs);
         self.write_back().await?;
+        self.file.debug_event(Event::FlushToDisk);
         self.flush_file().await?;
         self.release().await;
         Ok(())
@@ -99,7 +102,7 @@ impl Qcow2 {
         }
         if self.autoclear.get() != 0 {
             // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.file.write_bytes(AT_AUTOCLEAR, &[0; 8]).await?;
+            self.change_header(|header| header.autoclear = 0).await?;
             self.file.flush().await?;
             self.autoclear.set(0);
         }
@@ -178,11 +181,13 @@ impl Qcow2 {
     }
 
     async fn write_refcounts(&self, blocks: &[DirtyBytes], table: Table<'_>) -> Result<()> {
+        self.file.debug_event(Event::RefblockUpdate);
         self.write_merged(blocks, Metadata::RefcountBlock).await?;
         match table {
             Table::Groups(groups) if groups.is_empty() => Ok(()),
             Table::Groups(groups) => {
                 self.file.flush().await?;
+                self.file.debug_event(Event::ReftableUpdate);
                 self.write_all(&groups, Metadata::RefcountTable).await
             }
             Table::Moves(room, bytes) => self.move_refcount_table(room, &bytes).await,
@@ -193,12 +198,16 @@ impl Qcow2 {
     async fn move_refcount_table(&self, room: Reserved<'_>, bytes: &[u8]) -> Result<()> {
         let offset = self.geometry.start_of(room.run.first);
         self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::RefblockAllocWriteTable);
         self.file.write_bytes(offset.0, bytes).await?;
         self.file.flush().await?;
+        self.file.debug_event(Event::RefblockAllocSwitchTable);
         let clusters = room.run.count as u32;
-        let mut field = offset.0.to_be_bytes().to_vec();
-        field.extend(clusters.to_be_bytes());
-        self.switch_header(AT_REFCOUNT_TABLE, &field).await?;
+        let switch = |header: &mut Header| {
+            header.refcount_table_offset = offset;
+            header.refcount_table_clusters = clusters;
+        };
+        self.change_header(switch).await?;
         room.keep();
         let old = self.refcounts.moved(offset, clusters);
         self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
@@ -206,30 +215,18 @@ impl Qcow2 {
         self.file.flush().await
     }
 
-    /// Changes header fields that stand in one sector: they are old or new, whenever the process dies. After an
-    /// error it is the file that says which; if it does not answer either, nobody may write any more.
-    pub(super) async fn switch_header(&self, at: u64, fields: &[u8]) -> Result<()> {
-        let Err(error) = self.file.write_bytes(at, fields).await else { return Ok(()) };
-        match self.file.read_bytes(at, fields.len()).await {
-            Ok(now) if now == fields => Ok(()),
-            Ok(_) => Err(error),
-            Err(_) => {
-                self.read_only.set(true);
-                Err(error)
-            }
-        }
-    }
-
     async fn write_mappings(&self, slices: &[DirtyBytes], l1: &Writes) -> Result<()> {
         if slices.is_empty() && l1.is_empty() {
             return Ok(());
         }
         self.flush_file().await?;
+        self.file.debug_event(Event::L2Update);
         self.write_merged(slices, Metadata::ActiveL2).await?;
         if l1.is_empty() {
             return Ok(());
         }
         self.file.flush().await?;
+        self.file.debug_event(Event::L1Update);
         self.write_all(l1, Metadata::ActiveL1).await
     }
 
@@ -280,7 +277,7 @@ impl Qcow2 {
 
     /// Whether the image was found corrupt since it was opened.
     fn is_broken(&self) -> bool {
-        self.incompatible.get() & CORRUPT != 0 && !self.opened_read_only
+        self.header.borrow().incompatible & CORRUPT != 0 && !self.opened_read_only
     }
 
     /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and
@@ -289,12 +286,13 @@ impl Qcow2 {
         if error.kind() != Kind::Corrupt || self.read_only.replace(true) {
             return error;
         }
-        self.incompatible.set(self.incompatible.get() | CORRUPT);
+        let mark = |header: &mut Header| header.incompatible |= CORRUPT;
         if self.v3 {
             // If this fails too, there is nothing else that could be done.
-            let _ = self.file.write_bytes(AT_INCOMPATIBLE, &self.incompatible.get().to_be_bytes()).await;
+            let _ = self.change_header(mark).await;
             let _ = self.file.flush().await;
         }
+        mark(&mut self.header.borrow_mut());
         error.context("Marking image as corrupt")
     }
 }

@@ -1,5 +1,5 @@
 //! The header in the first cluster (specification: "Header"): parsed and checked as a whole before anything
-//! that it claims is allocated or followed; changed in place, field by field, afterwards.
+//! that it claims is allocated or followed. How it changes afterwards is in [`super::switch`].
 //!
 //! ```text
 //!   0 magic  4 version  8 backing name offset  16 its length  20 cluster_bits  24 size  32 crypt_method
@@ -24,19 +24,12 @@ const V3_LEN: u32 = 104;
 pub(super) const DIRTY: u64 = 1;
 /// Incompatible: do not write.
 pub(super) const CORRUPT: u64 = 1 << 1;
+/// What this build has of the incompatible features.
+const SUPPORTED: u64 = DIRTY | CORRUPT;
 /// Compatible: refcounts may be updated late.
 pub(super) const LAZY_REFCOUNTS: u64 = 1;
 /// Names of incompatible bits 2 to 4, for images that do not name them themselves.
 const LATER_FEATURES: [&str; 3] = ["external data file", "compression type", "extended L2 entries"];
-
-/// Offset of the incompatible feature bits.
-pub(super) const AT_INCOMPATIBLE: u64 = 72;
-/// Offset of the autoclear feature bits.
-pub(super) const AT_AUTOCLEAR: u64 = 88;
-/// Offset of the refcount table's offset, which its length in clusters follows.
-pub(super) const AT_REFCOUNT_TABLE: u64 = 48;
-/// Offset of size, crypt_method, L1 entries and L1 offset, which follow one another.
-pub(super) const AT_SIZE: u64 = 24;
 
 /// Limits that QEMU sets too.
 pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
@@ -61,8 +54,16 @@ pub(super) struct Header {
     pub(super) incompatible: u64,
     pub(super) compatible: u64,
     pub(super) autoclear: u64,
+    pub(super) crypt_method: u32,
+    pub(super) compression_type: u8,
+    /// Fields behind those that we know: kept as they are.
+    pub(super) unknown_fields: Vec<u8>,
     pub(super) extensions: Vec<Extension>,
     pub(super) backing_file: Option<String>,
+    /// Bytes of the header without extensions.
+    pub(super) header_len: usize,
+    /// Bytes of the first cluster that are in use.
+    pub(super) used: usize,
 }
 
 impl Header {
@@ -86,6 +87,7 @@ impl Header {
         let v3 = version >= 3;
         let v3_field = |at| if v3 { field64(at) } else { 0 };
         let header_len = header_length(v3, field32(100), cluster.len())?;
+        let has_type = header_len > V3_LEN as usize;
         let refcount_order = if v3 { field32(96) } else { 4 };
         if refcount_order > 6 {
             return Err(invalid("Reference count entry width too large; may not exceed 64 bits"));
@@ -94,6 +96,8 @@ impl Header {
         let extensions_end = if field64(8) == 0 { cluster.len() } else { field64(8) as usize };
         let area =
             cluster.get(header_len..extensions_end).ok_or_else(|| invalid("Invalid backing file offset"))?;
+        let (extensions, extensions_len) = extensions::parse(area)?;
+        let name_end = if field64(8) == 0 { 0 } else { extensions_end + field32(16) as usize };
         let header = Header {
             version,
             geometry: Geometry { cluster_bits: field32(20), refcount_order },
@@ -107,27 +111,32 @@ impl Header {
             incompatible: v3_field(72),
             compatible: v3_field(80),
             autoclear: v3_field(88),
-            extensions: extensions::parse(area)?,
+            crypt_method: field32(32),
+            compression_type: if has_type { cluster[104] } else { 0 },
+            unknown_fields: cluster.get(HEADER_LEN..header_len).unwrap_or_default().to_vec(),
+            extensions,
             backing_file: name,
+            header_len,
+            used: (header_len + extensions_len).max(name_end),
         };
-        header.check_features(field32(32), if header_len > V3_LEN as usize { cluster[104] } else { 0 })?;
+        header.check_features()?;
         header.check_tables()?;
         Ok(header)
     }
 
     /// Refuses by name what this build does not have.
-    fn check_features(&self, crypt_method: u32, compression_type: u8) -> Result<()> {
-        let unknown = self.incompatible & !(DIRTY | CORRUPT);
+    fn check_features(&self) -> Result<()> {
+        let unknown = self.incompatible & !SUPPORTED;
         if unknown != 0 {
             let names: Vec<String> =
                 (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
             let message = format!("Unsupported qcow2 feature(s): {}", names.join(", "));
             return Err(Error::new(Kind::Unsupported, message));
         }
-        if compression_type != 0 {
+        if self.compression_type != 0 {
             return Err(invalid("Compression type bit must be set for this compression type"));
         }
-        match crypt_method {
+        match self.crypt_method {
             0 => Ok(()),
             1 | 2 => Err(Error::new(Kind::Unsupported, "Encrypted qcow2 images are not supported")),
             other => Err(invalid(format!("Unsupported encryption method {other}"))),
@@ -179,6 +188,72 @@ impl Header {
             return Err(invalid(format!("{name} offset invalid")));
         }
         Ok(())
+    }
+
+    /// Lays the first cluster out anew. Returns it as far as it is in use.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] if it does not fit into a cluster.
+    pub(super) fn encode(&mut self) -> Result<Vec<u8>> {
+        self.header_len = if self.is_v3() { HEADER_LEN + self.unknown_fields.len() } else { V2_LEN as usize };
+        let mut bytes = vec![0; self.header_len.min(HEADER_LEN)];
+        if self.is_v3() {
+            bytes.extend(&self.unknown_fields);
+        }
+        bytes.extend(extensions::encode(&self.extensions));
+        let name_at = if self.backing_file.is_some() { bytes.len() } else { 0 };
+        bytes.extend(self.backing_file.iter().flat_map(|name| name.bytes()));
+        self.put_fields(&mut bytes, name_at as u64);
+        self.used = bytes.len();
+        if bytes.len() as u64 > self.geometry.cluster_size() {
+            return Err(Error::new(Kind::NoSpace, "No space left on device"));
+        }
+        Ok(bytes)
+    }
+
+    /// The first cluster, as far as it is in use, of an image whose header was `old` and stood in `bytes`. What
+    /// stands where is kept unless it must move.
+    pub(super) fn rewrite(&mut self, old: &Header, bytes: &[u8]) -> Result<Vec<u8>> {
+        let same_layout = self.version == old.version
+            && self.compression_type == old.compression_type
+            && self.extensions == old.extensions
+            && self.backing_file == old.backing_file;
+        if !same_layout {
+            return self.encode();
+        }
+        let mut bytes = bytes.to_vec();
+        let name_at = be64(&bytes[8..]);
+        self.put_fields(&mut bytes, name_at);
+        Ok(bytes)
+    }
+
+    /// Puts all fields that we know into `bytes`. The backing file's name stands at `name_at`.
+    fn put_fields(&self, bytes: &mut [u8], name_at: u64) {
+        let mut put = |at: usize, field: &[u8]| {
+            if at + field.len() <= self.header_len {
+                bytes[at..at + field.len()].copy_from_slice(field);
+            }
+        };
+        let name_len = self.backing_file.as_ref().map_or(0, String::len) as u32;
+        put(0, &MAGIC);
+        put(4, &self.version.to_be_bytes());
+        put(8, &name_at.to_be_bytes());
+        put(16, &name_len.to_be_bytes());
+        put(20, &self.geometry.cluster_bits.to_be_bytes());
+        put(24, &self.size.to_be_bytes());
+        put(32, &self.crypt_method.to_be_bytes());
+        put(36, &self.l1_entries.to_be_bytes());
+        put(40, &self.l1_offset.0.to_be_bytes());
+        put(48, &self.refcount_table_offset.0.to_be_bytes());
+        put(56, &self.refcount_table_clusters.to_be_bytes());
+        put(60, &self.snapshot_count.to_be_bytes());
+        put(64, &self.snapshots_offset.0.to_be_bytes());
+        put(72, &self.incompatible.to_be_bytes());
+        put(80, &self.compatible.to_be_bytes());
+        put(88, &self.autoclear.to_be_bytes());
+        put(96, &self.geometry.refcount_order.to_be_bytes());
+        put(100, &(self.header_len as u32).to_be_bytes());
+        put(104, &[self.compression_type]);
     }
 
     /// Whether the image has zero clusters, feature bits and wide refcounts.

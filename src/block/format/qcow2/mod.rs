@@ -10,15 +10,17 @@
 //! | on disk | verbs |
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
-//! | `geometry`: offsets as types | `alloc`, `flush`: the order on disk |
+//! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
-//! | `overlap`: where metadata is | `driver`: the whole as a node |
+//! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
+//! | | `driver`: the whole as a node |
 
 mod alloc;
 mod cache;
 mod check;
 mod compressed;
 pub mod create;
+mod data;
 mod driver;
 mod entries;
 mod extensions;
@@ -32,6 +34,7 @@ mod refcount;
 mod resize;
 mod snapshot;
 mod status;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod write;

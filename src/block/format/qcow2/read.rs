@@ -3,6 +3,7 @@
 use super::driver::Qcow2;
 use super::geometry::GuestOffset;
 use super::mapping::{Extent, Place, View};
+use crate::block::graph::Event;
 use crate::block::{Iov, Result};
 
 impl Qcow2 {
@@ -12,7 +13,7 @@ impl Qcow2 {
         if let Some(Extent { place: Place::Data { host, .. }, len }) = self.lookup(view, at, want)?
             && len == want
         {
-            return self.file.read(host.0, into).await;
+            return self.read_data(host, at, into).await;
         }
         // Boxed, so that the future of the common case above stays small.
         Box::pin(self.read_extents(view, at, into)).await
@@ -33,9 +34,13 @@ impl Qcow2 {
     /// Reads bytes that are all in one place.
     async fn read_place(&self, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
         match (place, &self.backing) {
-            (Place::Data { host, .. }, _) => self.file.read(host.0, into).await,
-            (Place::Unallocated, Some(backing)) => backing.read(at.0, into).await,
+            (Place::Data { host, .. }, _) => self.read_data(host, at, into).await,
+            (Place::Unallocated, Some(backing)) => {
+                self.file.debug_event(Event::ReadBackingAio);
+                backing.read(at.0, into).await
+            }
             (Place::Compressed(data), _) => {
+                self.file.debug_event(Event::ReadCompressed);
                 self.read_compressed(data, self.geometry.in_cluster(at.0) as usize, into).await
             }
             (Place::Zero { .. } | Place::Unallocated, _) => {

@@ -6,9 +6,10 @@
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
-use super::header::{AT_SIZE, MAX_L1_BYTES};
+use super::header::{Header, MAX_L1_BYTES};
 use super::overlap::Metadata;
 use super::refcount::Run;
+use crate::block::graph::Event;
 use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
 
@@ -41,7 +42,7 @@ impl Qcow2 {
         if size < self.size.get() {
             return refuse("Shrinking qcow2 images is not supported");
         }
-        if !self.v3 && !self.snapshots.is_empty() {
+        if !self.v3 && !self.snapshots.borrow().is_empty() {
             return refuse("Can't resize a v2 image which has snapshots");
         }
         if self.geometry.l1_entries_for(size) * ENTRY > MAX_L1_BYTES || size > i64::MAX as u64 {
@@ -61,14 +62,17 @@ impl Qcow2 {
         if entries <= self.l1_entries() {
             return Ok(());
         }
+        self.file.debug_event(Event::L1GrowAllocTable);
         let new = self.reserve_contiguous(self.geometry.clusters_for(entries * ENTRY)).await?;
         self.flush_all().await?;
         let mut bytes: Vec<u8> = self.active.l1.borrow().iter().flat_map(|raw| raw.to_be_bytes()).collect();
         bytes.resize((entries * ENTRY) as usize, 0);
         let offset = self.geometry.start_of(new.run.first);
         self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::L1GrowWriteTable);
         self.file.write_bytes(offset.0, &bytes).await?;
         self.file.flush().await?;
+        self.file.debug_event(Event::L1GrowActivateTable);
         self.switch_size(self.size.get(), offset, entries).await?;
         new.keep();
         let old = (self.active.offset.replace(offset), self.l1_entries() * ENTRY);
@@ -82,13 +86,14 @@ impl Qcow2 {
         self.file.flush().await
     }
 
-    /// Switches size, encryption (none), L1 entries and L1 offset.
+    /// Switches size, L1 entries and L1 offset.
     async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
-        let mut field = size.to_be_bytes().to_vec();
-        field.extend([0; 4]);
-        field.extend((entries as u32).to_be_bytes());
-        field.extend(l1.0.to_be_bytes());
-        self.switch_header(AT_SIZE, &field).await
+        let switch = |header: &mut Header| {
+            header.size = size;
+            header.l1_entries = entries as u32;
+            header.l1_offset = l1;
+        };
+        self.change_header(switch).await
     }
 
     /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has.
@@ -156,8 +161,7 @@ impl Qcow2 {
     async fn zero_run(&self, run: Run) -> Result<()> {
         for cluster in run.first.0..run.first.0 + run.count {
             let offset = self.geometry.start_of(HostCluster(cluster));
-            self.overlap.check(offset, self.geometry.cluster_size(), None)?;
-            self.file.write(offset.0, &self.zeros(self.geometry.cluster_size())).await?;
+            self.write_zero_cluster(offset).await?;
         }
         Ok(())
     }

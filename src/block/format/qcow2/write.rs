@@ -12,6 +12,7 @@ use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
+use crate::block::graph::Event;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Iov, Result};
 
@@ -42,8 +43,8 @@ impl Qcow2 {
             self.lookup(&self.active, at, want)?
             && len == want
         {
-            self.overlap.check(host, want, None)?;
-            return self.file.write(host.0, from).await;
+            self.file.debug_event(Event::WriteAio);
+            return self.write_data(host, at, from).await;
         }
         // Boxed, so that the future of the common case above stays small.
         Box::pin(self.write_extents(at, from)).await
@@ -55,8 +56,8 @@ impl Qcow2 {
             let (to, rest) = (at.add(done as u64), from.len() - done);
             let extent = self.map(&self.active, to, rest as u64).await?;
             if let Place::Data { host, copied: true } = extent.place {
-                self.overlap.check(host, extent.len, None)?;
-                self.file.write(host.0, &from.slice(done, extent.len as usize)).await?;
+                self.file.debug_event(Event::WriteAio);
+                self.write_data(host, to, &from.slice(done, extent.len as usize)).await?;
                 done += extent.len as usize;
             } else {
                 done += self.write_new(to, &from.slice(done, rest)).await? as usize;
@@ -141,19 +142,18 @@ impl Qcow2 {
         let tail_len = end.0.next_multiple_of(self.geometry.cluster_size()) - end.0;
         let head = self.old_content(self.geometry.guest_start(at), head_len, untouched).await?;
         let tail = self.old_content(end, tail_len, untouched).await?;
-        let mut start = host.add(head_len);
+        let (mut start, mut first) = (host.add(head_len), at);
         let mut parts = Vec::with_capacity(3);
         if let Around::Bytes(bytes) = head {
-            start = host;
+            (start, first) = (host, self.geometry.guest_start(at));
             parts.push(bytes);
         }
         parts.push(from.clone());
         if let Around::Bytes(bytes) = tail {
             parts.push(bytes);
         }
-        let all = Iov::concat(&parts);
-        self.overlap.check(start, all.len() as u64, None)?;
-        self.file.write(start.0, &all).await
+        self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
+        self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
     /// What stands in `len` bytes of one cluster now. `untouched`: what is not written reads as zeros.
@@ -172,6 +172,7 @@ impl Qcow2 {
             (true, false) => Ok(Around::Bytes(self.zeros(len))),
             (false, _) => {
                 let bytes = Buffer::new(len as usize).iov(len as usize);
+                self.file.debug_event(Event::CowRead);
                 self.read_view(&self.active, at, &bytes).await?;
                 Ok(Around::Bytes(bytes))
             }
