@@ -31,6 +31,7 @@ pub mod options;
 pub mod probe;
 pub mod protocol;
 pub mod range_lock;
+pub mod secret;
 
 pub use error::{Error, Kind, Result};
 pub use iov::{Buffer, Iov};

@@ -8,7 +8,6 @@
 use super::hash::Hash;
 use super::{Key, random};
 use crate::block::Result;
-use zeroize::Zeroizing;
 
 /// Splits `key` into `stripes` (at least 1) of its length.
 pub(super) fn split(hash: Hash, key: &[u8], stripes: usize) -> Result<Key> {
@@ -30,7 +29,7 @@ pub(super) fn merge(hash: Hash, stripes: &[u8], len: usize) -> Key {
 }
 
 fn mix(hash: Hash, stripes: &[u8], len: usize) -> Key {
-    let mut state = Zeroizing::new(vec![0; len]);
+    let mut state = Key::zeroed(len);
     for stripe in stripes.chunks_exact(len) {
         state.iter_mut().zip(stripe).for_each(|(byte, stripe)| *byte ^= stripe);
         diffuse(hash, &mut state);

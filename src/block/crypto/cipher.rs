@@ -114,6 +114,15 @@ impl Cipher {
         }
     }
 
+    /// Decrypts whole blocks in CBC mode, in place.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for a key of another size.
+    pub fn decrypt_cbc(self, key: &[u8], iv: &[u8], data: &mut [u8]) -> Result<()> {
+        self.keyed(key)?.cbc_decrypt(iv, data);
+        Ok(())
+    }
+
     /// Bytes of all keys that a mode needs: XTS has one for the data and one for the tweaks.
     pub fn keys_len(self, mode: Mode) -> usize {
         self.key_len * if mode == Mode::Xts { 2 } else { 1 }

@@ -7,7 +7,6 @@ use ripemd::Ripemd160;
 use sha1::Sha1;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use std::time::Duration;
-use zeroize::Zeroizing;
 
 /// A hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +76,7 @@ impl Hash {
     /// Derives a key of `len` bytes from a passphrase. Takes the time of `iterations` hashes for each digest
     /// that fits in it.
     pub fn derive(self, passphrase: &[u8], salt: &[u8], iterations: u32, len: usize) -> Key {
-        let mut key = Zeroizing::new(vec![0; len]);
+        let mut key = Key::zeroed(len);
         let out = &mut key[..];
         match self {
             Hash::Md5 => pbkdf2_hmac::<Md5>(passphrase, salt, iterations, out),
@@ -112,7 +111,7 @@ impl Hash {
 fn digest<D: Digest>(parts: &[&[u8]]) -> Key {
     let mut hash = D::new();
     parts.iter().for_each(|part| hash.update(part));
-    Zeroizing::new(hash.finalize().to_vec())
+    Key::from(hash.finalize().to_vec())
 }
 
 /// Processor time of the calling thread: what other threads do must not count.

@@ -16,31 +16,29 @@
 //! | [`sector`] | whole sectors in any mode |
 //! | [`luks`] | the LUKS1 header and its key slots |
 //!
-//! Keys and everything that a key can be computed from live in [`zeroize::Zeroizing`] memory or in types that
-//! wipe themselves; none of them has a `Debug` that shows bytes.
+//! Keys and everything that a key can be computed from live in a [`Key`] or in types that wipe themselves; none
+//! of them has a `Debug` that shows bytes.
 
 mod af;
 pub mod cipher;
 pub mod hash;
 pub mod iv;
+mod key;
 pub mod luks;
 pub mod sector;
 mod xts;
 
+pub use key::Key;
 pub use sector::{SECTOR, Sectors};
 
 use crate::block::{Error, Kind, Result};
-use zeroize::Zeroizing;
-
-/// Key bytes, wiped when they are dropped.
-pub type Key = Zeroizing<Vec<u8>>;
 
 /// `len` bytes that nobody can guess.
 ///
 /// # Errors
 /// [`Kind::Io`] when the host has no random numbers.
 pub fn random(len: usize) -> Result<Key> {
-    let mut bytes = Zeroizing::new(vec![0; len]);
+    let mut bytes = Key::zeroed(len);
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(bytes),
         Err(error) => Err(Error::new(Kind::Io, format!("cannot get random bytes: {error}"))),

@@ -4,7 +4,6 @@ use super::super::{Key, Sectors, af, random};
 use super::header::{Header, MAX_ITERATIONS, STRIPES, Slot, stripes_len};
 use crate::block::{Error, Kind, Result};
 use std::time::Duration;
-use zeroize::Zeroizing;
 
 /// Fewest iterations of a new slot or digest, however slow the machine.
 const MIN_ITERATIONS: u64 = 1000;
@@ -35,11 +34,9 @@ impl Header {
         let salt = random(32)?;
         let iterations = checked_iterations(self.hash.iterations_in(time, key.len()))?;
         let slot_key = self.hash.derive(passphrase, &salt, iterations, key.len());
-        let mut stripes = af::split(self.hash, key, STRIPES)?;
-        // Reallocating would leave the split key behind.
-        let mut padded = Zeroizing::new(vec![0; stripes_len(self.scheme) as usize]);
-        padded[..stripes.len()].copy_from_slice(&stripes);
-        std::mem::swap(&mut stripes, &mut padded);
+        let split = af::split(self.hash, key, STRIPES)?;
+        let mut stripes = Key::zeroed(stripes_len(self.scheme) as usize);
+        stripes[..split.len()].copy_from_slice(&split);
         Sectors::new(self.scheme, &slot_key)?.encrypt(0, &mut stripes);
         let slot = &mut self.slots[index];
         slot.salt.copy_from_slice(&salt);
