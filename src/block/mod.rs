@@ -20,6 +20,7 @@
 pub mod aio;
 pub mod crypto;
 pub mod drive;
+pub mod encryption;
 pub mod error;
 pub mod filter;
 pub mod format;

@@ -1,6 +1,8 @@
 //! How an image is opened: format, access, cache mode.
 
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
 
 /// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,15 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
     pub exclusive: bool,
+    /// Open it for a check or a repair alone: damage is no reason to refuse it.
+    pub check: bool,
+    /// What is left to the drivers: options of the format by their names in QEMU, and those of the backing file
+    /// with `backing.` in front. A name that a driver does not know is refused.
+    pub driver: Options,
+    /// What passphrases are taken from.
+    pub secrets: Secrets,
+    /// Data will neither be read nor written: an encrypted image needs no key.
+    pub metadata_only: bool,
     /// Open the backing file too. `info` and `check` work on one image alone.
     pub backing: bool,
 }
@@ -64,6 +75,10 @@ impl Default for OpenOptions {
             unmap: false,
             force_share: false,
             exclusive: false,
+            check: false,
+            driver: Options::default(),
+            secrets: Secrets::default(),
+            metadata_only: false,
             backing: true,
         }
     }

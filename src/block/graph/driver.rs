@@ -5,6 +5,9 @@
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
 use crate::block::graph::{Event, Node};
+use crate::block::crypto::hash::Hash;
+use crate::block::crypto::luks::Header;
+use crate::block::encryption::SlotChange;
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
@@ -92,6 +95,15 @@ pub trait Driver {
     /// Writes `from.len()` bytes.
     async fn write(&self, offset: u64, from: &Iov) -> Result<()>;
 
+    /// Writes whole clusters compressed: `offset` starts one, and the range ends where one does or the disk.
+    /// What does not become smaller is written as it is. Many of these at once keep all processors busy.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the format has no compression, [`Kind::InvalidArgument`] for parts of clusters.
+    async fn write_compressed(&self, _offset: u64, _from: &Iov) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "Compression not supported for this file format"))
+    }
+
     /// Makes a range read as zeros; the space is given back if `may_unmap` and the driver can. A driver that
     /// has no cheap way answers [`Kind::Unsupported`], and the pipeline writes zeros.
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()>;
@@ -129,6 +141,11 @@ pub trait Driver {
         None
     }
 
+    /// Its key slots, where the format can have some.
+    fn key_slots(&self) -> Option<&dyn KeySlotChanges> {
+        None
+    }
+
     /// The consistency check, where the format has one.
     fn checker(&self) -> Option<&dyn Check> {
         None
@@ -139,7 +156,26 @@ pub trait Driver {
 #[async_trait(?Send)]
 pub trait Check {
     /// Reads all metadata and reports; changes nothing.
+    ///
+    /// # Errors
+    /// When there is nothing to report: the check could not begin.
     async fn check(&self) -> Result<CheckReport>;
+
+    /// As [`Check::check`], and repairs. No request is in flight. The report counts what is still wrong apart from
+    /// what was repaired; another check tells whether the image is sound now.
+    ///
+    /// # Errors
+    /// As [`Check::check`], and [`Kind::ReadOnly`].
+    async fn repair(&self, what: Repair) -> Result<CheckReport>;
+}
+
+/// What a repair may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Clusters that nobody uses are freed.
+    Leaks,
+    /// Everything, also where what is right must be guessed.
+    All,
 }
 
 /// What a check found.
@@ -161,13 +197,29 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// End of the last cluster in use, in bytes.
     pub image_end_offset: u64,
+    /// Corruptions that were repaired; they are not counted in `corruptions`.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired.
+    pub leaks_fixed: u64,
     /// One line a finding, in qemu-img's words ("Leaked cluster 5 refcount=1 reference=0").
     pub messages: Vec<String>,
+    /// Why the check ended before all was seen; the counts mean nothing then.
+    pub gave_up: Option<Error>,
+}
+
+/// A format whose images can be unlocked by several passphrases.
+#[async_trait(?Send)]
+pub trait KeySlotChanges {
+    /// Fills or erases key slots. `force` also overwrites a slot in use and erases the last one: then the data is
+    /// lost.
+    async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()>;
 }
 
 /// What only one format has to say of an image.
 #[derive(Clone, Debug)]
 pub enum Specifics {
+    /// Of a LUKS volume.
+    Luks(LuksFacts),
     /// Of a host file: nothing yet.
     File,
     /// Of a qcow2 image.
@@ -193,12 +245,69 @@ pub struct Qcow2Specifics {
     pub extended_l2: bool,
     /// Cluster size in bytes.
     pub cluster_size: u64,
+    /// How data is encrypted, if it is.
+    pub encryption: Option<EncryptionFacts>,
     /// The backing file's name as written in the header.
     pub backing_file: Option<String>,
     /// The backing file's format as written in the header extension.
     pub backing_format: Option<String>,
     /// Internal snapshots, in the order of the snapshot table.
     pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// How the data of a qcow2 image is encrypted.
+#[derive(Clone, Debug)]
+pub enum EncryptionFacts {
+    /// AES-128-CBC under the passphrase itself.
+    Aes,
+    /// As a LUKS header says.
+    Luks(LuksFacts),
+}
+
+/// What a LUKS header says.
+#[derive(Clone, Debug)]
+pub struct LuksFacts {
+    /// "aes-256" and its like.
+    pub cipher: &'static str,
+    /// "xts" and its like.
+    pub mode: &'static str,
+    /// Generator of initialisation vectors: "plain64", "essiv".
+    pub iv: &'static str,
+    /// Its hash, where it has one.
+    pub iv_hash: Option<&'static str>,
+    /// Hash of key derivation.
+    pub hash: &'static str,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// Where the payload begins, in bytes from the start of the header.
+    pub payload_offset: u64,
+    /// Iterations of the master key's digest.
+    pub digest_iterations: u32,
+    /// For each key slot: where its stripes are, in bytes from the start of the header, and, if it is active, how
+    /// many iterations it takes.
+    pub slots: Vec<(u64, Option<u32>)>,
+}
+
+impl LuksFacts {
+    /// What `header` says.
+    pub fn of(header: &Header) -> LuksFacts {
+        let scheme = header.scheme;
+        LuksFacts {
+            cipher: scheme.cipher.name(),
+            mode: scheme.mode.name(),
+            iv: scheme.iv.name(),
+            iv_hash: scheme.iv.hash().map(Hash::name),
+            hash: header.hash.name(),
+            uuid: header.uuid.clone(),
+            payload_offset: header.payload,
+            digest_iterations: header.digest_iterations,
+            slots: header
+                .slots
+                .iter()
+                .map(|slot| (slot.offset, slot.active.then_some(slot.iterations)))
+                .collect(),
+        }
+    }
 }
 
 /// One entry of the snapshot table.

@@ -4,17 +4,19 @@
 //! checked in it; nothing on the host is touched before all of them make sense.
 
 use crate::block::aio::Engine;
-use crate::block::format::qcow2;
+use super::encrypt_options;
+use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::protocol::file::FileDriver;
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
 use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 /// Formats that images can be made in.
-pub const CREATABLE: &[&str] = &["qcow2", "raw"];
+pub const CREATABLE: &[&str] = &["luks", "qcow2", "raw"];
 /// What QEMU has besides, and what may stand in an image as its backing file's format.
 const FOREIGN: &[&str] = &[
     "blkdebug",
@@ -30,7 +32,6 @@ const FOREIGN: &[&str] = &[
     "http",
     "https",
     "iscsi",
-    "luks",
     "nbd",
     "nfs",
     "parallels",
@@ -150,19 +151,19 @@ const SIZE: CreateOption = CreateOption::new("size", Size, "size of the disk");
 
 /// In the order in which qemu-img shows them.
 const QCOW2: &[CreateOption] = &[
-    CreateOption::new("encryption", Switch, "encrypt with AES; weak, do not use").only("off"),
-    CreateOption::new("encrypt.format", Text, "kind of encryption").later(),
-    CreateOption::new("encrypt.key-secret", Text, "secret that holds the passphrase").later(),
-    CreateOption::new("encrypt.cipher-alg", Text, "cipher").later(),
-    CreateOption::new("encrypt.cipher-mode", Text, "mode of the cipher").later(),
-    CreateOption::new("encrypt.ivgen-alg", Text, "generator of initialisation vectors").later(),
-    CreateOption::new("encrypt.ivgen-hash-alg", Text, "hash of that generator").later(),
-    CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation").later(),
-    CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes").later(),
+    CreateOption::new("encryption", Switch, "encrypt with AES; weak, do not use"),
+    CreateOption::new("encrypt.format", Text, "kind of encryption"),
+    CreateOption::new("encrypt.key-secret", Text, "secret that holds the passphrase"),
+    CreateOption::new("encrypt.cipher-alg", Text, "cipher"),
+    CreateOption::new("encrypt.cipher-mode", Text, "mode of the cipher"),
+    CreateOption::new("encrypt.ivgen-alg", Text, "generator of initialisation vectors"),
+    CreateOption::new("encrypt.ivgen-hash-alg", Text, "hash of that generator"),
+    CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation"),
+    CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes"),
     CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
     CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off").only("off"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
-    CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib").only("zlib"),
+    CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib"),
     SIZE,
     CreateOption::new("compat", Text, "version of the format: 1.1 (or v3), 0.10 (or v2)"),
     CreateOption::new("backing_file", Text, "file that holds what is not in this image"),
@@ -171,6 +172,17 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image").only("off"),
     CreateOption::new("lazy_refcounts", Switch, "write refcounts late").default("off"),
     CreateOption::new("refcount_bits", Number, "width of a refcount").default("16"),
+];
+const LUKS: &[CreateOption] = &[
+    SIZE,
+    CreateOption::new("key-secret", Text, "secret that holds the passphrase"),
+    CreateOption::new("cipher-alg", Text, "cipher"),
+    CreateOption::new("cipher-mode", Text, "mode of the cipher"),
+    CreateOption::new("ivgen-alg", Text, "generator of initialisation vectors"),
+    CreateOption::new("ivgen-hash-alg", Text, "hash of that generator"),
+    CreateOption::new("hash-alg", Text, "hash of the key derivation"),
+    CreateOption::new("iter-time", Number, "milliseconds that the key derivation takes"),
+    CreateOption::new("detached-header", Switch, "put the header into a file of its own").only("off"),
 ];
 const RAW: &[CreateOption] = &[SIZE];
 /// What the host file adds.
@@ -196,9 +208,10 @@ impl Template {
         let (format, own) = match format {
             "qcow2" => ("qcow2", QCOW2),
             "raw" => ("raw", RAW),
+            "luks" => ("luks", LUKS),
             _ if FOREIGN.contains(&format) => {
                 let message = format!("the format '{format}' is not supported yet");
-                return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2 or raw"));
+                return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2, raw or luks"));
             }
             _ => return Err(invalid(format!("Unknown file format '{format}'"))),
         };
@@ -217,6 +230,11 @@ impl Template {
     /// Whether images of the format can have a backing file.
     pub fn has_backing(&self) -> bool {
         self.options.iter().any(|option| option.name == "backing_file")
+    }
+
+    /// Whether images of the format can have compressed clusters.
+    pub fn has_compression(&self) -> bool {
+        self.options.iter().any(|option| option.name == "compression_type")
     }
 
     /// Reads `given`; what it does not name has its default.
@@ -264,6 +282,12 @@ impl Values {
         self.get("size").and_then(|size| size.parse().ok())
     }
 
+    /// Whether the new image reads as zeros, where it has no backing file.
+    pub fn reads_as_zeros(&self) -> bool {
+        // Nobody encrypts the zeros of a new LUKS volume.
+        self.template.format != "luks"
+    }
+
     /// All values that are set, as `name=value name=value`.
     pub fn describe(&self) -> String {
         let set = self.template.options.iter().zip(&self.values).filter_map(|(option, value)| {
@@ -289,20 +313,32 @@ impl Values {
         self.template.options.iter().position(|option| option.name == name)
     }
 
-    fn switch(&self, name: &str) -> bool {
+    /// Whether there is an option of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.index(name).is_some()
+    }
+
+    /// Whether a switch is on.
+    pub(super) fn is_on(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| keyval::parse_switch(name, value) == Ok(true))
     }
 }
 
-/// Makes an image; an existing file of that name is replaced.
+/// Makes an image; an existing file of that name is replaced. Passphrases come from `secrets`.
 ///
 /// # Errors
 /// In qemu-img's words. Values that make no sense are refused before anything is written.
-pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
+pub async fn create(
+    engine: &Rc<Engine>,
+    filename: &str,
+    values: &Values,
+    secrets: &Secrets,
+) -> Result<()> {
     values.refuse_unsupported()?;
     match values.template.format {
         "raw" => create_raw(engine, filename, values).await,
-        _ => create_qcow2(engine, filename, values).await,
+        "luks" => create_luks(engine, filename, values, secrets).await,
+        _ => create_qcow2(engine, filename, values, secrets).await,
     }
 }
 
@@ -312,14 +348,34 @@ fn new_file(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
     FileDriver::create(engine, filename, &options)
 }
 
+/// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
+fn file_preallocation(values: &Values) -> Result<Preallocation> {
+    match values.get("preallocation") {
+        None | Some("off") => Ok(Preallocation::Off),
+        Some("falloc") => Ok(Preallocation::Falloc),
+        Some("full") => Ok(Preallocation::Full),
+        Some("metadata") if values.template.format == "luks" => Ok(Preallocation::Off),
+        Some("metadata") => Err(invalid("Unsupported preallocation mode: metadata")),
+        Some(other) => Err(invalid(format!("invalid parameter value: {other}"))),
+    }
+}
+
+async fn create_luks(
+    engine: &Rc<Engine>,
+    filename: &str,
+    values: &Values,
+    secrets: &Secrets,
+) -> Result<()> {
+    let preallocation = file_preallocation(values)?;
+    let (options, size) = (encrypt_options::luks(values, "")?, values.size().unwrap_or(0));
+    let passphrase = encrypt_options::passphrase(values, secrets)?;
+    let file = Node::new(filename, Box::new(new_file(engine, filename)?));
+    let done = luks::create(engine, &file, &options, &passphrase, size, preallocation).await;
+    done.and(file.close().await).map_err(|error| explain_too_large(error, values))
+}
+
 async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
-    let preallocation = match values.get("preallocation") {
-        None | Some("off") => Preallocation::Off,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some("metadata") => return Err(invalid("Unsupported preallocation mode: metadata")),
-        Some(other) => return Err(invalid(format!("invalid parameter value: {other}"))),
-    };
+    let preallocation = file_preallocation(values)?;
     let size = values.size().unwrap_or(0);
     let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
     let file = new_file(engine, filename)?;
@@ -329,8 +385,14 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
     Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
 }
 
-async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
-    let options = qcow2_options(values)?;
+async fn create_qcow2(
+    engine: &Rc<Engine>,
+    filename: &str,
+    values: &Values,
+    secrets: &Secrets,
+) -> Result<()> {
+    let mut options = qcow2_options(values)?;
+    options.encryption = encrypt_options::qcow2(values, secrets)?;
     options.validate()?;
     let file = Node::new(filename, Box::new(new_file(engine, filename)?));
     let done = qcow2::create(engine, &file, &options).await;
@@ -350,6 +412,11 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         Some("0.10" | "v2") => 2,
         Some(other) => return Err(not_accepted("version", other)),
     };
+    let compression_type = match values.get("compression_type") {
+        None | Some("zlib") => qcow2::Codec::Deflate,
+        Some("zstd") => qcow2::Codec::Zstd,
+        Some(other) => return Err(not_accepted("compression-type", other)),
+    };
     let backing_format = values.get("backing_fmt");
     if let Some(format) = backing_format.filter(|format| !is_known_format(format)) {
         return Err(not_accepted("backing-fmt", format));
@@ -363,10 +430,12 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         version,
         cluster_size: number("cluster_size"),
         refcount_bits: number("refcount_bits"),
-        lazy_refcounts: values.switch("lazy_refcounts"),
+        lazy_refcounts: values.is_on("lazy_refcounts"),
+        compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
         preallocation,
+        encryption: None,
     })
 }
 
@@ -447,11 +516,11 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "data_file=d", "extended_l2=on", "compression_type=zstd", "nocow=on"] {
+        for given in ["data_file=d", "extended_l2=on", "nocow=on"] {
             let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.message().contains(given), "{}", error.message());
         }
-        let fine = "encryption=no,data_file_raw=off,extended_l2=false,compression_type=zlib,nocow=off";
+        let fine = "encryption=no,data_file_raw=off,extended_l2=false,nocow=off";
         assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");

@@ -6,7 +6,7 @@ use super::super::iv::IvKind;
 use super::super::sector::{Mode, Scheme};
 use super::super::{Key, Sectors, random};
 use super::header::{FIRST_SLOT, Header, SLOTS, Slot, stripes_len};
-use crate::block::{Error, Kind, Result};
+use crate::block::Result;
 use std::time::Duration;
 
 /// Slots begin at multiples of this, in bytes.
@@ -34,7 +34,7 @@ impl CreateOptions {
     /// Refuses what makes no volume, quickly.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] for combinations that do not exist.
+    /// [`Kind::Unsupported`](crate::block::Kind) for combinations that do not exist.
     pub fn validate(&self) -> Result<()> {
         Sectors::new(self.scheme, &vec![0; self.scheme.key_len()]).map(drop)
     }
@@ -52,12 +52,9 @@ impl CreateOptions {
     /// the time of the options.
     ///
     /// # Errors
-    /// As [`CreateOptions::validate`]; [`Kind::InvalidArgument`] for a time that is too long.
+    /// As [`CreateOptions::validate`]; [`Kind::InvalidArgument`](crate::block::Kind) for a time that is too long.
     pub fn make(&self, passphrase: &[u8]) -> Result<(Header, Key, Key)> {
         self.validate()?;
-        if self.time.is_zero() {
-            return Err(Error::new(Kind::InvalidArgument, "iter-time must be positive"));
-        }
         let mut header = Header {
             scheme: self.scheme,
             hash: self.hash,

@@ -4,12 +4,15 @@
 //! ```text
 //!   cluster 0: header, extensions, backing name | 1: refcount table | 2: refcount block | L1 table
 //! ```
+//! The header of the encryption, if there is one, is put behind before the disk gets its size.
 
+use super::codec::Codec;
 use super::driver::Image;
+use super::encrypt::EncryptOptions;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
-use super::header::{Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
+use super::header::{COMPRESSION_TYPE, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -34,12 +37,16 @@ pub struct CreateOptions {
     pub refcount_bits: u64,
     /// Mark the image so that writers may update refcounts late.
     pub lazy_refcounts: bool,
+    /// How clusters are compressed.
+    pub compression_type: Codec,
     /// Name of the backing file.
     pub backing_file: Option<String>,
     /// Its format.
     pub backing_format: Option<String>,
     /// What is allocated at once.
     pub preallocation: Preallocation,
+    /// How data is encrypted, if it is.
+    pub encryption: Option<EncryptOptions>,
 }
 
 impl Default for CreateOptions {
@@ -50,9 +57,11 @@ impl Default for CreateOptions {
             cluster_size: 65536,
             refcount_bits: 16,
             lazy_refcounts: false,
+            compression_type: Codec::Deflate,
             backing_file: None,
             backing_format: None,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 }
@@ -73,7 +82,15 @@ pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOption
         set_refcount(&mut bytes[2 * cluster..], geometry.refcount_order, used, 1);
     }
     file.write_bytes(0, &bytes).await?;
-    let image = Image::read(file).await?.into_qcow2(engine, None, false)?;
+    let mut image = Image::read(file).await?;
+    if let Some(encryption) = &options.encryption {
+        let plain = image.into_qcow2(engine, None, false)?;
+        plain.add_encryption(encryption).await?;
+        plain.close().await?;
+        image = Image::read(file).await?;
+        image.unlock(engine, &encryption.unlock()).await?;
+    }
+    let image = image.into_qcow2(engine, None, false)?;
     image.truncate(size, options.preallocation).await?;
     image.close().await
 }
@@ -95,6 +112,10 @@ impl CreateOptions {
             let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
             return Err(invalid(what));
         }
+        if self.version < 3 && self.compression_type != Codec::Deflate {
+            let what = "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
             return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
         }
@@ -106,6 +127,9 @@ impl CreateOptions {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
             return Err(invalid(what));
+        }
+        if let Some(encryption) = &self.encryption {
+            encryption.validate()?;
         }
         let cluster_bits = self.cluster_size.trailing_zeros();
         Ok(Geometry { cluster_bits, refcount_order: self.refcount_bits.trailing_zeros() })
@@ -126,11 +150,11 @@ impl CreateOptions {
             refcount_table_clusters: 1,
             snapshot_count: 0,
             snapshots_offset: HostOffset(0),
-            incompatible: 0,
+            incompatible: if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE },
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
             autoclear: 0,
             crypt_method: 0,
-            compression_type: 0,
+            compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
             extensions: self.extensions(),
             backing_file: self.backing_file.clone(),

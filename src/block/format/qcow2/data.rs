@@ -17,22 +17,27 @@ impl Qcow2 {
     }
 
     /// Reads guest bytes from `at` on, which stand at `host`.
-    pub(super) async fn read_data(&self, host: HostOffset, _at: GuestOffset, into: &Iov) -> Result<()> {
+    pub(super) async fn read_data(&self, host: HostOffset, at: GuestOffset, into: &Iov) -> Result<()> {
         self.file.debug_event(Event::ReadAio);
-        self.file.read(host.0, into).await
+        match &self.encryption {
+            None => self.file.read(host.0, into).await,
+            // Boxed, so that the future of the common case stays small.
+            Some(encryption) => Box::pin(encryption.read(self.data_node(), host, at, into)).await,
+        }
     }
 
     /// Writes guest bytes from `at` on to `host`.
-    pub(super) async fn write_data(&self, host: HostOffset, _at: GuestOffset, from: &Iov) -> Result<()> {
+    pub(super) async fn write_data(&self, host: HostOffset, at: GuestOffset, from: &Iov) -> Result<()> {
         self.overlap.check(host, from.len() as u64, None)?;
-        self.file.write(host.0, from).await
+        match &self.encryption {
+            None => self.file.write(host.0, from).await,
+            Some(encryption) => Box::pin(encryption.write(self.data_node(), host, at, from)).await,
+        }
     }
 
-    /// Writes zeros to a cluster that nothing refers to.
-    pub(super) async fn write_zero_cluster(&self, host: HostOffset) -> Result<()> {
-        let size = self.geometry.cluster_size();
-        self.overlap.check(host, size, None)?;
-        self.file.write(host.0, &self.zeros(size)).await
+    /// Writes zeros to a cluster that nothing refers to, and that is to be the guest's at `at`.
+    pub(super) async fn write_zero_cluster(&self, host: HostOffset, at: GuestOffset) -> Result<()> {
+        self.write_data(host, at, &self.zeros(self.geometry.cluster_size())).await
     }
 
     /// Gives the space of a range that nobody uses back to the host.

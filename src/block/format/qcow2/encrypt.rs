@@ -16,7 +16,7 @@
 
 use super::driver::Qcow2;
 use super::extensions::{Extension, ENCRYPTION};
-use super::geometry::{Geometry, GuestOffset, HOST_END, HostOffset};
+use super::geometry::{GuestOffset, HOST_END, HostOffset};
 use super::header::Header;
 use super::overlap::Metadata;
 use crate::block::aio::Engine;
@@ -27,8 +27,9 @@ use crate::block::crypto::sector::{Mode, SECTOR, Scheme};
 use crate::block::crypto::{Key, Sectors};
 use crate::block::encryption::{Cipherer, KeySlots, SlotChange, no_key};
 use crate::block::graph::Node;
-use crate::block::graph::driver::{EncryptionFacts, LuksFacts};
+use crate::block::graph::driver::{EncryptionFacts, KeySlotChanges, LuksFacts};
 use crate::block::{Error, Iov, Kind, Result};
+use async_trait::async_trait;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -163,6 +164,17 @@ impl Encryption {
         Ok(Some(Encryption { method, slots, key: key.map(keyed).transpose()? }))
     }
 
+    /// That of an image that nobody has unlocked yet.
+    pub(super) fn locked(header: &Header) -> Result<Option<Encryption>> {
+        let method = Method::decode(header.crypt_method)?;
+        Ok(method.map(|method| Encryption { method, slots: None, key: None }))
+    }
+
+    /// Whether there is no key.
+    pub(super) fn is_locked(&self) -> bool {
+        self.key.is_none()
+    }
+
     fn cipherer(&self) -> Result<&Cipherer> {
         self.key.as_ref().map(|(_, cipherer)| cipherer).ok_or_else(|| no_key(KEY_OPTION))
     }
@@ -214,14 +226,9 @@ fn legacy_key(passphrase: &Key) -> Key {
     key
 }
 
-impl Qcow2 {
-    /// Bytes that requests are multiples of.
-    pub(super) fn sector_alignment(&self) -> u32 {
-        if self.encryption.is_some() { SECTOR as u32 } else { 1 }
-    }
-
-    /// Changes key slots.
-    pub(super) async fn change_slots(&self, change: &SlotChange, force: bool) -> Result<()> {
+#[async_trait(?Send)]
+impl KeySlotChanges for Qcow2 {
+    async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()> {
         let Some(encryption) = &self.encryption else {
             return Err(invalid("Can't amend encryption options - encryption not present"));
         };
@@ -231,6 +238,21 @@ impl Qcow2 {
         };
         let (key, _) = encryption.key.as_ref().ok_or_else(|| no_key(KEY_OPTION))?;
         slots.change(change, key, force).await
+    }
+}
+
+impl Qcow2 {
+    /// Refuses to show anything of an encrypted image without its key.
+    pub(super) fn check_key(&self) -> Result<()> {
+        match &self.encryption {
+            Some(encryption) if encryption.is_locked() => Err(no_key(KEY_OPTION)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that requests are multiples of.
+    pub(super) fn sector_alignment(&self) -> u32 {
+        if self.encryption.is_some() { SECTOR as u32 } else { 1 }
     }
 
     /// Makes an image without data an encrypted one: takes clusters for a LUKS header and writes it, then the

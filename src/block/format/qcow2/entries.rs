@@ -66,6 +66,19 @@ pub(super) struct Compressed {
     pub(super) len: u64,
 }
 
+impl Compressed {
+    /// Data of `bytes` bytes at `offset`.
+    pub(super) fn new(offset: HostOffset, bytes: u64) -> Compressed {
+        let end = (offset.0 + bytes).next_multiple_of(SECTOR);
+        Compressed { offset, len: end - offset.0 }
+    }
+
+    /// Where offsets end that an entry has the bits for.
+    pub(super) fn offsets_end(geometry: Geometry) -> u64 {
+        HOST_END.min(1 << sector_shift(geometry))
+    }
+}
+
 /// An entry of an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum L2Entry {
@@ -106,7 +119,7 @@ impl L2Entry {
         }
     }
 
-    /// As it stands on disk. Compressed entries are never made from parts here, only kept.
+    /// As it stands on disk.
     pub(super) fn encode(self, geometry: Geometry) -> u64 {
         match self {
             L2Entry::Unallocated => 0,
@@ -126,6 +139,16 @@ pub(super) fn without_copied(raw: u64) -> u64 {
     if raw & COMPRESSED != 0 { raw } else { raw & !COPIED }
 }
 
+/// The entry with the copied flag as it should be.
+pub(super) fn with_copied(raw: u64, copied: bool) -> u64 {
+    raw & !COPIED | copied_bit(copied)
+}
+
+/// The L2 entry of a cluster that reads as zeros and keeps no host cluster.
+pub(super) fn plain_zero() -> u64 {
+    ZERO
+}
+
 /// Whether bit 63 is set.
 pub(super) fn has_copied(raw: u64) -> bool {
     raw & COPIED != 0
@@ -143,13 +166,12 @@ pub(super) fn successor(raw: u64, geometry: Geometry) -> Option<u64> {
 /// An L1 entry as `check` sees it, valid or not.
 pub(super) struct RawL1 {
     pub(super) offset: u64,
-    pub(super) copied: bool,
     pub(super) reserved: bool,
 }
 
 /// Takes an L1 entry (or one of a bitmap table) apart without judging it.
 pub(super) fn raw_l1(raw: u64) -> RawL1 {
-    RawL1 { offset: raw & OFFSET, copied: raw & COPIED != 0, reserved: raw & L1_RESERVED != 0 }
+    RawL1 { offset: raw & OFFSET, reserved: raw & L1_RESERVED != 0 }
 }
 
 /// An L2 entry as `check` sees it, valid or not.

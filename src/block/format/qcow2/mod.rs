@@ -11,17 +11,20 @@
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
+//! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | | `driver`: the whole as a node |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 
 mod alloc;
 mod cache;
 mod check;
+mod codec;
 mod compressed;
 pub mod create;
 mod data;
 mod driver;
+pub mod encrypt;
 mod entries;
 mod extensions;
 mod flush;
@@ -40,5 +43,7 @@ mod tests;
 mod write;
 mod zero;
 
+pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;
+pub use encrypt::{EncryptOptions, Unlock};

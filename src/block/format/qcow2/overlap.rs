@@ -1,8 +1,8 @@
 //! Where the metadata is, so that no write of anything else hits it.
 //!
 //! Checked before every write of data and metadata, in release builds too: the header, the active L1 table and
-//! the L2 tables it names, the refcount table and its blocks, the snapshot table and the snapshots' L1 tables
-//! (what QEMU checks by default). Tables of one cluster are bits in a sparse map, so that a check costs one
+//! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1 tables
+//! (what QEMU checks by default), and the header of the encryption. Tables of one cluster are bits in a sparse map, so that a check costs one
 //! look-up; the rest is a short list of ranges.
 //!
 //! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
@@ -23,6 +23,7 @@ pub(super) enum Metadata {
     RefcountBlock,
     SnapshotTable,
     InactiveL1,
+    EncryptionHeader,
 }
 
 impl Metadata {
@@ -35,17 +36,21 @@ impl Metadata {
             Metadata::RefcountBlock => "refcount block",
             Metadata::SnapshotTable => "snapshot table",
             Metadata::InactiveL1 => "inactive L1 table",
+            Metadata::EncryptionHeader => "encryption header",
         }
     }
 }
 
 /// Clusters, 64 to a word.
 #[derive(Default)]
-struct ClusterSet(OffsetMap<u64, u64>);
+pub(super) struct ClusterSet(OffsetMap<u64, u64>);
 
 impl ClusterSet {
-    fn insert(&mut self, cluster: u64) {
-        *self.0.entry(cluster / 64).or_default() |= 1 << (cluster % 64);
+    /// Adds a cluster. Whether it is new.
+    pub(super) fn insert(&mut self, cluster: u64) -> bool {
+        let word = self.0.entry(cluster / 64).or_default();
+        let old = std::mem::replace(word, *word | 1 << (cluster % 64));
+        old != *word
     }
 
     fn remove(&mut self, cluster: u64) {
@@ -96,6 +101,15 @@ impl Overlap {
     pub(super) fn add(&self, kind: Metadata, cluster: HostCluster) {
         if let Some(set) = self.places.borrow_mut().set(kind) {
             set.insert(cluster.0);
+        }
+    }
+
+    /// Notes where all refcount blocks are, in place of where they were.
+    pub(super) fn set_refcount_blocks(&self, blocks: impl Iterator<Item = HostCluster>) {
+        let mut places = self.places.borrow_mut();
+        places.refcount_blocks = ClusterSet::default();
+        for cluster in blocks {
+            places.refcount_blocks.insert(cluster.0);
         }
     }
 
