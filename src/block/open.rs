@@ -6,13 +6,13 @@
 //! A user's name may begin with `blkdebug:CONFIG:`; then the image's file fails as the configuration says.
 
 use crate::block::aio::Engine;
+use crate::block::crypto::Key;
 use crate::block::filter::BlkDebug;
 use crate::block::filter::blkdebug::{self, Faults};
 use crate::block::format::luks::Luks;
 use crate::block::format::qcow2;
 use crate::block::format::raw::Raw;
 use crate::block::graph::{Driver, Node};
-use crate::block::crypto::Key;
 use crate::block::options::OpenOptions;
 use crate::block::probe::{self, PROBE_LEN};
 use crate::block::protocol::file::{Access, FileDriver};

@@ -114,11 +114,7 @@ impl DriveSpec {
 ///
 /// # Errors
 /// The first that cannot be opened, or a name that two disks have.
-pub(super) fn open_all(
-    specs: &[DriveSpec],
-    force_share: bool,
-    secrets: &Secrets,
-) -> Result<Vec<DiskConfig>> {
+pub(super) fn open_all(specs: &[DriveSpec], force_share: bool, secrets: &Secrets) -> Result<Vec<DiskConfig>> {
     let ids = ids(specs)?;
     specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share, secrets)).collect()
 }

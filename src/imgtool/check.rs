@@ -1,8 +1,8 @@
 //! `check`: the consistency of an image, and repairs.
 
 use super::getopt::{Flag, Parser};
-use super::output::{self, Failure, Form};
 use super::open::{self, Sources};
+use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::Error;
 use crate::block::error::errno_text;

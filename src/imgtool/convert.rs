@@ -119,7 +119,8 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
         return Err(Failure::message("-o has no effect when skipping image creation"));
     }
     request.cache = cache.map_or(Ok(CacheMode::UNSAFE), |word| open::target_cache(&word))?;
-    request.source.options.cache = source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
+    request.source.options.cache =
+        source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
     Ok(Some(request))
 }
 

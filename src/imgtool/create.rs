@@ -161,14 +161,13 @@ async fn look_at_backing(
         return if format.is_some() { Ok(None) } else { Err(no_format("")) };
     }
     // A base that others use at this moment is as good as any.
-    let options =
-        OpenOptions {
-            format: format.map(str::to_owned),
-            force_share: true,
-            // No data is read.
-            metadata_only: true,
-            ..OpenOptions::default()
-        };
+    let options = OpenOptions {
+        format: format.map(str::to_owned),
+        force_share: true,
+        // No data is read.
+        metadata_only: true,
+        ..OpenOptions::default()
+    };
     let base = open(engine, &beside(&request.filename, name), &options).await.map_err(not_opened)?;
     let size = base.size();
     let detected = base.driver().format_name();

@@ -1,13 +1,11 @@
 //! `info`: what an image says of itself.
 
 use super::getopt::{Flag, Parser};
-use super::output::{self, Failure, Form};
 use super::open::Sources;
+use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::crypto::luks::STRIPES;
-use crate::block::graph::driver::{
-    EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics,
-};
+use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics};
 use crate::block::ops::info::{NodeInfo, inspect};
 use crate::util::keyval::Options;
 use crate::util::size::human_size;

@@ -1,8 +1,8 @@
 //! `map`: which part of the disk stands where, in which file of the backing chain.
 
 use super::getopt::{Flag, Parser};
-use super::output::{self, Failure, Form};
 use super::open::Sources;
+use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, only_image, size_argument};
 use crate::block::graph::Node;
 use crate::block::ops::map::{Extent, Walk};
@@ -47,13 +47,7 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn map(
-    filename: &str,
-    source: &Sources,
-    form: Form,
-    start: u64,
-    max: Option<u64>,
-) -> Result<(), Failure> {
+fn map(filename: &str, source: &Sources, form: Form, start: u64, max: Option<u64>) -> Result<(), Failure> {
     let engine = engine()?;
     engine.block_on(async {
         let node = source.open(&engine, filename).await?;

@@ -54,7 +54,12 @@ impl KeySlots {
     ///
     /// # Errors
     /// As [`Header::decode`].
-    pub async fn read(engine: &Rc<Engine>, file: &Rc<Node>, start: u64, len: Option<u64>) -> Result<KeySlots> {
+    pub async fn read(
+        engine: &Rc<Engine>,
+        file: &Rc<Node>,
+        start: u64,
+        len: Option<u64>,
+    ) -> Result<KeySlots> {
         let mut bytes = [0; HEADER_LEN];
         bytes.copy_from_slice(&file.read_bytes(start, HEADER_LEN).await?);
         let header = Header::decode(&bytes)?;
@@ -195,7 +200,8 @@ impl KeySlots {
     async fn open(&self, slot: usize, passphrase: &Key) -> Result<Option<Key>> {
         let (header, passphrase) = (self.header(), passphrase.clone());
         let place = header.stripes(slot);
-        let stripes = self.file.read_bytes(self.start + place.start, (place.end - place.start) as usize).await?;
+        let stripes =
+            self.file.read_bytes(self.start + place.start, (place.end - place.start) as usize).await?;
         let stripes = Key::from(stripes);
         self.engine.offload(move || header.open_slot(slot, stripes, &passphrase)).await
     }

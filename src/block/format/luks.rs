@@ -80,7 +80,8 @@ pub async fn create(
     size: u64,
     preallocation: Preallocation,
 ) -> Result<()> {
-    let end = size.checked_next_multiple_of(SECTOR as u64).and_then(|size| size.checked_add(options.payload()));
+    let end =
+        size.checked_next_multiple_of(SECTOR as u64).and_then(|size| size.checked_add(options.payload()));
     let end = end.ok_or_else(too_large)?;
     file.truncate(end, preallocation).await?;
     KeySlots::create(engine, file, 0, options, passphrase).await.map(drop)

@@ -4,10 +4,10 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
-use crate::block::graph::{Event, Node};
 use crate::block::crypto::hash::Hash;
 use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
+use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;

@@ -3,8 +3,8 @@
 //! A [`Template`] is what a format (and the file that it will be in) lets users choose. Values are read and
 //! checked in it; nothing on the host is touched before all of them make sense.
 
-use crate::block::aio::Engine;
 use super::encrypt_options;
+use crate::block::aio::Engine;
 use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
@@ -328,12 +328,7 @@ impl Values {
 ///
 /// # Errors
 /// In qemu-img's words. Values that make no sense are refused before anything is written.
-pub async fn create(
-    engine: &Rc<Engine>,
-    filename: &str,
-    values: &Values,
-    secrets: &Secrets,
-) -> Result<()> {
+pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
     values.refuse_unsupported()?;
     match values.template.format {
         "raw" => create_raw(engine, filename, values).await,
@@ -360,12 +355,7 @@ fn file_preallocation(values: &Values) -> Result<Preallocation> {
     }
 }
 
-async fn create_luks(
-    engine: &Rc<Engine>,
-    filename: &str,
-    values: &Values,
-    secrets: &Secrets,
-) -> Result<()> {
+async fn create_luks(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
     let preallocation = file_preallocation(values)?;
     let (options, size) = (encrypt_options::luks(values, "")?, values.size().unwrap_or(0));
     let passphrase = encrypt_options::passphrase(values, secrets)?;
@@ -385,12 +375,7 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
     Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
 }
 
-async fn create_qcow2(
-    engine: &Rc<Engine>,
-    filename: &str,
-    values: &Values,
-    secrets: &Secrets,
-) -> Result<()> {
+async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
     let mut options = qcow2_options(values)?;
     options.encryption = encrypt_options::qcow2(values, secrets)?;
     options.validate()?;

@@ -23,7 +23,9 @@ pub(super) fn qcow2(values: &Values, secrets: &Secrets) -> Result<Option<Encrypt
     let given = |name: &&&str| values.get(&format!("encrypt.{name}")).is_some();
     let format = match (values.get("encrypt.format"), values.is_on("encryption")) {
         (Some(_), true) => {
-            return Err(invalid("'encrypt.format' and its alias 'encryption' can't be used at the same time"));
+            return Err(invalid(
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+            ));
         }
         (None, true) => "aes",
         (Some(format), false) => format,

@@ -102,8 +102,17 @@ impl Image {
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let (file, for_check) = (file.clone(), false);
         let encryption = Encryption::locked(&header)?;
-        let image =
-            Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, encryption, for_check };
+        let image = Image {
+            header,
+            file,
+            active,
+            refcounts,
+            overlap,
+            snapshots,
+            snapshot_table,
+            encryption,
+            for_check,
+        };
         image.note_metadata();
         Ok(image)
     }

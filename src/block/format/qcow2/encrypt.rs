@@ -15,7 +15,7 @@
 //! An image without its key can be looked at, but its data can neither be read nor written.
 
 use super::driver::Qcow2;
-use super::extensions::{Extension, ENCRYPTION};
+use super::extensions::{ENCRYPTION, Extension};
 use super::geometry::{GuestOffset, HOST_END, HostOffset};
 use super::header::Header;
 use super::overlap::Metadata;
@@ -107,12 +107,15 @@ pub(super) fn luks_place(header: &Header) -> Result<Option<Range<u64>>> {
             return Err(invalid("CRYPTO header extension only expected with LUKS encryption method"));
         }
     };
-    let Some((offset, len)) = extension.data.split_first_chunk::<8>() else { return Err(wrong_size(extension)) };
+    let Some((offset, len)) = extension.data.split_first_chunk::<8>() else {
+        return Err(wrong_size(extension));
+    };
     let Ok(len) = <[u8; 8]>::try_from(len) else { return Err(wrong_size(extension)) };
     let (offset, len) = (u64::from_be_bytes(*offset), u64::from_be_bytes(len));
     if !header.geometry.is_aligned(offset) || offset == 0 {
         let cluster = header.geometry.cluster_size();
-        let message = format!("Encryption header offset '{offset}' is not a multiple of cluster size '{cluster}'");
+        let message =
+            format!("Encryption header offset '{offset}' is not a multiple of cluster size '{cluster}'");
         return Err(invalid(message));
     }
     match offset.checked_add(len).filter(|&end| len > 0 && end <= HOST_END) {
@@ -188,12 +191,24 @@ impl Encryption {
     }
 
     /// Reads guest bytes from `at` on, which stand at `host`.
-    pub(super) async fn read(&self, node: &Node, host: HostOffset, at: GuestOffset, into: &Iov) -> Result<()> {
+    pub(super) async fn read(
+        &self,
+        node: &Node,
+        host: HostOffset,
+        at: GuestOffset,
+        into: &Iov,
+    ) -> Result<()> {
         self.cipherer()?.read(node, host.0, self.first_sector(host, at), into).await
     }
 
     /// Writes guest bytes from `at` on to `host`.
-    pub(super) async fn write(&self, node: &Node, host: HostOffset, at: GuestOffset, from: &Iov) -> Result<()> {
+    pub(super) async fn write(
+        &self,
+        node: &Node,
+        host: HostOffset,
+        at: GuestOffset,
+        from: &Iov,
+    ) -> Result<()> {
         self.cipherer()?.write(node, host.0, self.first_sector(host, at), from).await
     }
 

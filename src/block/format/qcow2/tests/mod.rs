@@ -3,6 +3,7 @@
 mod compressed;
 mod crash;
 mod damaged;
+mod encrypted;
 mod errors;
 mod interop;
 mod memory;
