@@ -5,7 +5,10 @@ use super::open::Sources;
 use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::crypto::luks::STRIPES;
-use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics};
+use crate::block::graph::bitmaps::BitmapInfo;
+use crate::block::graph::driver::{
+    EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics,
+};
 use crate::block::ops::info::{NodeInfo, inspect};
 use crate::util::keyval::Options;
 use crate::util::size::human_size;
@@ -100,7 +103,7 @@ fn to_text(image: &NodeInfo) -> String {
     }
     if let Some(Specifics::Luks(facts)) = &image.specifics {
         text += "Format specific information:\n";
-        text += &facts_text(&luks_facts(facts, None), 1);
+        text += &facts_text(&luks_facts(facts, None));
     }
     if let Some(facts) = image.qcow2() {
         text += &qcow2_text(image, facts);
@@ -139,31 +142,34 @@ fn qcow2_text(image: &NodeInfo, facts: &Qcow2Specifics) -> String {
         text.extend(facts.snapshots.iter().map(snapshot_text));
     }
     text += "Format specific information:\n";
-    text + &facts_text(&facts_of(facts), 1)
+    text + &facts_text(&facts_of(facts))
 }
 
-/// Facts by their names, as far to the right as they are deep; lists are numbered.
-fn facts_text(facts: &Map<String, Value>, depth: usize) -> String {
-    facts.iter().map(|(name, value)| fact_text(&name.replace('-', " "), value, depth)).collect()
-}
-
-fn fact_text(name: &str, value: &Value, depth: usize) -> String {
-    let indent = "    ".repeat(depth);
-    let below = match value {
-        Value::Object(members) => facts_text(members, depth + 1),
-        Value::Array(list) => {
-            let numbered = list.iter().enumerate();
-            numbered.map(|(index, value)| fact_text(&format!("[{index}]"), value, depth + 1)).collect()
-        }
-        Value::String(text) => return format!("{indent}{name}: {text}\n"),
-        _ => return format!("{indent}{name}: {value}\n"),
-    };
-    format!("{indent}{name}:\n{below}")
+fn facts_text(facts: &Map<String, Value>) -> String {
+    facts.iter().map(|(name, value)| fact_text(name, value, 1)).collect()
 }
 
 fn is_encrypted(image: &NodeInfo) -> bool {
     let luks = matches!(image.specifics, Some(Specifics::Luks(_)));
     luks || image.qcow2().is_some_and(|facts| facts.encryption.is_some())
+}
+
+/// A fact for people: lists and what is in them are indented, `level` times.
+fn fact_text(name: &str, value: &Value, level: usize) -> String {
+    let head = format!("{}{}:", "    ".repeat(level), name.replace('-', " "));
+    match value {
+        Value::Array(items) => {
+            let items = items.iter().enumerate();
+            let items = items.map(|(at, item)| fact_text(&format!("[{at}]"), item, level + 1));
+            format!("{head}\n{}", items.collect::<String>())
+        }
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, member)| fact_text(name, member, level + 1));
+            format!("{head}\n{}", members.collect::<String>())
+        }
+        Value::String(text) => format!("{head} {text}\n"),
+        plain => format!("{head} {plain}\n"),
+    }
 }
 
 /// The facts that only qcow2 has, by the names that programs know; an old version has fewer.
@@ -176,6 +182,9 @@ fn facts_of(facts: &Qcow2Specifics) -> Map<String, Value> {
     if new {
         put("lazy-refcounts", json!(facts.lazy_refcounts));
     }
+    if !facts.bitmaps.is_empty() {
+        put("bitmaps", facts.bitmaps.iter().map(bitmap_json).collect());
+    }
     put("refcount-bits", json!(facts.refcount_bits));
     match &facts.encryption {
         Some(EncryptionFacts::Aes) => drop(put("encrypt", json!({"format": "aes"}))),
@@ -183,6 +192,8 @@ fn facts_of(facts: &Qcow2Specifics) -> Map<String, Value> {
         None => {}
     }
     if new {
+        facts.data_file.iter().for_each(|name| drop(put("data-file", json!(name))));
+        facts.data_file_raw.iter().for_each(|raw| drop(put("data-file-raw", json!(raw))));
         put("corrupt", json!(facts.corrupt));
         put("extended-l2", json!(facts.extended_l2));
     }
@@ -218,6 +229,12 @@ fn slot_json(offset: u64, iterations: Option<u32>) -> Value {
         }
         None => json!({"active": false, "key-offset": offset}),
     }
+}
+
+fn bitmap_json(bitmap: &BitmapInfo) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.enabled)];
+    let flags: Vec<&str> = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
+    json!({"flags": flags, "name": bitmap.name, "granularity": bitmap.granularity})
 }
 
 fn child_text(file: &NodeInfo) -> String {

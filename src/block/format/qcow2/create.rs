@@ -10,9 +10,11 @@ use super::codec::Codec;
 use super::driver::Image;
 use super::encrypt::EncryptOptions;
 use super::entries::set_refcount;
-use super::extensions::{self, BACKING_FORMAT, Extension};
+use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
-use super::header::{COMPRESSION_TYPE, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
+use super::header::{
+    COMPRESSION_TYPE, DATA_FILE_RAW, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
+};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -43,6 +45,10 @@ pub struct CreateOptions {
     pub backing_file: Option<String>,
     /// Its format.
     pub backing_format: Option<String>,
+    /// Name of the external data file.
+    pub data_file: Option<String>,
+    /// It is to be a valid raw image.
+    pub data_file_raw: bool,
     /// What is allocated at once.
     pub preallocation: Preallocation,
     /// How data is encrypted, if it is.
@@ -60,17 +66,24 @@ impl Default for CreateOptions {
             compression_type: Codec::Deflate,
             backing_file: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: false,
             preallocation: Preallocation::Off,
             encryption: None,
         }
     }
 }
 
-/// Writes a new image into an empty file.
+/// Writes a new image into an empty file; `data` is its data file, empty too, where the options name one.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`] for options that make no image.
-pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOptions) -> Result<()> {
+pub async fn create(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    data: Option<&Rc<Node>>,
+    options: &CreateOptions,
+) -> Result<()> {
     let geometry = options.check()?;
     let size = options.size.div_ceil(512).checked_mul(512);
     let size = size.ok_or_else(|| invalid("The image size is too large for file format 'qcow2'"))?;
@@ -84,15 +97,27 @@ pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOption
     file.write_bytes(0, &bytes).await?;
     let mut image = Image::read(file).await?;
     if let Some(encryption) = &options.encryption {
-        let plain = image.into_qcow2(engine, None, false)?;
-        plain.add_encryption(encryption).await?;
-        plain.close().await?;
-        image = Image::read(file).await?;
-        image.unlock(engine, &encryption.unlock()).await?;
+        image = add_encryption(engine, file, image, encryption).await?;
     }
+    data.into_iter().for_each(|data| image.set_data_file(data.clone()));
     let image = image.into_qcow2(engine, None, false)?;
     image.truncate(size, options.preallocation).await?;
     image.close().await
+}
+
+/// Makes an image without data an encrypted one, and opens it.
+async fn add_encryption(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    image: Image,
+    encryption: &EncryptOptions,
+) -> Result<Image> {
+    let plain = image.into_qcow2(engine, None, false)?;
+    plain.add_encryption(encryption).await?;
+    plain.close().await?;
+    let mut image = Image::read(file).await?;
+    image.unlock(engine, &encryption.unlock()).await?;
+    Ok(image)
 }
 
 impl CreateOptions {
@@ -123,6 +148,7 @@ impl CreateOptions {
             let what = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)";
             return Err(invalid(what));
         }
+        self.check_data_file()?;
         if self.backing_file.is_some() && self.preallocation != Preallocation::Off {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
@@ -130,9 +156,27 @@ impl CreateOptions {
         }
         if let Some(encryption) = &self.encryption {
             encryption.validate()?;
+            if self.data_file.is_some() {
+                let what = "Encryption of images with an external data file is not supported yet";
+                return Err(Error::new(Kind::Unsupported, what));
+            }
         }
         let cluster_bits = self.cluster_size.trailing_zeros();
         Ok(Geometry { cluster_bits, refcount_order: self.refcount_bits.trailing_zeros() })
+    }
+
+    fn check_data_file(&self) -> Result<()> {
+        if self.version < 3 && self.data_file.is_some() {
+            let what = "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(invalid("data-file-raw requires data-file"));
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
+        Ok(())
     }
 
     /// The first cluster, of an image of size 0.
@@ -150,9 +194,9 @@ impl CreateOptions {
             refcount_table_clusters: 1,
             snapshot_count: 0,
             snapshots_offset: HostOffset(0),
-            incompatible: if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE },
+            incompatible: self.incompatible(),
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
-            autoclear: 0,
+            autoclear: if self.data_file_raw { DATA_FILE_RAW } else { 0 },
             crypt_method: 0,
             compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
@@ -164,13 +208,21 @@ impl CreateOptions {
         header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
     }
 
+    fn incompatible(&self) -> u64 {
+        let data = if self.data_file.is_some() { EXTERNAL_DATA } else { 0 };
+        let compression = if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE };
+        data | compression
+    }
+
     fn extensions(&self) -> Vec<Extension> {
         let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
         let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
+        let data = self.data_file.as_ref();
+        let data = data.map(|name| Extension { magic: DATA_FILE, data: name.as_bytes().to_vec() });
         // As qemu-img: the table would take most of a small first cluster.
         let room = self.cluster_size > MAX_WITHOUT_NAMES;
         let names = (self.version >= 3 && room).then(extensions::feature_name_table);
-        format.into_iter().chain(names).collect()
+        format.into_iter().chain(data).chain(names).collect()
     }
 }
 

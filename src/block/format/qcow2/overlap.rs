@@ -1,9 +1,9 @@
 //! Where the metadata is, so that no write of anything else hits it.
 //!
 //! Checked before every write of data and metadata, in release builds too: the header, the active L1 table and
-//! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1 tables
-//! (what QEMU checks by default), and the header of the encryption. Tables of one cluster are bits in a sparse map, so that a check costs one
-//! look-up; the rest is a short list of ranges.
+//! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1
+//! tables and the bitmap directory (what QEMU checks by default), and the header of the encryption. Tables of one
+//! cluster are bits in a sparse map, so that a check costs one look-up; the rest is a short list of ranges.
 //!
 //! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
 
@@ -24,6 +24,7 @@ pub(super) enum Metadata {
     SnapshotTable,
     InactiveL1,
     EncryptionHeader,
+    BitmapDirectory,
 }
 
 impl Metadata {
@@ -37,6 +38,7 @@ impl Metadata {
             Metadata::SnapshotTable => "snapshot table",
             Metadata::InactiveL1 => "inactive L1 table",
             Metadata::EncryptionHeader => "encryption header",
+            Metadata::BitmapDirectory => "bitmap directory",
         }
     }
 }

@@ -6,7 +6,6 @@
 
 use super::super::encrypt::luks_place;
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
-use super::super::extensions::{BitmapsExtension, be32, be64};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::overlap::{ClusterSet, Metadata};
 use super::super::snapshot::Snapshot;
@@ -15,14 +14,6 @@ use super::{Checker, tables};
 use crate::block::{Error, Kind, Result};
 use std::collections::BTreeMap;
 
-/// Autoclear: the bitmaps are valid.
-pub(super) const BITMAPS_VALID: u64 = 1;
-/// Most bitmaps of an image, as QEMU has it.
-const MAX_BITMAPS: u32 = 65535;
-/// Bytes of a bitmap directory entry before its name.
-const BITMAP_ENTRY: u64 = 24;
-/// A directory or a table of bitmaps that is longer than this is not followed.
-const MAX_BITMAP_TABLE: u64 = 64 << 20;
 /// Bytes of L2 tables that are read although they were read before.
 const READ_AGAIN: u64 = 64 << 20;
 /// Bytes of L1 tables of snapshots and of tables of bitmaps that are read.
@@ -82,9 +73,7 @@ impl Checker<'_> {
         self.tally.count(table.start, table.end - table.start, 1);
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
-        if image.header.borrow().autoclear & BITMAPS_VALID != 0 {
-            self.count_bitmaps().await?;
-        }
+        self.count_bitmaps().await?;
         if let Some(place) = luks_place(&image.header.borrow())? {
             self.tally.count(place.start, place.end - place.start, 1);
         }
@@ -159,23 +148,12 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let found = BitmapsExtension::find(&self.image.header.borrow().extensions);
-        let Some(bitmaps) = found else { return Ok(()) };
-        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        if !self.tally.count(offset, bitmaps.directory_size, 1) {
+        let (directory, tables) = (self.image.bitmaps.place(), self.image.bitmaps.tables());
+        if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        let directory = self.image.file.read_bytes(offset, len as usize).await?;
-        let mut rest = &directory[..];
-        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
-            if (rest.len() as u64) < BITMAP_ENTRY {
-                break;
-            }
-            let (table, entries) = (be64(rest), u64::from(be32(&rest[8..])));
-            self.count_bitmap(table, (entries * ENTRY).min(MAX_BITMAP_TABLE)).await?;
-            let name = usize::from(rest[18]) << 8 | usize::from(rest[19]);
-            let len = BITMAP_ENTRY as usize + name + be32(&rest[20..]) as usize;
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+        for table in tables {
+            self.count_bitmap(table.start, table.end - table.start).await?;
         }
         Ok(())
     }

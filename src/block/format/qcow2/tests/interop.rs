@@ -119,21 +119,6 @@ fn internal_snapshots_are_listed_and_never_change() {
 }
 
 #[test]
-fn a_first_write_clears_the_autoclear_bits_and_keeps_the_extensions() {
-    let folder = Folder::new();
-    folder.run("qemu-img create -q -f qcow2 -o cluster_size=64k disk 3M");
-    folder.run("qemu-img bitmap --add disk dirty");
-    let disk = opens_equal(&folder, "disk", None);
-    assert_eq!(disk.run(disk.node.driver().checker().unwrap().check()).unwrap().leaks, 0);
-    assert_eq!(disk.bytes()[95], 1);
-    disk.run(disk.node.write_bytes(0, &[7; 512])).unwrap();
-    disk.close();
-    assert_eq!(disk.bytes()[88..96], [0; 8]);
-    folder.write("disk", &disk.bytes());
-    assert!(folder.run("qemu-img info disk").contains("virtual size: 3 MiB"));
-}
-
-#[test]
 fn new_images_are_byte_equal_to_those_of_qemu_img() {
     let cases: [(&str, &str, CreateOptions); 11] = [
         ("", "64M", CreateOptions { size: 64 << 20, ..CreateOptions::default() }),

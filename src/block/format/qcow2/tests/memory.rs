@@ -7,7 +7,7 @@
 
 use crate::block::aio::{Backend, Engine};
 use crate::block::crypto::Key;
-use crate::block::filter::blkdebug::Faults;
+use crate::block::filter::blkdebug::{Fault, Faults, RequestKind};
 use crate::block::filter::log_writes::{GARBAGE, Log};
 use crate::block::filter::{BlkDebug, LogWrites};
 use crate::block::format::qcow2::driver::Qcow2;
@@ -138,7 +138,7 @@ impl Disk {
         let engine = Engine::new(backend).unwrap();
         let state = Rc::new(State::default());
         let file = MemoryFile::node(&engine, &state);
-        engine.block_on(create(&engine, &file, options)).unwrap().unwrap();
+        engine.block_on(create(&engine, &file, None, options)).unwrap().unwrap();
         Disk::open(engine, state, backing)
     }
 
@@ -183,6 +183,12 @@ impl Disk {
     pub(super) fn reopen(&mut self) {
         self.close();
         self.node = open_file(&self.engine, &self.file, self.backing.clone(), false).unwrap();
+    }
+
+    /// From the write or flush after the next `skip` on, they all fail.
+    pub(super) fn fail_after(&self, skip: u64, errno: i32) {
+        let kinds = [RequestKind::ALLOCATING, &[RequestKind::Flush]].concat();
+        self.faults.replace([Fault { kinds, once: false, ..Fault::nth(skip, errno) }.into()]);
     }
 
     /// Nothing fails any more.
