@@ -6,9 +6,7 @@ use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::crypto::luks::STRIPES;
 use crate::block::graph::bitmaps::BitmapInfo;
-use crate::block::graph::driver::{
-    EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics,
-};
+use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics};
 use crate::block::ops::info::{NodeInfo, inspect};
 use crate::util::keyval::Options;
 use crate::util::size::human_size;

@@ -67,7 +67,6 @@ enum Support {
     Full,
     /// Only this value: the others need a feature that is still to come.
     Only(&'static str),
-    None,
 }
 
 /// An option that a new image can have.
@@ -94,15 +93,6 @@ impl CreateOption {
 
     const fn only(self, value: &'static str) -> CreateOption {
         CreateOption { support: Support::Only(value), ..self }
-    }
-
-    const fn later(self) -> CreateOption {
-        CreateOption { support: Support::None, ..self }
-    }
-
-    /// Whether any value of it works.
-    pub fn is_supported(&self) -> bool {
-        self.support != Support::None
     }
 
     /// Brings a value into the form that it is stored and shown in.
@@ -139,7 +129,6 @@ impl CreateOption {
                 keyval::parse_switch(self.name, value) == keyval::parse_switch(self.name, only)
             }
             (Support::Only(only), _) => value == only,
-            (Support::None, _) => false,
         };
         let message = || format!("the option '{}={value}' is not supported yet", self.name);
         if fine { Ok(()) } else { Err(Error::new(Kind::Unsupported, message())) }

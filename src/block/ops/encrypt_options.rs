@@ -6,10 +6,11 @@ use crate::block::crypto::hash::Hash;
 use crate::block::crypto::iv::IvKind;
 use crate::block::crypto::sector::{Mode, Scheme};
 use crate::block::crypto::{Key, luks};
-use crate::block::encryption::no_key;
+use crate::block::encryption::{SlotChange, no_key};
 use crate::block::format::qcow2::EncryptOptions;
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
 use std::time::Duration;
 
 /// What may stand behind `encrypt.` besides the format and the secret.
@@ -63,6 +64,42 @@ pub(super) fn luks(values: &Values, prefix: &str) -> Result<luks::CreateOptions>
     Ok(options)
 }
 
+/// The change of key slots that `given` describes, without what stands before the names (`encrypt.` for qcow2).
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] for what makes no sense together.
+pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
+    let secret = |name| given.get(name).map(|id| secrets.passphrase(id)).transpose();
+    let refuse = |name: &str, doing: &str| match given.get(name) {
+        Some(_) => Err(invalid(format!("'{name}' must not be given when {doing} keyslots"))),
+        None => Ok(()),
+    };
+    let slot = number(given, "keyslot")?.map(|slot| slot as u32);
+    match given.get("state") {
+        Some("active") => {
+            refuse("old-secret", "activating")?;
+            let missing = || invalid("'new-secret' is required to activate a keyslot");
+            let passphrase = secret("new-secret")?.ok_or_else(missing)?;
+            let time = number(given, "iter-time")?.map(|millis| Duration::from_millis(millis as u64));
+            let time = time.unwrap_or(luks::CreateOptions::default().time);
+            Ok(SlotChange::Fill { slot, passphrase, time })
+        }
+        Some("inactive") => {
+            refuse("new-secret", "erasing")?;
+            refuse("iter-time", "erasing")?;
+            Ok(SlotChange::Erase { slot, passphrase: secret("old-secret")? })
+        }
+        Some(other) => Err(not_accepted("state", other)),
+        None => Err(invalid("Parameter 'state' is missing")),
+    }
+}
+
+fn number(given: &Options, name: &str) -> Result<Option<i64>> {
+    let parse =
+        |text: &str| text.parse().map_err(|_| invalid(format!("Parameter '{name}' expects a number")));
+    given.get(name).map(parse).transpose()
+}
+
 /// The passphrase of the image to be made.
 pub(super) fn passphrase(values: &Values, secrets: &Secrets) -> Result<Key> {
     match key_option(values) {
@@ -91,4 +128,40 @@ fn not_accepted(name: &str, value: &str) -> Error {
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(Kind::InvalidArgument, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Expectations were read off `qemu-img amend`.
+    #[test]
+    fn changes_of_key_slots_are_read_and_what_makes_no_sense_is_named() {
+        let mut secrets = Secrets::default();
+        secrets.define("secret,id=t,data=abc").unwrap();
+        let change = |text: &str| slot_change(&Options::parse(text, None), &secrets);
+        let fill = change("state=active,new-secret=t,keyslot=3,iter-time=5").unwrap();
+        assert!(matches!(fill, SlotChange::Fill { slot: Some(3), time, .. } if time.as_millis() == 5));
+        let fill = change("state=active,new-secret=t").unwrap();
+        assert!(matches!(fill, SlotChange::Fill { slot: None, time, .. } if time.as_secs() == 2));
+        let erase = change("state=inactive,old-secret=t").unwrap();
+        assert!(matches!(erase, SlotChange::Erase { slot: None, passphrase: Some(_) }));
+        for (text, message) in [
+            ("state=active", "'new-secret' is required to activate a keyslot"),
+            (
+                "state=active,new-secret=t,old-secret=t",
+                "'old-secret' must not be given when activating keyslots",
+            ),
+            ("state=foo,new-secret=t", "Parameter 'state' does not accept value 'foo'"),
+            ("new-secret=t", "Parameter 'state' is missing"),
+            ("state=inactive,new-secret=t", "'new-secret' must not be given when erasing keyslots"),
+            (
+                "state=inactive,old-secret=t,iter-time=5",
+                "'iter-time' must not be given when erasing keyslots",
+            ),
+            ("state=inactive,old-secret=zz", "No secret with id 'zz'"),
+        ] {
+            assert_eq!(change(text).unwrap_err().message(), message);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-fn engine_and_state(bytes: &[u8]) -> (Rc<Engine>, Rc<State>) {
+pub(super) fn engine_and_state(bytes: &[u8]) -> (Rc<Engine>, Rc<State>) {
     let state = State { bytes: RefCell::new(bytes.to_vec()), ..State::default() };
     (Engine::new(Backend::Auto).unwrap(), Rc::new(state))
 }

@@ -1,8 +1,9 @@
 //! Encrypted images: what qemu-img makes we read and change, what we make it reads, and nobody reads without the
 //! key.
 
+use super::damaged::engine_and_state;
 use super::interop::{fill, survives_changes};
-use super::memory::{Disk, Folder, MemoryFile, described, engine_and_state, open, with_key};
+use super::memory::{Disk, Folder, MemoryFile, described, open, with_key};
 use super::model::{base, run};
 use crate::block::aio::{Backend, Engine};
 use crate::block::crypto::cipher::Cipher;
@@ -147,6 +148,10 @@ fn unlocked(bytes: &[u8], unlock: &Unlock) -> Result<(Rc<Engine>, Rc<Node>)> {
     Ok((engine, Node::new("disk", Box::new(driver))))
 }
 
+fn refusal(bytes: &[u8], unlock: &Unlock) -> String {
+    unlocked(bytes, unlock).map(drop).unwrap_err().message().to_owned()
+}
+
 fn encrypted_disk(encryption: Option<EncryptOptions>) -> Vec<u8> {
     let options = CreateOptions { size: 1 << 20, encryption, ..CreateOptions::default() };
     let disk = Disk::create(Backend::Auto, &options, None);
@@ -160,7 +165,7 @@ fn without_the_key_nothing_is_read_or_written_and_the_file_stays_as_it_is() {
     for encryption in [xts(), encryption(None)] {
         let bytes = encrypted_disk(encryption);
         assert!(!bytes.windows(64).any(|window| window == [0x5a; 64]), "plain text in the file");
-        let message = |unlock: &Unlock| unlocked(&bytes, unlock).unwrap_err().message().to_owned();
+        let message = |unlock: &Unlock| refusal(&bytes, unlock);
         assert_eq!(message(&Unlock::default()), "Parameter 'encrypt.key-secret' is required for cipher");
         let unlock = Unlock { metadata_only: true, ..Unlock::default() };
         let (engine, node) = unlocked(&bytes, &unlock).unwrap();
@@ -188,7 +193,7 @@ fn an_image_that_nobody_unlocked_is_locked() {
 #[test]
 fn a_wrong_passphrase_or_format_is_refused() {
     let bytes = encrypted_disk(xts());
-    let message = |unlock: &Unlock| unlocked(&bytes, unlock).unwrap_err().message().to_owned();
+    let message = |unlock: &Unlock| refusal(&bytes, unlock);
     let wrong = Unlock { passphrase: Some(Key::from(b"wrong".to_vec())), ..Unlock::default() };
     assert_eq!(message(&wrong), "Invalid password, cannot unlock any keyslot");
     let other = Unlock { format: Some("aes".to_owned()), ..with_key() };
