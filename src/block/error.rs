@@ -69,6 +69,13 @@ impl Error {
         self
     }
 
+    /// Says it in other words.
+    #[must_use]
+    pub fn replaced(mut self, message: impl Into<String>) -> Error {
+        self.message = message.into();
+        self
+    }
+
     /// Names the file. The first name stays: the innermost is the one that failed.
     #[must_use]
     pub fn path(mut self, path: impl AsRef<Path>) -> Error {

@@ -6,6 +6,7 @@ use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
 use super::data::DataFile;
+use super::encrypt::{Encryption, Unlock, luks_place};
 use super::geometry::{Geometry, GuestOffset, HostOffset};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
@@ -14,7 +15,7 @@ use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
 use crate::block::graph::bitmaps::Bitmaps;
-use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
+use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
@@ -48,6 +49,7 @@ pub struct Image {
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
     snapshot_table: Range<u64>,
+    encryption: Option<Encryption>,
     bitmaps: BitmapList,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
@@ -112,7 +114,10 @@ impl Image {
         let geometry = header.geometry;
         note_metadata(&overlap, geometry, &active, &refcounts, &[], 0..0);
         overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
-        let file = file.clone();
+        if let Some(place) = luks_place(&header)? {
+            overlap.set_range(Metadata::EncryptionHeader, place);
+        }
+        let (file, encryption) = (file.clone(), Encryption::locked(&header)?);
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
         Ok(Image {
             header,
@@ -122,11 +127,22 @@ impl Image {
             overlap,
             snapshots: Vec::new(),
             snapshot_table: 0..0,
+            encryption,
             bitmaps,
             for_check: false,
             lazy_refcounts,
             data: None,
         })
+    }
+
+    /// Unlocks an encrypted image; without this its data can neither be read nor written.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] in QEMU's words where the image is not as `unlock` has it, or no key slot has
+    /// that passphrase.
+    pub async fn unlock(&mut self, engine: &Rc<Engine>, unlock: &Unlock) -> Result<()> {
+        self.encryption = Encryption::open(engine, &self.file, &self.header, unlock).await?;
+        Ok(())
     }
 
     /// The backing file's name, as the header has it.
@@ -191,6 +207,7 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
         Ok(Rc::new(Qcow2 {
@@ -201,7 +218,7 @@ impl Image {
             v3: self.header.is_v3(),
             codec: self.header.codec(),
             size: Cell::new(self.header.size),
-            read_only: Cell::new(read_only),
+            read_only: Cell::new(read_only || locked && !self.for_check),
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
@@ -209,6 +226,7 @@ impl Image {
             unsettled: Cell::new(false),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
+            encryption: self.encryption,
             switching: Mutex::new(()),
             active: self.active,
             l2: Cache::new(geometry.slice_size(), slices, Event::L2Load),
@@ -288,6 +306,7 @@ pub(super) struct Qcow2 {
     pub(super) lazy_refcounts: bool,
     /// As it is on disk; changed by [`Qcow2::change_header`].
     pub(super) header: RefCell<Header>,
+    pub(super) encryption: Option<Encryption>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
     /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
@@ -349,7 +368,12 @@ impl Driver for Rc<Qcow2> {
     }
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: MAX_TRANSFER, growable: false }
+        Limits {
+            request_alignment: self.sector_alignment(),
+            memory_alignment: 1,
+            max_transfer: MAX_TRANSFER,
+            growable: false,
+        }
     }
 
     fn read_only(&self) -> bool {
@@ -357,6 +381,7 @@ impl Driver for Rc<Qcow2> {
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        self.check_key()?;
         let _user = self.users.enter();
         self.read_view(&self.active, GuestOffset(offset), into).await
     }
@@ -423,6 +448,7 @@ impl Driver for Rc<Qcow2> {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: false,
+            encryption: self.encryption.as_ref().map(Encryption::facts),
             data_file: header.data_file(),
             data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
@@ -446,6 +472,10 @@ impl Driver for Rc<Qcow2> {
     }
 
     fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(&**self)
+    }
+
+    fn key_slots(&self) -> Option<&dyn KeySlotChanges> {
         Some(&**self)
     }
 }

@@ -9,6 +9,7 @@
 
 use super::bitmap::BITMAPS_VALID;
 use super::codec::Codec;
+use super::encrypt;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
@@ -145,11 +146,11 @@ impl Header {
             return Err(invalid("data-file-raw requires a data file"));
         }
         self.check_compression_type()?;
-        match self.crypt_method {
-            0 => Ok(()),
-            1 | 2 => Err(Error::new(Kind::Unsupported, "Encrypted qcow2 images are not supported")),
-            other => Err(invalid(format!("Unsupported encryption method {other}"))),
+        if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {
+            let what = "Encryption of images with an external data file is not supported yet";
+            return Err(Error::new(Kind::Unsupported, what));
         }
+        encrypt::luks_place(self).map(drop)
     }
 
     fn check_compression_type(&self) -> Result<()> {

@@ -16,7 +16,7 @@
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
-//! | | `driver`: the whole as a node |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 
 mod alloc;
 mod bitmap;
@@ -27,6 +27,7 @@ mod compressed;
 pub mod create;
 mod data;
 mod driver;
+pub mod encrypt;
 mod entries;
 mod extensions;
 mod flush;
@@ -53,3 +54,4 @@ mod zero;
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;
+pub use encrypt::{EncryptOptions, Unlock};

@@ -6,7 +6,7 @@
 use super::cache::Piece;
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
-use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
+use super::geometry::{ENTRY, GuestOffset, HostOffset};
 use super::header::{Header, MAX_L1_BYTES};
 use super::overlap::Metadata;
 use super::refcount::Run;
@@ -175,7 +175,7 @@ impl Qcow2 {
         self.extend_file(run.first.0 + run.count, mode).await?;
         let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
         if !new.untouched && !self.v3 {
-            self.zero_run(run).await?;
+            self.zero_run(run, at).await?;
         }
         for count in 0..run.count {
             // Old bytes may stand in clusters that were used before.
@@ -200,11 +200,11 @@ impl Qcow2 {
         at.add(count << self.geometry.cluster_bits)
     }
 
-    /// Writes zeros to clusters that nothing refers to.
-    async fn zero_run(&self, run: Run) -> Result<()> {
-        for cluster in run.first.0..run.first.0 + run.count {
-            let offset = self.geometry.start_of(HostCluster(cluster));
-            self.write_zero_cluster(offset).await?;
+    /// Writes zeros to clusters that nothing refers to, and that are to be the guest's from `at` on.
+    async fn zero_run(&self, run: Run, at: GuestOffset) -> Result<()> {
+        for count in 0..run.count {
+            let skip = count << self.geometry.cluster_bits;
+            self.write_zero_cluster(self.geometry.start_of(run.first).add(skip), at.add(skip)).await?;
         }
         Ok(())
     }

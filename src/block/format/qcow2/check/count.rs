@@ -4,6 +4,7 @@
 //! again only while a budget lasts, and then counted as often as it was named; L1 tables and bitmap tables that
 //! are longer than the budget in all overlap, and are not followed any more.
 
+use super::super::encrypt::luks_place;
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::MAX_L1_BYTES;
@@ -75,6 +76,9 @@ impl Checker<'_> {
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
         self.count_bitmaps().await?;
+        if let Some(place) = luks_place(&image.header.borrow())? {
+            self.tally.count(place.start, place.end - place.start, 1);
+        }
         self.count_refcount_blocks();
         Ok(())
     }

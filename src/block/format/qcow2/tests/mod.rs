@@ -5,6 +5,7 @@ mod compressed;
 mod crash;
 mod damaged;
 mod data_file;
+mod encrypted;
 mod errors;
 mod interop;
 mod memory;
