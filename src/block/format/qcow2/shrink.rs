@@ -1,27 +1,26 @@
 //! Making the disk smaller, and giving up what is mapped behind its end.
 //!
 //! Order on disk: the new size, a flush; then L1 entries and L2 entries behind it go; then, as always, the clusters
-//! that they named are counted down; last the file is cut behind the last cluster in use. Dying after the switch
-//! leaves clusters mapped behind the end, where nobody sees them.
+//! that they named are counted down; last, when that is durable, the file is cut behind the last cluster in use, and
+//! an external data file at the disk's end. Dying after the switch leaves clusters mapped behind the end, where nobody
+//! sees them.
 
 use super::driver::{Qcow2, l2_slices};
 use super::entries::{L1Entry, L2Entry};
 use super::geometry::{GuestOffset, HostOffset};
 use super::overlap::Metadata;
 use super::refcount::Run;
+use crate::block::graph::Node;
 use crate::block::options::Preallocation;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Kind, Result};
 
 impl Qcow2 {
     /// Makes the disk `size` bytes long, less than it is. No request is in flight.
-    pub(super) async fn shrink(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        if preallocation != Preallocation::Off {
-            let what = "Preallocation can only be used for growing images";
-            return Err(Error::new(Kind::InvalidArgument, what));
-        }
+    pub(super) async fn shrink(&self, size: u64) -> Result<()> {
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
+        self.resize_bitmaps(size);
         self.file.flush().await?;
         // The size has changed. Space that cannot be given back now stays mapped where nobody sees it.
         if let Err(error) = self.give_up_behind(size).await
@@ -35,12 +34,14 @@ impl Qcow2 {
 
     async fn give_up_behind(&self, size: u64) -> Result<()> {
         self.drop_behind(size).await?;
-        self.flush_all().await?;
+        // Refcounts too: none may count a cluster that was cut off.
+        self.settle().await?;
         let end = self.refcounts.end_in_use().await? << self.geometry.cluster_bits;
-        if end < self.file.size() {
-            self.file.truncate(end, Preallocation::Off).await?;
+        cut(&self.file, end).await?;
+        match self.has_data_file() {
+            true => cut(self.data_node()?, size).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives up all that is mapped behind the first `size` bytes, VM state too.
@@ -85,4 +86,9 @@ impl Qcow2 {
         }
         Ok(entries)
     }
+}
+
+/// Makes a file end at `end`, if it does not already end before.
+async fn cut(file: &Node, end: u64) -> Result<()> {
+    if end < file.size() { file.truncate(end, Preallocation::Off).await } else { Ok(()) }
 }

@@ -18,6 +18,7 @@ use crate::block::format::qcow2::driver::Qcow2;
 use crate::block::format::qcow2::geometry::GuestOffset;
 use crate::block::format::qcow2::mapping::View;
 use crate::block::graph::driver::{Check, CheckReport};
+use crate::block::graph::snapshots::{NewSnapshot, Selector};
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Result};
@@ -127,7 +128,9 @@ pub(super) fn observe(
             let report = image.check().await?;
             let (facts, mut snapshots) = (facts(&image), Vec::new());
             for snapshot in image.snapshots.borrow().clone() {
-                let view = View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries).await?;
+                let view =
+                    View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size)
+                        .await?;
                 snapshots.push((snapshot.info.name, content(&image, &view).await?));
             }
             let content = content(&image, &image.active).await?;
@@ -138,7 +141,7 @@ pub(super) fn observe(
 
 async fn content(image: &Qcow2, view: &View) -> Result<Vec<u8>> {
     let reach = view.l1.borrow().len() as u64 * image.geometry.l2_reach();
-    let len = reach.min(image.size()) as usize;
+    let len = reach.min(view.disk_size.get()) as usize;
     let bytes = Buffer::new(len).iov(len);
     image.read_view(view, GuestOffset(0), &bytes).await?;
     Ok(bytes.to_vec())
@@ -332,6 +335,8 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
+    rows.extend(shrinks(seed));
+    rows.extend(snapshots_change(seed));
     rows
 }
 
@@ -406,9 +411,9 @@ fn grows(seed: u64) -> Vec<Row> {
         let backing = with_backing.then(|| base(250 << 10));
         let small = if with_backing { overlay(small) } else { small };
         let mut steps = workload(seed, 100 << 10, cluster as usize, 12);
-        steps.push(grow(200 << 10, mode));
+        steps.push(resize(200 << 10, mode));
         steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 4));
-        steps.push(grow(500 << 10, mode));
+        steps.push(resize(500 << 10, mode));
         steps.extend(workload(seed + 2, 500 << 10, cluster as usize, 4));
         let name =
             format!("growing, {mode:?}, version {version}, clusters of {cluster}, backing {with_backing}");
@@ -417,12 +422,133 @@ fn grows(seed: u64) -> Vec<Row> {
     rows
 }
 
-fn grow(size: usize, mode: Preallocation) -> Step {
+/// Smaller, and larger again: nothing of what stood there may show.
+fn shrinks(seed: u64) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (cluster, version, with_backing) in [
+        (512, 3, false),
+        (512, 2, false),
+        (4096, 3, false),
+        (65536, 3, false),
+        (512, 3, true),
+        (4096, 3, true),
+    ] {
+        let small = options(250 << 10, cluster, 16, version);
+        let backing = with_backing.then(|| base(300 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = workload(seed, 250 << 10, cluster as usize, 12);
+        steps.push(resize(70 << 10, Preallocation::Off));
+        steps.push(resize(200 << 10, Preallocation::Off));
+        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 6));
+        steps.push(resize((150 << 10) + 512, Preallocation::Off));
+        steps.extend(workload(seed + 2, 150 << 10, cluster as usize, 4));
+        steps.push(resize(250 << 10, Preallocation::Metadata));
+        let name = format!("shrinking, version {version}, clusters of {cluster}, backing {with_backing}");
+        rows.push(new_row(name, &small, backing, steps));
+    }
+    rows.push(shrinks_beside_a_snapshot(seed));
+    rows
+}
+
+fn shrinks_beside_a_snapshot(seed: u64) -> Row {
+    let mut row = snapshots_and_compressed_clusters(seed, 512, false);
+    row.name = "shrinking beside a snapshot and compressed clusters".into();
+    row.steps.truncate(8);
+    row.steps.push(Step::Flush);
+    row.steps.push(resize(30 << 10, Preallocation::Off));
+    row.steps.push(resize(100 << 10, Preallocation::Off));
+    row
+}
+
+fn resize(size: usize, mode: Preallocation) -> Step {
     change(
-        "grow",
+        "resize",
         move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
         move |seen| seen.content.resize(size, 0),
     )
+}
+
+/// Internal snapshots come, are replaced and applied, and go, with writes in between and VM state behind the disk.
+fn snapshots_change(seed: u64) -> Vec<Row> {
+    let kinds = [(512, 16, 3, false), (4096, 4, 3, true), (65536, 64, 3, false), (512, 16, 2, false)];
+    let row = |(cluster, bits, version, with_backing): (u64, u64, u32, bool)| {
+        let small = options(100 << 10, cluster, bits, version);
+        let backing = with_backing.then(|| base(250 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = Vec::new();
+        let writes = |steps: &mut Vec<Step>| {
+            steps.extend(workload(seed + steps.len() as u64, 100 << 10, cluster as usize, 4));
+        };
+        writes(&mut steps);
+        steps.push(take_snapshot("one", false));
+        writes(&mut steps);
+        steps.push(take_snapshot("two", false));
+        writes(&mut steps);
+        steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
+        writes(&mut steps);
+        if version > 2 {
+            steps.push(grow(130 << 10, Preallocation::Off));
+        }
+        steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
+        steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
+        writes(&mut steps);
+        steps.extend([take_snapshot("three", true), delete_snapshot("one"), delete_snapshot("three")]);
+        writes(&mut steps);
+        let name = format!(
+            "snapshots, version {version}, clusters of {cluster}, {bits} bits, backing {with_backing}"
+        );
+        new_row(name, &small, backing, steps)
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+/// A snapshot with VM state, in place of those of its name or beside them.
+fn take_snapshot(name: &'static str, replace: bool) -> Step {
+    let make = move |node: Rc<Node>| {
+        let new = NewSnapshot { name: name.into(), vm_state_size: 9000, ..NewSnapshot::default() };
+        async move {
+            let snapshots = node.driver().snapshots().unwrap();
+            let done = if replace { snapshots.replace(&new).await } else { snapshots.create(&new).await };
+            done.map(drop)
+        }
+        .boxed_local()
+    };
+    change(if replace { "replace" } else { "create" }, make, move |seen| {
+        seen.snapshots.retain(|(other, _)| !replace || other != name);
+        seen.snapshots.push((name.into(), seen.content.clone()));
+    })
+}
+
+fn apply_snapshot(name: &'static str) -> Step {
+    let make = move |node: Rc<Node>| {
+        async move { node.driver().snapshots().unwrap().apply(&Selector::Name(name.into())).await }
+            .boxed_local()
+    };
+    change("apply", make, move |seen| {
+        let found = seen.snapshots.iter().find(|(other, _)| other == name);
+        seen.content.clone_from(&found.unwrap().1);
+    })
+}
+
+fn delete_snapshot(name: &'static str) -> Step {
+    let make = move |node: Rc<Node>| {
+        async move { node.driver().snapshots().unwrap().delete(&Selector::Name(name.into())).await }
+            .boxed_local()
+    };
+    change("delete", make, move |seen| seen.snapshots.retain(|(other, _)| other != name))
+}
+
+/// Bytes behind the disk, which nobody sees.
+fn store_vm_state() -> Step {
+    let make = |node: Rc<Node>| {
+        async move {
+            let bytes = Buffer::from_bytes(&[0x5a; 9000]).iov(9000);
+            node.driver().vm_state().unwrap().write(0, &bytes).await?;
+            node.flush().await
+        }
+        .boxed_local()
+    };
+    change("VM state", make, |_| {})
 }
 
 fn new_row(name: String, options: &CreateOptions, backing: Option<Vec<u8>>, steps: Vec<Step>) -> Row {
@@ -435,7 +561,7 @@ pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version:
     CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
 }
 
-fn overlay(options: CreateOptions) -> CreateOptions {
+pub(super) fn overlay(options: CreateOptions) -> CreateOptions {
     let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
     CreateOptions { backing_file, backing_format, ..options }
 }
