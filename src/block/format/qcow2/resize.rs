@@ -1,9 +1,9 @@
 //! Changing the size of the disk, and allocating clusters ahead of their use.
 //!
 //! Each step is one switch of the header, so that the image is of the old or the new size whenever the process
-//! dies. Growing switches to a longer L1 table first and to the new size last. Shrinking switches to the new size
-//! first; only then is what stood behind it given up (see [`super::shrink`]). So clusters may stay mapped behind
-//! the end, and an image that grows gives them up before they could be seen.
+//! dies. Growing switches to a longer L1 table first and to the new size last. Shrinking (see [`super::shrink`])
+//! switches to the new size first, and clusters may stay mapped behind the end: an image that grows gives them up
+//! before they could be seen.
 
 use super::cache::Piece;
 use super::driver::{Qcow2, l2_slices};
@@ -23,16 +23,18 @@ impl Qcow2 {
     /// Changes the size of the disk. No request is in flight.
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
-        self.prepare_change().await?;
-        if size > self.size.get() {
-            // It stands where the disk will be.
-            self.discard_vm_state().await?;
-        }
-        self.begin_bitmap_resize().await?;
         let old = self.size.get();
-        if size < old {
-            return self.shrink(size, preallocation).await;
+        if size < old && preallocation != Preallocation::Off {
+            let what = "Preallocation can only be used for growing images";
+            return Err(Error::new(Kind::InvalidArgument, what));
         }
+        self.prepare_change().await?;
+        self.begin_bitmap_resize().await?;
+        if size < old {
+            return self.shrink(size).await;
+        }
+        // What stands where the disk will be.
+        self.discard_vm_state().await?;
         self.l2.set_capacity(l2_slices(self.geometry, size));
         self.drop_behind(old).await?;
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;

@@ -487,7 +487,7 @@ fn snapshots_change(seed: u64) -> Vec<Row> {
         steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
         writes(&mut steps);
         if version > 2 {
-            steps.push(grow(130 << 10, Preallocation::Off));
+            steps.push(resize(130 << 10, Preallocation::Off));
         }
         steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
         steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
