@@ -8,3 +8,4 @@ mod interop;
 mod memory;
 mod model;
 mod operations;
+mod rows;
