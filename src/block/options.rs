@@ -36,6 +36,18 @@ impl CacheMode {
     }
 }
 
+/// What is done about writes of nothing but zeros (`detect-zeroes=` of QEMU's `-drive`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are not looked for.
+    #[default]
+    Off,
+    /// They become requests for zeros; the space stays.
+    On,
+    /// They become requests for zeros that may give back the space.
+    Unmap,
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -47,14 +59,20 @@ pub struct OpenOptions {
     pub cache: CacheMode,
     /// Discards reach the host file (`discard=unmap`).
     pub unmap: bool,
+    /// Whether writes of nothing but zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
     /// Take no locks, and open although others write (`-U`).
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
     pub exclusive: bool,
+    /// Whether a qcow2 image's refcounts may be written late; `None` does as the image says.
+    pub lazy_refcounts: Option<bool>,
     /// Open it for a check or a repair alone: damage is no reason to refuse it.
     pub check: bool,
-    /// Open the backing file too. `info` and `check` work on one image alone.
+    /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
+    /// The external data file, in place of the one that the top image names (`data-file.filename=`).
+    pub data_file: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -64,10 +82,13 @@ impl Default for OpenOptions {
             read_only: true,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            detect_zeroes: DetectZeroes::Off,
             force_share: false,
             exclusive: false,
+            lazy_refcounts: None,
             check: false,
             backing: true,
+            data_file: None,
         }
     }
 }

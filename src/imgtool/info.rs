@@ -3,6 +3,7 @@
 use super::getopt::{Flag, Parser};
 use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image, open};
+use crate::block::graph::bitmaps::BitmapInfo;
 use crate::block::graph::driver::{Qcow2Specifics, SnapshotInfo, Specifics};
 use crate::block::ops::info::{NodeInfo, inspect};
 use crate::block::options::OpenOptions;
@@ -115,10 +116,27 @@ fn qcow2_text(image: &NodeInfo, facts: &Qcow2Specifics) -> String {
     }
     text += "Format specific information:\n";
     for (name, value) in facts_of(facts) {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text += &format!("    {}: {value}\n", name.replace('-', " "));
+        text += &fact_text(name, &value, 1);
     }
     text
+}
+
+/// A fact for people: lists and what is in them are indented, `level` times.
+fn fact_text(name: &str, value: &Value, level: usize) -> String {
+    let head = format!("{}{}:", "    ".repeat(level), name.replace('-', " "));
+    match value {
+        Value::Array(items) => {
+            let items = items.iter().enumerate();
+            let items = items.map(|(at, item)| fact_text(&format!("[{at}]"), item, level + 1));
+            format!("{head}\n{}", items.collect::<String>())
+        }
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, member)| fact_text(name, member, level + 1));
+            format!("{head}\n{}", members.collect::<String>())
+        }
+        Value::String(text) => format!("{head} {text}\n"),
+        plain => format!("{head} {plain}\n"),
+    }
 }
 
 /// The facts that only qcow2 has, by the names that programs know; an old version has fewer.
@@ -128,12 +146,23 @@ fn facts_of(facts: &Qcow2Specifics) -> Vec<(&'static str, Value)> {
     if new {
         list.push(("lazy-refcounts", json!(facts.lazy_refcounts)));
     }
+    if !facts.bitmaps.is_empty() {
+        list.push(("bitmaps", facts.bitmaps.iter().map(bitmap_json).collect()));
+    }
     list.push(("refcount-bits", json!(facts.refcount_bits)));
     if new {
+        list.extend(facts.data_file.as_ref().map(|name| ("data-file", json!(name))));
+        list.extend(facts.data_file_raw.map(|raw| ("data-file-raw", json!(raw))));
         list.push(("corrupt", json!(facts.corrupt)));
         list.push(("extended-l2", json!(facts.extended_l2)));
     }
     list
+}
+
+fn bitmap_json(bitmap: &BitmapInfo) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.enabled)];
+    let flags: Vec<&str> = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
+    json!({"flags": flags, "name": bitmap.name, "granularity": bitmap.granularity})
 }
 
 fn child_text(file: &NodeInfo) -> String {

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod data_file;
 mod fixture;
 mod hostile;
 mod interop;
 mod locks;
 mod model;
 mod open;
+mod zeroes;

@@ -4,6 +4,7 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
+use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -15,6 +16,8 @@ use std::rc::Rc;
 pub enum ChildRole {
     /// Where the format's bytes are.
     File,
+    /// Where the guest's data is, if not there.
+    Data,
     /// What unallocated clusters read as.
     Backing,
 }
@@ -138,6 +141,11 @@ pub trait Driver {
         None
     }
 
+    /// Persistent dirty bitmaps, where the format stores them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+
     /// The consistency check, where the format has one.
     fn checker(&self) -> Option<&dyn Check> {
         None
@@ -225,12 +233,18 @@ pub struct Qcow2Specifics {
     pub dirty: bool,
     /// Subclusters (incompatible bit 4).
     pub extended_l2: bool,
+    /// The external data file's name as written in the header.
+    pub data_file: Option<String>,
+    /// There is one (incompatible bit 2), and whether it is a valid raw image (autoclear bit 1).
+    pub data_file_raw: Option<bool>,
     /// Cluster size in bytes.
     pub cluster_size: u64,
     /// The backing file's name as written in the header.
     pub backing_file: Option<String>,
     /// The backing file's format as written in the header extension.
     pub backing_format: Option<String>,
+    /// Persistent bitmaps, in the order of the directory; none where autoclear bit 0 is clear.
+    pub bitmaps: Vec<BitmapInfo>,
     /// Internal snapshots, in the order of the snapshot table.
     pub snapshots: Vec<SnapshotInfo>,
 }

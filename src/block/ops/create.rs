@@ -6,8 +6,9 @@
 use crate::block::aio::Engine;
 use crate::block::format::qcow2;
 use crate::block::graph::{Driver, Node};
+use crate::block::open::{check_protocol, sibling};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
-use crate::block::protocol::file::FileDriver;
+use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
 use crate::util::size::{SizeError, parse_size};
@@ -167,17 +168,17 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("compat", Text, "version of the format: 1.1 (or v3), 0.10 (or v2)"),
     CreateOption::new("backing_file", Text, "file that holds what is not in this image"),
     CreateOption::new("backing_fmt", Text, "format of that file"),
-    CreateOption::new("data_file", Text, "file that holds the data").later(),
-    CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image").only("off"),
+    CreateOption::new("data_file", Text, "file that holds the data"),
+    CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image"),
     CreateOption::new("lazy_refcounts", Switch, "write refcounts late").default("off"),
     CreateOption::new("refcount_bits", Number, "width of a refcount").default("16"),
 ];
 const RAW: &[CreateOption] = &[SIZE];
 /// What the host file adds.
 const FILE: &[CreateOption] = &[
-    CreateOption::new("nocow", Switch, "no copy-on-write on btrfs").only("off"),
+    CreateOption::new("nocow", Switch, "no copy-on-write on btrfs"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, falloc, full"),
-    CreateOption::new("extent_size_hint", Size, "smallest extent on XFS").only("0"),
+    CreateOption::new("extent_size_hint", Size, "smallest extent on XFS"),
 ];
 
 /// The options that a new image of some format can have.
@@ -312,9 +313,19 @@ pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
 }
 
 /// The bytes of a new image matter only when it is complete.
-fn new_file(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
+fn new_file(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<FileDriver> {
+    let attributes = file_attributes(values)?;
     let options = OpenOptions { cache: CacheMode::WRITEBACK, read_only: false, ..OpenOptions::default() };
-    FileDriver::create(engine, filename, &options)
+    let file = FileDriver::create(engine, filename, &options)?;
+    file.set_attributes(attributes);
+    Ok(file)
+}
+
+fn file_attributes(values: &Values) -> Result<FileAttributes> {
+    let hint = values.get("extent_size_hint").and_then(|hint| hint.parse::<u64>().ok());
+    let hint = hint.map_or(Ok(DEFAULT_EXTENT_SIZE_HINT), u32::try_from);
+    let extent_size_hint = hint.map_err(|_| invalid("Extent size hint is too large"))?;
+    Ok(FileAttributes { nocow: values.switch("nocow"), extent_size_hint })
 }
 
 async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
@@ -327,7 +338,7 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
     };
     let size = values.size().unwrap_or(0);
     let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
-    let file = new_file(engine, filename)?;
+    let file = new_file(engine, filename, values)?;
     file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))?;
     // The disk must not look like an image of another format that was in the file.
     let first = usize::try_from(size.min(512)).unwrap_or(0);
@@ -337,9 +348,31 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
 async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
     let options = qcow2_options(values)?;
     options.validate()?;
-    let file = Node::new(filename, Box::new(new_file(engine, filename)?));
-    let done = qcow2::create(engine, &file, &options).await;
+    let file = new_file(engine, filename, values)?;
+    let data = match &options.data_file {
+        Some(name) => Some(new_data_file(engine, &file, filename, name, values)?),
+        None => None,
+    };
+    let file = Node::new(filename, Box::new(file));
+    let done = qcow2::create(engine, &file, data.as_ref(), &options).await;
     done.and(file.close().await).map_err(|error| explain_too_large(error, values))
+}
+
+/// The data file of a new image, where the image will look for it: in its own folder.
+fn new_data_file(
+    engine: &Rc<Engine>,
+    image: &FileDriver,
+    filename: &str,
+    name: &str,
+    values: &Values,
+) -> Result<Rc<Node>> {
+    check_protocol(name)?;
+    let name = sibling(filename, name);
+    let file = new_file(engine, &name, values)?;
+    if file.identity() == image.identity() {
+        return Err(invalid("The data file must be another file than the image").path(filename));
+    }
+    Ok(Node::new(name, Box::new(file)))
 }
 
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
@@ -377,6 +410,8 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
+        data_file: values.get("data_file").map(str::to_owned),
+        data_file_raw: values.switch("data_file_raw"),
         preallocation,
     })
 }
@@ -458,11 +493,11 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "data_file=d", "extended_l2=on", "nocow=on"] {
+        for given in ["encryption=on", "extended_l2=on"] {
             let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.message().contains(given), "{}", error.message());
         }
-        let fine = "encryption=no,data_file_raw=off,extended_l2=false,nocow=off";
+        let fine = "encryption=no,extended_l2=false";
         assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");

@@ -1,16 +1,19 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
+use super::bitmap::{BITMAPS_VALID, BitmapList};
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
+use super::data::DataFile;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
-use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
+use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
@@ -46,10 +49,14 @@ pub struct Image {
     snapshot_table: Range<u64>,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
+    /// Refcounts may be written late.
+    lazy_refcounts: bool,
+    data: Option<Rc<Node>>,
+    bitmaps: BitmapList,
 }
 
 impl Image {
-    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    /// Reads and checks header, L1 table, refcount table, snapshot table and bitmap directory.
     ///
     /// # Errors
     /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
@@ -67,7 +74,7 @@ impl Image {
     /// As [`Image::read`].
     pub async fn read_for_check(file: &Rc<Node>) -> Result<Image> {
         let image = Image::read_tables(file, Header::read(file).await?).await?;
-        Ok(Image { for_check: true, ..image })
+        Ok(Image { for_check: true, lazy_refcounts: false, ..image })
     }
 
     /// As [`Image::read`], for an image that is to be written: refcounts that a writer left behind (the dirty bit)
@@ -80,7 +87,8 @@ impl Image {
         if image.header.incompatible & (DIRTY | CORRUPT) != DIRTY {
             return Ok(image);
         }
-        let unclean = Image { for_check: true, ..image }.into_qcow2(engine, None, false)?;
+        let unclean =
+            Image { for_check: true, lazy_refcounts: false, ..image }.into_qcow2(engine, None, false)?;
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
             None if report.check_errors == 0 => Image::read(file).await,
@@ -98,9 +106,23 @@ impl Image {
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
+        let bitmaps = BitmapList::read(file, &header).await?;
+        overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
         let file = file.clone();
-        let for_check = false;
-        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, for_check };
+        let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
+        let image = Image {
+            header,
+            file,
+            active,
+            refcounts,
+            overlap,
+            snapshots,
+            snapshot_table,
+            for_check: false,
+            lazy_refcounts,
+            data: None,
+            bitmaps,
+        };
         image.note_metadata();
         Ok(image)
     }
@@ -113,6 +135,34 @@ impl Image {
     /// The backing file's format, where the header has it.
     pub fn backing_format(&self) -> Option<String> {
         self.header.backing_format()
+    }
+
+    /// Says whether refcounts may be written late, whatever the header says of it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for an image that has no dirty bit to tell of it.
+    pub fn set_lazy_refcounts(&mut self, lazy: bool) -> Result<()> {
+        if lazy && !self.header.is_v3() {
+            let what = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
+            return Err(Error::new(Kind::InvalidArgument, what).remedy("leave out lazy-refcounts=on"));
+        }
+        self.lazy_refcounts = lazy;
+        Ok(())
+    }
+
+    /// Whether the guest's data is in a file of its own, which [`Image::set_data_file`] takes.
+    pub fn needs_data_file(&self) -> bool {
+        self.header.incompatible & EXTERNAL_DATA != 0
+    }
+
+    /// The data file's name, where the header has it.
+    pub fn data_file(&self) -> Option<String> {
+        self.header.data_file()
+    }
+
+    /// The file that the guest's data is in. Without it nothing but metadata can be read.
+    pub fn set_data_file(&mut self, data: Rc<Node>) {
+        self.data = Some(data);
     }
 
     /// The driver of the image over `backing`.
@@ -139,6 +189,10 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let external = self.header.incompatible & EXTERNAL_DATA != 0;
+        let raw = self.header.upheld() & DATA_FILE_RAW != 0;
+        let bitmaps = if self.bitmaps.is_empty() { 0 } else { BITMAPS_VALID };
+        let kept = self.header.upheld() | bitmaps;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -149,7 +203,10 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
-            autoclear: Cell::new(self.header.autoclear),
+            for_check: self.for_check,
+            lazy_refcounts: self.lazy_refcounts,
+            autoclear: Cell::new(self.header.autoclear & !kept),
+            data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -158,6 +215,7 @@ impl Image {
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
             snapshot_table: RefCell::new(self.snapshot_table),
+            bitmaps: self.bitmaps,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -213,12 +271,18 @@ pub(super) struct Qcow2 {
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
+    /// It is checked or repaired; nobody else uses it.
+    pub(super) for_check: bool,
+    /// Refcounts may be written after what relies on them.
+    pub(super) lazy_refcounts: bool,
     /// As it is on disk; changed by [`Qcow2::change_header`].
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that are not yet known to be gone from the disk.
+    /// Autoclear bits that we do not keep true, and that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// Where the guest's data is, if not in `file`.
+    pub(super) data_file: Option<DataFile>,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
@@ -227,6 +291,7 @@ pub(super) struct Qcow2 {
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
+    pub(super) bitmaps: BitmapList,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -262,8 +327,10 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
-        let backing = self.backing.iter().map(|node| (ChildRole::Backing, node.clone()));
-        std::iter::once((ChildRole::File, self.file.clone())).chain(backing).collect()
+        let data = self.data_file.as_ref().and_then(|data| data.node.as_ref());
+        let data = data.map(|node| (ChildRole::Data, node.clone()));
+        let backing = self.backing.as_ref().map(|node| (ChildRole::Backing, node.clone()));
+        std::iter::once((ChildRole::File, self.file.clone())).chain(data).chain(backing).collect()
     }
 
     fn limits(&self) -> Limits {
@@ -283,6 +350,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             Box::pin(self.prepare_change()).await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -339,11 +407,18 @@ impl Driver for Qcow2 {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: false,
+            data_file: header.data_file(),
+            data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            bitmaps: self.bitmaps.infos(),
             snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
 
     fn checker(&self) -> Option<&dyn Check> {

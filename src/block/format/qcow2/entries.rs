@@ -18,7 +18,7 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = !(COPIED | OFFSET);
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 /// Compressed data is counted in sectors of this many bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Why an entry cannot be used.
 pub(super) type Malformed = &'static str;
@@ -116,6 +116,19 @@ impl L2Entry {
             (true, 0) => Ok(L2Entry::Zero { host: None, copied: false }),
             (true, _) => Ok(L2Entry::Zero { host: Some(HostOffset(offset)), copied }),
             (false, _) => Ok(L2Entry::Data { host: HostOffset(offset), copied }),
+        }
+    }
+
+    /// As [`L2Entry::decode`], of an image with an external data file: offset 0 is a place for data, which the
+    /// copied flag tells from no place, and nothing is compressed.
+    pub(super) fn decode_external(raw: u64, geometry: Geometry) -> Result<L2Entry, Malformed> {
+        if raw & COMPRESSED != 0 {
+            return Err("is compressed, but the image has an external data file");
+        }
+        match raw & !ZERO {
+            COPIED if raw & ZERO != 0 => Ok(L2Entry::Zero { host: Some(HostOffset(0)), copied: true }),
+            COPIED => Ok(L2Entry::Data { host: HostOffset(0), copied: true }),
+            _ => L2Entry::decode(raw, geometry, true),
         }
     }
 
@@ -222,7 +235,7 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
         return Err("unaligned");
     }
     // Not bound to 56 bits as other offsets are, but no file is longer.
-    if raw > i64::MAX as u64 {
+    if raw > i64::MAX as u64 - geometry.cluster_size() {
         return Err("out of range");
     }
     Ok(Some(HostOffset(raw)))

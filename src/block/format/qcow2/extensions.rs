@@ -9,6 +9,8 @@ use crate::block::{Error, Kind, Result};
 
 /// Format of the backing file, a string.
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Name of the external data file, a string.
+pub(super) const DATA_FILE: u32 = 0x4441_5441;
 /// Names of feature bits.
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where persistent bitmaps are.
@@ -59,30 +61,6 @@ pub(super) fn encode(extensions: &[Extension]) -> Vec<u8> {
     }
     out.extend([0; 8]);
     out
-}
-
-/// The bitmaps extension (specification: "Bitmaps extension").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BitmapsExtension {
-    /// How many bitmaps.
-    pub(super) count: u32,
-    /// Bytes of the directory.
-    pub(super) directory_size: u64,
-    /// Where the directory stands.
-    pub(super) directory_offset: u64,
-}
-
-impl BitmapsExtension {
-    /// Finds it among `extensions`.
-    pub(super) fn find(extensions: &[Extension]) -> Option<BitmapsExtension> {
-        let data = &extensions.iter().find(|extension| extension.magic == BITMAPS)?.data;
-        let (count, size, offset) = (data.get(..4)?, data.get(8..16)?, data.get(16..24)?);
-        Some(BitmapsExtension {
-            count: be32(count),
-            directory_size: be64(size),
-            directory_offset: be64(offset),
-        })
-    }
 }
 
 /// The name that the image's own table gives to an incompatible feature bit.

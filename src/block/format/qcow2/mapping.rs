@@ -144,15 +144,37 @@ impl Qcow2 {
 
     /// Decodes the entry at `index` of a slice.
     pub(super) fn entry(&self, slice: &Piece, index: usize) -> Result<L2Entry> {
-        L2Entry::decode(slice.entry(index), self.geometry, self.v3).map_err(|what| {
+        let raw = slice.entry(index);
+        let entry = match self.has_data_file() {
+            true => L2Entry::decode_external(raw, self.geometry),
+            false => L2Entry::decode(raw, self.geometry, self.v3),
+        };
+        entry.map_err(|what| {
             let message =
                 format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
             Error::new(Kind::Corrupt, message)
         })
     }
 
+    /// Refuses a cluster of a data file that is not in its place.
+    fn check_external(&self, entry: L2Entry, at: GuestOffset) -> Result<()> {
+        match entry {
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }
+                if self.has_data_file() && host.0 != at.0 =>
+            {
+                let message = format!(
+                    "External data file host cluster offset {:#x} does not match guest cluster offset: {:#x}",
+                    host.0, at.0
+                );
+                Err(Error::new(Kind::Corrupt, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
         let first = self.entry(slice, slot.index)?;
+        self.check_external(first, self.geometry.guest_start(at))?;
         let (skip, size) = (self.geometry.in_cluster(at.0), self.geometry.cluster_size());
         let mut covered = size - skip;
         if covered < len {

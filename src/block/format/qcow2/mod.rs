@@ -4,7 +4,8 @@
 //!   header ─▶ L1 table ─▶ L2 tables ─▶ clusters        what the guest sees     (mapping)
 //!        │                                  ▲
 //!        ├──▶ refcount table ─▶ refcount blocks         who uses a cluster      (refcount)
-//!        └──▶ snapshot table ─▶ other L1 tables         older views             (snapshot)
+//!        ├──▶ snapshot table ─▶ other L1 tables         older views             (snapshot)
+//!        └──▶ bitmap directory ─▶ tables ─▶ bits         what was written         (bitmap)
 //! ```
 //!
 //! | on disk | verbs |
@@ -17,6 +18,7 @@
 //! | | `driver`: the whole as a node |
 
 mod alloc;
+mod bitmap;
 mod cache;
 mod check;
 mod codec;

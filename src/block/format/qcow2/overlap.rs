@@ -1,8 +1,8 @@
 //! Where the metadata is, so that no write of anything else hits it.
 //!
 //! Checked before every write of data and metadata, in release builds too: the header, the active L1 table and
-//! the L2 tables it names, the refcount table and its blocks, the snapshot table and the snapshots' L1 tables
-//! (what QEMU checks by default). Tables of one cluster are bits in a sparse map, so that a check costs one
+//! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1
+//! tables and the bitmap directory (what QEMU checks by default). Tables of one cluster are bits in a sparse map, so that a check costs one
 //! look-up; the rest is a short list of ranges.
 //!
 //! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
@@ -23,6 +23,7 @@ pub(super) enum Metadata {
     RefcountBlock,
     SnapshotTable,
     InactiveL1,
+    BitmapDirectory,
 }
 
 impl Metadata {
@@ -35,6 +36,7 @@ impl Metadata {
             Metadata::RefcountBlock => "refcount block",
             Metadata::SnapshotTable => "snapshot table",
             Metadata::InactiveL1 => "inactive L1 table",
+            Metadata::BitmapDirectory => "bitmap directory",
         }
     }
 }

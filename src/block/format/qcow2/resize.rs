@@ -3,6 +3,7 @@
 //! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
 //! of the old or the new size whenever the process dies.
 
+use super::cache::Piece;
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
@@ -21,16 +22,22 @@ impl Qcow2 {
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
         self.prepare_change().await?;
+        self.begin_bitmap_resize().await?;
         let old = self.size.get();
         self.l2.set_capacity(l2_slices(self.geometry, size));
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
+        self.grow_data_file(old, size, preallocation).await?;
         if size > old {
             self.hide_backing(old, size).await?;
         }
+        // A raw data file decides what is read: all of it is mapped.
+        let tables_only = preallocation == Preallocation::Off && self.is_raw();
+        let preallocation = if tables_only { Preallocation::Metadata } else { preallocation };
         self.preallocate(old, size, preallocation).await?;
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
+        self.resize_bitmaps(size);
         self.file.flush().await
     }
 
@@ -112,6 +119,22 @@ impl Qcow2 {
         self.zero_clusters(GuestOffset(cluster_end), GuestOffset(end)).await
     }
 
+    /// Makes the data file as long as the disk, with zeros in what is added to the disk.
+    async fn grow_data_file(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+        if !self.has_data_file() || size < old {
+            return Ok(());
+        }
+        let node = self.data_node()?;
+        let stale = node.size().min(size);
+        if stale > old {
+            node.write_zeroes(old, stale - old, true).await?;
+        }
+        if node.size() < size || self.is_raw() && node.size() > size {
+            node.truncate(size, preallocation).await?;
+        }
+        Ok(())
+    }
+
     /// Allocates all clusters of a range that are not.
     async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         if mode == Preallocation::Off {
@@ -137,6 +160,9 @@ impl Qcow2 {
         let in_slice = (self.geometry.slice_entries() - slot.index) as u64;
         let wanted = self.geometry.clusters_for(to - at.0).min(in_slice);
         let free = (0..wanted as usize).take_while(|count| slice.entry(slot.index + count) == 0).count();
+        if self.has_data_file() {
+            return Ok(self.preallocate_placed(&slice, slot.index, at, free as u64));
+        }
         let new = self.reserve(free as u64).await?;
         let run = new.run;
         self.extend_file(run.first.0 + run.count, mode).await?;
@@ -155,6 +181,16 @@ impl Qcow2 {
         }
         new.keep();
         Ok(at.add(run.count << self.geometry.cluster_bits))
+    }
+
+    /// Maps a run to its place in the data file, where zeros are. Returns where it ended.
+    fn preallocate_placed(&self, slice: &Piece, index: usize, at: GuestOffset, count: u64) -> GuestOffset {
+        for count in 0..count {
+            let host = HostOffset(at.0 + (count << self.geometry.cluster_bits));
+            let entry = L2Entry::Data { host, copied: true };
+            self.l2.set_entry(slice, index + count as usize, entry.encode(self.geometry));
+        }
+        at.add(count << self.geometry.cluster_bits)
     }
 
     /// Writes zeros to clusters that nothing refers to.

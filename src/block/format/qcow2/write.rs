@@ -25,6 +25,8 @@ enum Target<'a> {
     Kept(HostOffset),
     /// Newly taken.
     New(Reserved<'a>),
+    /// Their place in the external data file, which nothing says yet; anything may stand there.
+    Placed(HostOffset),
 }
 
 /// The old content of a part of a cluster.
@@ -78,6 +80,9 @@ impl Qcow2 {
         let (target, clusters) = match self.kept_run(&slice, slot.index, clusters)? {
             Some((_, 0)) => return Ok(0),
             Some((host, count)) => (Target::Kept(host), count),
+            None if self.has_data_file() => {
+                (Target::Placed(HostOffset(start.0)), self.new_run(&slice, slot.index, clusters)?)
+            }
             None => {
                 let reserved = self.reserve(self.new_run(&slice, slot.index, clusters)?).await?;
                 let count = reserved.run.count;
@@ -134,12 +139,12 @@ impl Qcow2 {
     /// Writes `from` with the old content around it.
     async fn write_clusters(&self, target: &Target<'_>, at: GuestOffset, from: &Iov) -> Result<()> {
         let (host, untouched) = match target {
-            Target::Kept(host) => (*host, false),
+            Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), reserved.untouched),
         };
         let head_len = self.geometry.in_cluster(at.0);
         let end = at.add(from.len() as u64);
-        let tail_len = end.0.next_multiple_of(self.geometry.cluster_size()) - end.0;
+        let tail_len = self.cluster_end(end) - end.0;
         let head = self.old_content(self.geometry.guest_start(at), head_len, untouched).await?;
         let tail = self.old_content(end, tail_len, untouched).await?;
         let (mut start, mut first) = (host.add(head_len), at);
@@ -154,6 +159,12 @@ impl Qcow2 {
         }
         self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
+    }
+
+    /// Where the cluster that `end` is in or behind ends. A data file is no longer than the disk.
+    fn cluster_end(&self, end: GuestOffset) -> u64 {
+        let cluster_end = end.0.next_multiple_of(self.geometry.cluster_size());
+        if self.has_data_file() { cluster_end.min(self.size.get()).max(end.0) } else { cluster_end }
     }
 
     /// What stands in `len` bytes of one cluster now. `untouched`: what is not written reads as zeros.
@@ -196,7 +207,7 @@ impl Qcow2 {
     /// Shows the data that was written.
     fn link(&self, slice: &Piece, index: usize, clusters: u64, target: Target<'_>) -> Result<()> {
         let (host, new) = match &target {
-            Target::Kept(host) => (*host, false),
+            Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), true),
         };
         let old = (index..index + clusters as usize).map(|at| self.entry(slice, at));

@@ -7,6 +7,9 @@
 //! | compressed | zero | zero | zero (version 2: unallocated) |
 //! | zero with a cluster | zero | – | zero |
 //!
+//! In an external data file, which is not counted, the places of clusters that are zeroed by unmapping or
+//! discarded are given back to the host at once. A raw one takes the request itself, and no entry changes.
+//!
 //! Version 2 has no zero clusters: without a backing file unallocated ones do as well, with one both requests
 //! are refused, and the pipeline writes zeros.
 
@@ -14,7 +17,7 @@ use super::alloc::InFlight;
 use super::cache::Piece;
 use super::driver::Qcow2;
 use super::entries::L2Entry;
-use super::geometry::GuestOffset;
+use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
 use crate::block::{Error, Kind, Result};
 
@@ -32,7 +35,10 @@ enum Change {
 impl Qcow2 {
     /// Makes a range read as zeros.
     pub(super) async fn zero_disk(&self, at: GuestOffset, len: u64, may_unmap: bool) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
+        if self.is_raw() {
+            return self.data_node()?.write_zeroes(at.0, len, may_unmap).await;
+        }
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
@@ -53,7 +59,10 @@ impl Qcow2 {
 
     /// Gives up a range. Only whole clusters change.
     pub(super) async fn discard_disk(&self, at: GuestOffset, len: u64) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
+        if self.is_raw() {
+            return self.data_node()?.discard(at.0, len).await;
+        }
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
@@ -63,13 +72,14 @@ impl Qcow2 {
         }
     }
 
-    async fn begin_change(&self) -> Result<InFlight<'_>> {
+    async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {
         if !self.v3 && self.backing.is_some() {
             return Err(Error::new(Kind::Unsupported, "version 2 has no zero clusters"));
         }
         if self.must_prepare() {
             self.prepare_change().await?;
         }
+        self.bitmaps.note(at.0, len);
         Ok(self.users.enter())
     }
 
@@ -137,6 +147,11 @@ impl Qcow2 {
         let (slice, slot) = self.writable_slot(at).await?;
         for index in slot.index..slot.index + clusters as usize {
             self.change_entry(&slice, index, change)?;
+        }
+        if self.has_data_file() && change != Change::Keep {
+            // Under the lock, so that nobody writes there again before: entries on disk may still show the
+            // place, where zeros are as good as what was there.
+            self.discard_data(HostOffset(at.0), end.0.min(last.0) - at.0).await;
         }
         Ok(end)
     }

@@ -5,7 +5,6 @@
 //! are longer than the budget in all overlap, and are not followed any more.
 
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
-use super::super::extensions::{BitmapsExtension, be32, be64};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::overlap::{ClusterSet, Metadata};
 use super::super::snapshot::Snapshot;
@@ -14,14 +13,6 @@ use super::{Checker, tables};
 use crate::block::{Error, Kind, Result};
 use std::collections::BTreeMap;
 
-/// Autoclear: the bitmaps are valid.
-pub(super) const BITMAPS_VALID: u64 = 1;
-/// Most bitmaps of an image, as QEMU has it.
-const MAX_BITMAPS: u32 = 65535;
-/// Bytes of a bitmap directory entry before its name.
-const BITMAP_ENTRY: u64 = 24;
-/// A directory or a table of bitmaps that is longer than this is not followed.
-const MAX_BITMAP_TABLE: u64 = 64 << 20;
 /// Bytes of L2 tables that are read although they were read before.
 const READ_AGAIN: u64 = 64 << 20;
 /// Bytes of L1 tables of snapshots and of tables of bitmaps that are read.
@@ -81,9 +72,7 @@ impl Checker<'_> {
         self.tally.count(table.start, table.end - table.start, 1);
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
-        if image.header.borrow().autoclear & BITMAPS_VALID != 0 {
-            self.count_bitmaps().await?;
-        }
+        self.count_bitmaps().await?;
         self.count_refcount_blocks();
         Ok(())
     }
@@ -130,9 +119,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {
@@ -155,23 +149,13 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let found = BitmapsExtension::find(&self.image.header.borrow().extensions);
-        let Some(bitmaps) = found else { return Ok(()) };
-        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        if !self.tally.count(offset, bitmaps.directory_size, 1) {
+        let directory = self.image.bitmaps.place();
+        if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        let directory = self.image.file.read_bytes(offset, len as usize).await?;
-        let mut rest = &directory[..];
-        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
-            if (rest.len() as u64) < BITMAP_ENTRY {
-                break;
-            }
-            let (table, entries) = (be64(rest), u64::from(be32(&rest[8..])));
-            self.count_bitmap(table, (entries * ENTRY).min(MAX_BITMAP_TABLE)).await?;
-            let name = usize::from(rest[18]) << 8 | usize::from(rest[19]);
-            let len = BITMAP_ENTRY as usize + name + be32(&rest[20..]) as usize;
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+        for table in self.image.bitmap_tables() {
+            let range = table.range();
+            self.count_bitmap(range.start, range.end - range.start).await?;
         }
         Ok(())
     }

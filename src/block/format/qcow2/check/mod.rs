@@ -29,7 +29,7 @@ use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
-use count::{BITMAPS_VALID, Seen};
+use count::Seen;
 use references::{MAX_CLUSTERS, References};
 use std::ops::Range;
 use tables::TableReader;
@@ -90,6 +90,7 @@ impl<'a> Checker<'a> {
             references: References::new(clusters, geometry.refcount_max()),
             repair,
             zeros: image.v3,
+            external: image.has_data_file(),
             file_len,
             rebuild: false,
         };
@@ -106,7 +107,8 @@ impl<'a> Checker<'a> {
 
     async fn run(&mut self) -> Result<()> {
         if self.tally.repair.is_some() {
-            self.drop_unknown_autoclear_bits().await?;
+            // What relied on them is counted as leaked.
+            self.image.clear_autoclear().await?;
         }
         self.check_refcounts().await?;
         self.check_copied_flags().await?;
@@ -153,15 +155,6 @@ impl<'a> Checker<'a> {
         }
         self.tally.restore(found);
         self.tally.note_fixed(&before);
-        self.flush().await
-    }
-
-    /// Features that we do not know rely on these bits; their clusters are counted as leaked.
-    async fn drop_unknown_autoclear_bits(&self) -> Result<()> {
-        if self.image.header.borrow().autoclear & !BITMAPS_VALID == 0 {
-            return Ok(());
-        }
-        self.image.change_header(|header| header.autoclear &= BITMAPS_VALID).await?;
         self.flush().await
     }
 

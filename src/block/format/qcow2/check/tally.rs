@@ -1,7 +1,7 @@
 //! What a check has found so far: findings, and references to clusters. Knows the rules that entries of tables
 //! must keep; reads nothing.
 
-use super::super::entries::{RawL2, raw_l2};
+use super::super::entries::{RawL2, has_copied, raw_l2};
 use super::super::geometry::Geometry;
 use super::references::References;
 use super::tables::entries;
@@ -38,6 +38,8 @@ pub(super) struct Tally {
     pub(super) repair: Option<Repair>,
     /// The version has zero clusters.
     pub(super) zeros: bool,
+    /// Clusters of data are in a file of their own, where nothing is counted.
+    pub(super) external: bool,
     pub(super) file_len: u64,
     /// Refcounts are so wrong that they must be made anew.
     pub(super) rebuild: bool,
@@ -143,6 +145,11 @@ impl Tally {
         let mut expected = 0;
         for (index, raw) in entries(table).enumerate().filter(|&(_, raw)| raw != 0) {
             match raw_l2(raw, self.geometry) {
+                RawL2::Compressed { .. } if self.external => {
+                    self.corrupt(look.times, || {
+                        format!("ERROR compressed cluster {index} with data file, entry=0x{raw:x}")
+                    });
+                }
                 RawL2::Compressed { offset, len, copied } => {
                     self.count_compressed(offset, len, copied, look);
                 }
@@ -152,7 +159,8 @@ impl Tally {
                             format!("ERROR found l2 entry with reserved bits set: {raw:x}")
                         });
                     }
-                    if offset == 0 {
+                    // The copied flag tells the first cluster of a data file from none.
+                    if offset == 0 && !(self.external && has_copied(raw)) {
                         continue;
                     }
                     if !self.geometry.is_aligned(offset) && self.judge_unaligned(offset, zero, look) {
@@ -192,7 +200,9 @@ impl Tally {
             }
             *expected = offset + self.geometry.cluster_size();
         }
-        self.count(offset, self.geometry.cluster_size(), look.times);
+        if !self.external {
+            self.count(offset, self.geometry.cluster_size(), look.times);
+        }
     }
 
     fn count_compressed(&mut self, offset: u64, len: u64, copied: bool, look: Look) {

@@ -12,7 +12,7 @@
 //! [`log_writes`]: crate::block::filter::log_writes
 
 use super::memory::{Disk, Folder};
-use super::operations::{Expect, Row, Seen, Step, facts, is_full_sweep, observe, sweep_seed};
+use super::operations::{Expect, Row, Seen, Step, facts, is_dirty, is_full_sweep, observe, sweep_seed};
 use super::rows::{options, rows};
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::log_writes::{Entry, Log, Replay};
@@ -155,8 +155,9 @@ impl<'a> Judge<'a> {
 
     fn ask_qemu(&self, file: &[u8], at: usize) {
         self.folder.write("disk", file);
+        let repair = if is_dirty(file) { "-r all" } else { "" };
         // 3: leaks alone.
-        let status = self.folder.try_run("qemu-img check -f qcow2 disk").status.code();
+        let status = self.folder.try_run(&format!("qemu-img check {repair} -f qcow2 disk")).status.code();
         assert!(matches!(status, Some(0 | 3)), "{}: qemu-img check: {status:?}", self.place(at));
     }
 }
@@ -234,7 +235,10 @@ fn death_while_an_image_is_made_leaves_no_image_or_all_of_it() {
         let engine = Engine::new(Backend::Threads).unwrap();
         let (state, log) = (Rc::new(State::default()), Rc::new(Log::default()));
         let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
-        engine.block_on(create(&engine, &Node::new("log", Box::new(logged)), &options)).unwrap().unwrap();
+        engine
+            .block_on(create(&engine, &Node::new("log", Box::new(logged)), None, &options))
+            .unwrap()
+            .unwrap();
         let entries = log.entries().to_vec();
         let mut replay = Replay::new(&entries, &[]);
         loop {

@@ -101,7 +101,12 @@ pub(super) fn facts(driver: &dyn Driver) -> String {
     facts.replace("dirty: true", "dirty: false")
 }
 
-/// What the file of an image shows, opened read-only, and what is wrong with it.
+/// Whether an image was left with the dirty bit set.
+pub(super) fn is_dirty(bytes: &[u8]) -> bool {
+    bytes.len() > 79 && bytes[7] == 3 && bytes[79] & 1 == 1
+}
+
+/// What the file of an image shows, opened read-only, and what is wrong with it, after a dirty one was made right.
 pub(super) fn observe(
     engine: &Rc<Engine>,
     bytes: Vec<u8>,
@@ -109,7 +114,11 @@ pub(super) fn observe(
 ) -> Result<(Seen, CheckReport)> {
     let memory = |bytes| Rc::new(State { bytes: RefCell::new(bytes), ..State::default() });
     let backing = backing.map(|bytes| MemoryFile::node(engine, &memory(bytes.to_vec())));
-    let image = driver(engine, &memory(bytes), backing, true)?;
+    let (dirty, file) = (is_dirty(&bytes), memory(bytes));
+    if dirty {
+        driver(engine, &file, backing.clone(), false)?;
+    }
+    let image = driver(engine, &file, backing, true)?;
     engine
         .block_on(async {
             let report = image.check().await?;

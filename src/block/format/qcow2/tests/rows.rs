@@ -23,9 +23,11 @@ const SECTOR: usize = 512;
 pub(super) fn rows(seed: u64) -> Vec<Row> {
     let mut rows = writes(seed);
     rows.extend(copies_on_write(seed));
-    rows.push(snapshots_and_compressed_clusters(seed, 512));
-    rows.push(snapshots_and_compressed_clusters(seed, 4096));
-    rows.push(refcount_table_grows(seed));
+    rows.push(snapshots_and_compressed_clusters(seed, 512, false));
+    rows.push(snapshots_and_compressed_clusters(seed, 4096, false));
+    rows.push(snapshots_and_compressed_clusters(seed, 512, true));
+    rows.push(refcount_table_grows(seed, false));
+    rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
     rows.extend(repairs(seed));
     rows
@@ -56,14 +58,16 @@ fn copies_on_write(seed: u64) -> Vec<Row> {
 }
 
 /// An image that qemu-img made, with clusters that are shared.
-fn snapshots_and_compressed_clusters(seed: u64, cluster: usize) -> Row {
+fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, lazy: bool) -> Row {
     let folder = Folder::new();
     folder.write("bytes", &base(100 << 10));
-    folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o cluster_size={cluster} bytes disk"));
+    let lazily = if lazy { "on" } else { "off" };
+    let options = format!("cluster_size={cluster},lazy_refcounts={lazily}");
+    folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
     folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 30k'");
     folder.run("qemu-img snapshot -c one disk");
     folder.run("qemu-io -f qcow2 disk -c 'write -P 6 20k 30k'");
-    let name = format!("writes beside a snapshot and compressed clusters of {cluster}");
+    let name = format!("writes beside a snapshot and compressed clusters of {cluster}, lazy {lazily}");
     let steps = workload(seed, 100 << 10, cluster, 30);
     Row { name, bytes: folder.read("disk"), backing: None, steps, damaged: false }
 }
@@ -159,7 +163,7 @@ fn lose_refcount_block(bytes: &mut Vec<u8>, _cluster: usize) {
 }
 
 /// 512-byte clusters with 64-bit refcounts: the table outgrows its cluster again and again.
-fn refcount_table_grows(seed: u64) -> Row {
+fn refcount_table_grows(seed: u64, lazy_refcounts: bool) -> Row {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut steps = Vec::new();
     for at in (0..7 * (128 << 10)).step_by(128 << 10) {
@@ -169,7 +173,8 @@ fn refcount_table_grows(seed: u64) -> Row {
         steps.push(Step::Flush);
     }
     steps.extend(workload(seed, 1 << 20, 512, 10));
-    new_row("the refcount table grows".into(), &options(1 << 20, 512, 64, 3), None, steps)
+    let options = CreateOptions { lazy_refcounts, ..options(1 << 20, 512, 64, 3) };
+    new_row(format!("the refcount table grows, lazy {lazy_refcounts}"), &options, None, steps)
 }
 
 fn grows(seed: u64) -> Vec<Row> {
