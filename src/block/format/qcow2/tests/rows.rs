@@ -8,6 +8,7 @@ use crate::block::Error;
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
+use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::Repair;
 use crate::block::options::Preallocation;
 use futures_util::future::FutureExt;
@@ -30,6 +31,7 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
     rows.extend(repairs(seed));
+    rows.push(bitmaps(seed));
     rows
 }
 
@@ -129,6 +131,27 @@ fn repair(what: Repair) -> Step {
         .boxed_local()
     };
     change("repair", make, |_| {})
+}
+
+/// Operations on bitmaps. None is enabled: what a crash makes of those that are is told apart, with their tests.
+fn bitmaps(seed: u64) -> Row {
+    fn of(node: &Node) -> &dyn Bitmaps {
+        node.driver().bitmaps().unwrap()
+    }
+    let add = |name: &'static str| {
+        let make =
+            move |node: Rc<Node>| async move { of(&node).add(name, Some(512), false).await }.boxed_local();
+        change("add a bitmap", make, |_| {})
+    };
+    let merge = |node: Rc<Node>| async move { of(&node).merge("two", of(&node), "one").await }.boxed_local();
+    let clear = |node: Rc<Node>| async move { of(&node).clear("two").await }.boxed_local();
+    let remove = |node: Rc<Node>| async move { of(&node).remove("one").await }.boxed_local();
+    let mut steps = workload(seed, 100 << 10, 512, 4);
+    steps.extend([add("one"), add("two"), change("merge bitmaps", merge, |_| {})]);
+    steps.extend(workload(seed + 1, 100 << 10, 512, 4));
+    steps.extend([change("clear a bitmap", clear, |_| {}), change("remove a bitmap", remove, |_| {})]);
+    steps.extend(workload(seed + 2, 100 << 10, 512, 4));
+    new_row("bitmaps".into(), &options(100 << 10, 512, 16, 3), None, steps)
 }
 
 fn be64(bytes: &[u8], at: usize) -> usize {
