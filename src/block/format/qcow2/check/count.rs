@@ -141,9 +141,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {
