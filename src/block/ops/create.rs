@@ -160,7 +160,7 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation").later(),
     CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes").later(),
     CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
-    CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off").only("off"),
+    CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
     CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib").only("zlib"),
     SIZE,
@@ -363,6 +363,7 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         version,
         cluster_size: number("cluster_size"),
         refcount_bits: number("refcount_bits"),
+        extended_l2: values.switch("extended_l2"),
         lazy_refcounts: values.switch("lazy_refcounts"),
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
@@ -447,7 +448,7 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "data_file=d", "extended_l2=on", "compression_type=zstd", "nocow=on"] {
+        for given in ["encryption=on", "data_file=d", "compression_type=zstd", "nocow=on"] {
             let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.message().contains(given), "{}", error.message());
         }

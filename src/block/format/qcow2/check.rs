@@ -4,7 +4,7 @@
 //! working. The count is bounded by the length of the file: a reference behind its end is an error, not memory.
 
 use super::driver::Qcow2;
-use super::entries::{RawL2, decode_refcount_table, raw_l1, raw_l2};
+use super::entries::{RawL2, bitmap_damage, decode_refcount_table, l2_words, raw_l1, raw_l2};
 use super::extensions::{BitmapsExtension, be32, be64};
 use super::geometry::{ENTRY, HostCluster, HostOffset};
 use crate::block::graph::Driver;
@@ -153,8 +153,12 @@ impl<'a> Checker<'a> {
 
     fn count_l2(&mut self, l2: &[u64], active: bool) {
         let mut expected = 0;
-        for &raw in l2.iter().filter(|&&raw| raw != 0) {
+        for (index, words) in l2_words(l2, self.image.geometry).enumerate() {
+            let (raw, damage) = (words.descriptor, bitmap_damage(words, index, self.image.geometry));
+            let damaged = damage.is_some();
+            damage.into_iter().for_each(|what| self.corrupt(what));
             match raw_l2(raw, self.image.geometry) {
+                RawL2::Compressed { .. } if damaged => {}
                 RawL2::Compressed { offset, len, copied } => {
                     self.count_compressed(offset, len, copied, active)
                 }
@@ -325,7 +329,8 @@ impl<'a> Checker<'a> {
     }
 
     async fn check_copied_data(&mut self, l2: &[u64]) {
-        for &raw in l2 {
+        for words in l2_words(l2, self.image.geometry) {
+            let raw = words.descriptor;
             let RawL2::Standard { offset, .. } = raw_l2(raw, self.image.geometry) else { continue };
             if offset == 0 {
                 continue;

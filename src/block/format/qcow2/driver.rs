@@ -280,7 +280,7 @@ impl Driver for Qcow2 {
             refcount_bits: self.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
-            extended_l2: false,
+            extended_l2: self.geometry.extended_l2,
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),

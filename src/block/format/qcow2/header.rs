@@ -24,8 +24,10 @@ const V3_LEN: u32 = 104;
 pub(super) const DIRTY: u64 = 1;
 /// Incompatible: do not write.
 pub(super) const CORRUPT: u64 = 1 << 1;
+/// Incompatible: L2 entries are extended.
+pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// What this build has of the incompatible features.
-const SUPPORTED: u64 = DIRTY | CORRUPT;
+const SUPPORTED: u64 = DIRTY | CORRUPT | EXTENDED_L2;
 /// Compatible: refcounts may be updated late.
 pub(super) const LAZY_REFCOUNTS: u64 = 1;
 /// Names of incompatible bits 2 to 4, for images that do not name them themselves.
@@ -36,6 +38,8 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub(super) const MAX_SNAPSHOTS: u32 = 65536;
 pub(super) const MAX_BACKING_NAME: usize = 1023;
+/// Bytes of the smallest subcluster.
+const MIN_SUBCLUSTER: u64 = 512;
 pub(super) const MIN_CLUSTER_BITS: u32 = 9;
 pub(super) const MAX_CLUSTER_BITS: u32 = 21;
 
@@ -100,7 +104,11 @@ impl Header {
         let name_end = if field64(8) == 0 { 0 } else { extensions_end + field32(16) as usize };
         let header = Header {
             version,
-            geometry: Geometry { cluster_bits: field32(20), refcount_order },
+            geometry: Geometry {
+                cluster_bits: field32(20),
+                refcount_order,
+                extended_l2: v3_field(72) & EXTENDED_L2 != 0,
+            },
             size: field64(24),
             l1_entries: field32(36),
             l1_offset: HostOffset(field64(40)),
@@ -132,6 +140,10 @@ impl Header {
                 (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
             let message = format!("Unsupported qcow2 feature(s): {}", names.join(", "));
             return Err(Error::new(Kind::Unsupported, message));
+        }
+        if self.geometry.subcluster_size() < MIN_SUBCLUSTER {
+            let size = self.geometry.subcluster_size();
+            return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
         if self.compression_type != 0 {
             return Err(invalid("Compression type bit must be set for this compression type"));

@@ -34,11 +34,11 @@ impl Qcow2 {
     async fn read_place(&self, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
         match (place, &self.backing) {
             (Place::Data { host, .. }, _) => self.read_data(host, at, into).await,
-            (Place::Unallocated, Some(backing)) => backing.read(at.0, into).await,
+            (Place::Unallocated { .. }, Some(backing)) => backing.read(at.0, into).await,
             (Place::Compressed(data), _) => {
                 self.read_compressed(data, self.geometry.in_cluster(at.0) as usize, into).await
             }
-            (Place::Zero { .. } | Place::Unallocated, _) => {
+            (Place::Zero { .. } | Place::Unallocated { .. }, _) => {
                 into.fill(0, into.len(), 0);
                 Ok(())
             }

@@ -175,11 +175,25 @@ fn death_over_a_backing_file_leaves_a_consistent_image() {
 }
 
 #[test]
+fn death_between_subclusters_leaves_a_consistent_image() {
+    let options = CreateOptions { extended_l2: true, ..options(600 << 10, 16384, 16, 3) };
+    dies_well("subclusters", &options, None, 60);
+    let overlay = CreateOptions {
+        backing_file: Some("base".into()),
+        backing_format: Some("raw".into()),
+        preallocation: Preallocation::Metadata,
+        ..options
+    };
+    dies_well("subclusters of an overlay", &overlay, Some(base(350_000)), 40);
+}
+
+#[test]
 fn death_with_snapshots_and_compressed_clusters_leaves_a_consistent_image() {
-    for cluster in [512, 4096] {
+    for (cluster, extended) in [(512, "off"), (4096, "off"), (16384, "on")] {
         let folder = Folder::new();
         folder.write("bytes", &base(300 << 10));
-        folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o cluster_size={cluster} bytes disk"));
+        let options = format!("cluster_size={cluster},extended_l2={extended}");
+        folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
         folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 60k'");
         folder.run("qemu-img snapshot -c one disk");
         folder.run("qemu-io -f qcow2 disk -c 'write -P 6 50k 60k'");
