@@ -7,16 +7,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
 
+mod measure;
+
 use cowvm::block::Buffer;
 use cowvm::block::aio::{Backend, Engine};
-use cowvm::block::graph::Node;
 use cowvm::block::open::open;
 use cowvm::block::options::{CacheMode, OpenOptions};
-use std::cell::Cell;
+use measure::{Requests, median, option};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
-use std::time::Instant;
 
 const IMAGE_SIZE: u64 = 1 << 30;
 const REQUEST: u64 = 4096;
@@ -45,8 +44,14 @@ impl Workload {
         )
     }
 
-    fn step(&self) -> u64 {
-        if self.random { STRIDE } else { REQUEST }
+    fn requests(&self) -> Requests {
+        let step = if self.random { STRIDE } else { REQUEST };
+        Requests { write: self.write, size: REQUEST, step, depth: self.depth, count: self.count() }
+    }
+
+    fn options(&self) -> OpenOptions {
+        let cache = CacheMode::parse(self.cache()).unwrap();
+        OpenOptions { format: Some(self.format.into()), cache, ..OpenOptions::default() }
     }
 
     fn cache(&self) -> &'static str {
@@ -65,10 +70,6 @@ impl Workload {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let option = |name: &str| {
-        arguments.iter().position(|word| word == name).and_then(|at| arguments.get(at + 1)).cloned()
-    };
     let rounds = option("--rounds").map_or(5, |n| n.parse().unwrap());
     let only = option("--only").unwrap_or_default();
     let folder = tempfile::tempdir_in(option("--dir").unwrap_or_else(|| "target".into())).unwrap();
@@ -118,79 +119,17 @@ fn make_image(folder: &Path, format: &str) -> PathBuf {
 fn compare(workload: Workload, image: &Path, rounds: usize) {
     let engines = workload.engines();
     let mut theirs = vec![Vec::new(); engines.len()];
-    let mut ours = Vec::new();
-    run_cowvm(workload, image);
+    let (requests, options, mut ours) = (workload.requests(), workload.options(), Vec::new());
+    let arguments = ["-f", workload.format, image.to_str().unwrap()];
+    requests.cowvm(image, &options);
     for _ in 0..rounds {
         for (engine, times) in engines.iter().zip(&mut theirs) {
-            times.push(run_qemu(workload, image, engine));
+            times.push(requests.qemu(&arguments, workload.cache(), engine));
         }
-        ours.push(run_cowvm(workload, image));
+        ours.push(requests.cowvm(image, &options));
     }
     let rate = |times: &mut Vec<f64>| workload.count() as f64 / median(times) / 1000.0;
     let theirs: Vec<f64> = theirs.iter_mut().map(rate).collect();
     let (best, ours) = (theirs.iter().copied().fold(0.0, f64::max), rate(&mut ours));
     println!("| {} | {:.0} | {best:.0} | {ours:.0} | {:.2} |", workload.name(), theirs[0], ours / best);
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// Seconds that `qemu-img bench` says it took.
-fn run_qemu(workload: Workload, image: &Path, engine: &str) -> f64 {
-    let mut command = Command::new("qemu-img");
-    command.args(["bench", "-f", workload.format, "-t", workload.cache(), "-i", engine]);
-    command.args(["-c", &workload.count().to_string(), "-d", &workload.depth.to_string()]);
-    command.args(["-s", &REQUEST.to_string(), "-S", &workload.step().to_string()]);
-    if workload.write {
-        command.args(["-w", "--pattern=65"]);
-    }
-    let output = command.arg(image).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let seconds = text.split("Run completed in ").nth(1).and_then(|rest| rest.split(' ').next());
-    seconds.unwrap().parse().unwrap()
-}
-
-/// Seconds for the same requests in this process.
-fn run_cowvm(workload: Workload, image: &Path) -> f64 {
-    let engine = Engine::new(Backend::from_environment()).unwrap();
-    let options = OpenOptions {
-        format: Some(workload.format.into()),
-        read_only: !workload.write,
-        cache: CacheMode::parse(workload.cache()).unwrap(),
-        ..OpenOptions::default()
-    };
-    let node = engine.block_on(open(&engine, image.to_str().unwrap(), &options)).unwrap().unwrap();
-    let start = Instant::now();
-    engine.block_on(run_requests(&engine, &node, workload)).unwrap();
-    let seconds = start.elapsed().as_secs_f64();
-    engine.block_on(node.close()).unwrap().unwrap();
-    seconds
-}
-
-async fn run_requests(engine: &Rc<Engine>, node: &Rc<Node>, workload: Workload) {
-    let next = Rc::new(Cell::new(0));
-    let (done, finished) = async_channel::bounded(workload.depth as usize);
-    for _ in 0..workload.depth {
-        let (node, next, done) = (node.clone(), next.clone(), done.clone());
-        engine.spawn(async move {
-            let iov = Buffer::new(REQUEST as usize).iov(REQUEST as usize);
-            iov.fill(0, REQUEST as usize, 65);
-            while next.get() < workload.count() {
-                let offset = next.replace(next.get() + 1) * workload.step() % IMAGE_SIZE;
-                let result = if workload.write {
-                    node.write(offset, &iov).await
-                } else {
-                    node.read(offset, &iov).await
-                };
-                result.unwrap();
-            }
-            done.send(()).await.unwrap();
-        });
-    }
-    for _ in 0..workload.depth {
-        finished.recv().await.unwrap();
-    }
 }

@@ -20,6 +20,7 @@
 pub mod aio;
 pub mod drive;
 pub mod error;
+pub mod filter;
 pub mod format;
 pub mod graph;
 pub mod iov;

@@ -2,8 +2,12 @@
 //!
 //! Names that an image carries (of its backing file) are names of files and nothing else: no protocol, no
 //! JSON, no device is ever opened on an image's word.
+//!
+//! A user's name may begin with `blkdebug:CONFIG:`; then the image's file fails as the configuration says.
 
 use crate::block::aio::Engine;
+use crate::block::filter::BlkDebug;
+use crate::block::filter::blkdebug::{self, Faults};
 use crate::block::format::qcow2;
 use crate::block::format::raw::Raw;
 use crate::block::graph::{Driver, Node};
@@ -23,7 +27,8 @@ const MAX_CHAIN: usize = 256;
 /// # Errors
 /// In qemu-img's words, with the file that failed and a remedy.
 pub async fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
-    Opener { engine, chain: Vec::new() }.open(filename, options).await
+    let (filename, faults) = take_blkdebug(filename)?;
+    Opener { engine, chain: Vec::new(), faults }.open(filename, options).await
 }
 
 /// What is known while a chain is being opened.
@@ -31,6 +36,8 @@ struct Opener<'a> {
     engine: &'a Rc<Engine>,
     /// The files so far, from the top.
     chain: Vec<(u64, u64)>,
+    /// What the file of the first image is to suffer.
+    faults: Option<Rc<Faults>>,
 }
 
 impl Opener<'_> {
@@ -70,6 +77,15 @@ impl Opener<'_> {
         Ok(())
     }
 
+    /// The node of an image's file, with the faults that are meant for it above.
+    fn file_node(&mut self, filename: &str, file: FileDriver) -> Rc<Node> {
+        let file = Node::new(filename, Box::new(file));
+        match self.faults.take() {
+            Some(faults) => Node::new(filename, Box::new(BlkDebug::new(file, faults))),
+            None => file,
+        }
+    }
+
     fn open_raw(
         &mut self,
         file: FileDriver,
@@ -90,7 +106,7 @@ impl Opener<'_> {
                 .path(filename)
                 .remedy("use cache=writeback, or make the image larger with qemu-img resize"));
         }
-        let file = Node::new(filename, Box::new(file));
+        let file = self.file_node(filename, file);
         Ok(Node::new(filename, Box::new(Raw::new(file, guessed))))
     }
 
@@ -109,7 +125,7 @@ impl Opener<'_> {
             None => "check the image with: cowvm imgtool check",
         };
         let named = |error: Error| error.path(filename).remedy(remedy);
-        let image = qcow2::Image::read(&Node::new(filename, Box::new(file))).await.map_err(named)?;
+        let image = qcow2::Image::read(&self.file_node(filename, file)).await.map_err(named)?;
         let backing = match image.backing_file() {
             Some(name) if options.backing => {
                 Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
@@ -131,6 +147,23 @@ impl Opener<'_> {
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }
+}
+
+/// Reads the configuration that `blkdebug:CONFIG:FILE` names (none if CONFIG is empty). Returns FILE.
+fn take_blkdebug(filename: &str) -> Result<(&str, Option<Rc<Faults>>)> {
+    let Some(rest) = filename.strip_prefix("blkdebug:") else { return Ok((filename, None)) };
+    let Some((config, file)) = rest.split_once(':') else {
+        let message = "blkdebug requires both config file and image path";
+        return Err(Error::new(Kind::InvalidArgument, message).remedy("name it as blkdebug:CONFIG:FILE"));
+    };
+    let text = match config {
+        "" => String::new(),
+        path => std::fs::read_to_string(path).map_err(|error| {
+            Error::from_io(error).context("Could not read blkdebug config file").path(path)
+        })?,
+    };
+    let rules = blkdebug::parse(&text).map_err(|error| error.path(config))?;
+    Ok((file, Some(Faults::new(rules))))
 }
 
 /// A backing file's name is relative to the folder of the overlay that names it, unless it names a protocol.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod fixture;
+mod hostile;
 mod interop;
 mod locks;
 mod model;

@@ -4,7 +4,7 @@
 //! zeros. Where the format was guessed and not given, the guest must not be able to turn the disk into an
 //! image of another format: such a write of the first sector is refused.
 
-use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result, probe};
 use async_trait::async_trait;
@@ -86,16 +86,11 @@ impl Driver for Raw {
     }
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        Ok(BlockStatus {
-            len,
-            allocated: true,
-            // The file below knows.
-            data: false,
-            zero: false,
-            compressed: false,
-            mapped: Some((self.file.clone(), offset)),
-            recurse: true,
-        })
+        Ok(BlockStatus::of_file(&self.file, offset, len))
+    }
+
+    fn debug_event(&self, event: Event) {
+        self.file.debug_event(event);
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {

@@ -4,7 +4,7 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
-use crate::block::graph::Node;
+use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
@@ -50,6 +50,22 @@ pub struct BlockStatus {
     /// What the node below says of the mapped range counts too: data (raw), zeros (raw; an image whose
     /// clusters were allocated before anything was written to them).
     pub recurse: bool,
+}
+
+impl BlockStatus {
+    /// A range that is what it is in the node below.
+    pub fn of_file(file: &Rc<Node>, offset: u64, len: u64) -> BlockStatus {
+        BlockStatus {
+            len,
+            allocated: true,
+            // The file below knows.
+            data: false,
+            zero: false,
+            compressed: false,
+            mapped: Some((file.clone(), offset)),
+            recurse: true,
+        }
+    }
 }
 
 /// A format or protocol driver: one instance a node.
@@ -99,6 +115,9 @@ pub trait Driver {
     async fn close(&self) -> Result<()> {
         Ok(())
     }
+
+    /// The driver above is about to do this: `blkdebug` makes requests fail by it. Filters pass it on.
+    fn debug_event(&self, _event: Event) {}
 
     /// Space taken on the host, in bytes, where the driver knows.
     fn allocated_size(&self) -> Option<u64> {

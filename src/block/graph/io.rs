@@ -3,6 +3,7 @@
 //!
 //! Drivers contain none of this. A request that fits as it is goes straight through.
 
+use super::event::Event;
 use super::node::Node;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use std::ops::Range;
@@ -32,10 +33,14 @@ impl Node {
         let limits = self.driver.limits();
         self.check_writable(offset, from.len() as u64)?;
         let _change = self.changing();
-        if limits.request_alignment == 1 && self.fits(offset, from, u64::MAX) {
-            return self.driver.write(offset, from).await;
-        }
-        Box::pin(self.write_split(offset, from)).await
+        self.driver.debug_event(Event::Pwritev);
+        let done = if limits.request_alignment == 1 && self.fits(offset, from, u64::MAX) {
+            self.driver.write(offset, from).await
+        } else {
+            Box::pin(self.write_split(offset, from)).await
+        };
+        self.driver.debug_event(Event::PwritevDone);
+        done
     }
 
     /// Writes a copy of `bytes`.
@@ -47,6 +52,7 @@ impl Node {
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_writable(offset, len)?;
         let _change = self.changing();
+        self.driver.debug_event(Event::PwritevZero);
         let inner = self.aligned_inside(offset..offset + len);
         if inner.is_empty() {
             return self.write_zero_data(offset, len).await;
@@ -185,15 +191,17 @@ impl Node {
     /// Fills the blocks at both ends of `block` that a write of `inner` covers only in part.
     async fn read_around(&self, block: &Range<u64>, inner: Range<u64>, bounce: &Iov) -> Result<()> {
         let align = u64::from(self.driver.limits().request_alignment);
-        let mut ends = vec![block.start];
+        let mut ends = vec![(block.start, Event::PwritevRmwHead, Event::PwritevRmwAfterHead)];
         if block.end - block.start > align {
-            ends.push(block.end - align);
+            ends.push((block.end - align, Event::PwritevRmwTail, Event::PwritevRmwAfterTail));
         }
-        for at in ends {
+        for (at, before, after) in ends {
             let covered = inner.start <= at && at + align <= inner.end;
             if !covered && at < self.size() {
                 let part = bounce.slice((at - block.start) as usize, align as usize);
+                self.driver.debug_event(before);
                 self.driver.read(at, &part).await?;
+                self.driver.debug_event(after);
             }
         }
         Ok(())

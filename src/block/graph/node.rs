@@ -1,6 +1,7 @@
 //! A node: a driver instance with its name and what the pipeline must know of it.
 
 use super::driver::{ChildRole, Driver};
+use super::event::Event;
 use crate::block::Result;
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
@@ -53,6 +54,11 @@ impl Node {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.driver.size()
+    }
+
+    /// Tells the driver what the one above is about to do.
+    pub fn debug_event(&self, event: Event) {
+        self.driver.debug_event(event);
     }
 
     /// The node below in `role`.

@@ -16,6 +16,7 @@ use super::mapping::Slot;
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::Result;
+use crate::block::graph::Event;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -177,12 +178,14 @@ impl Drop for Reserved<'_> {
 impl Qcow2 {
     /// Takes up to `want` clusters that follow one another.
     pub(super) async fn reserve(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let (run, untouched) = self.refcounts.allocate(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched })
     }
 
     /// Takes exactly `want` clusters that follow one another.
     pub(super) async fn reserve_contiguous(&self, want: u64) -> Result<Reserved<'_>> {
+        self.file.debug_event(Event::ClusterAlloc);
         let run = self.refcounts.allocate_contiguous(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched: false })
     }
@@ -217,6 +220,7 @@ impl Qcow2 {
     }
 
     async fn release_run(&self, run: Run) {
+        self.file.debug_event(Event::ClusterFree);
         for cluster in run.first.0..run.first.0 + run.count {
             // An image whose refcount is 0 here already was damaged before; check says so.
             let _ = self.refcounts.decrement(HostCluster(cluster)).await;
@@ -267,6 +271,7 @@ impl Qcow2 {
         self.overlap.check(offset, bytes.len() as u64, None)?;
         self.overlap.add(Metadata::ActiveL2, new.run.first);
         self.l2.forget(offset, bytes.len() as u64);
+        self.file.debug_event(Event::L2AllocWrite);
         if let Err(error) = self.file.write_bytes(offset.0, &bytes).await {
             self.overlap.remove(Metadata::ActiveL2, new.run.first);
             return Err(error);
@@ -285,6 +290,7 @@ impl Qcow2 {
     async fn l2_table_content(&self, old: Option<HostOffset>) -> Result<Vec<u8>> {
         let size = self.geometry.cluster_size() as usize;
         let Some(old) = old else { return Ok(vec![0; size]) };
+        self.file.debug_event(Event::L2AllocCowRead);
         let mut bytes = self.file.read_bytes(old.0, size).await?;
         mark_shared(&mut bytes, self.geometry);
         Ok(bytes)

@@ -10,7 +10,7 @@
 use super::extensions::be64;
 use super::geometry::HostOffset;
 use crate::block::Result;
-use crate::block::graph::Node;
+use crate::block::graph::{Event, Node};
 use crate::block::range_lock::RangeLock;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -113,11 +113,13 @@ pub(super) struct Cache {
     /// Pieces that were changed since the last checkpoint.
     dirty: RefCell<HashSet<HostOffset, BuildHasherDefault<OffsetHasher>>>,
     loading: RangeLock,
+    /// What the file is told when a piece is read.
+    load: Event,
 }
 
 impl Cache {
-    /// A cache of `capacity` pieces of `piece_size` bytes.
-    pub(super) fn new(piece_size: u64, capacity: usize) -> Cache {
+    /// A cache of `capacity` pieces of `piece_size` bytes; `load` is told to the file when one is read.
+    pub(super) fn new(piece_size: u64, capacity: usize, load: Event) -> Cache {
         Cache {
             piece_size: piece_size as usize,
             capacity: Cell::new(capacity.max(4)),
@@ -125,6 +127,7 @@ impl Cache {
             clock: RefCell::default(),
             dirty: RefCell::default(),
             loading: RangeLock::default(),
+            load,
         }
     }
 
@@ -157,6 +160,7 @@ impl Cache {
         if let Some(piece) = self.get(offset) {
             return Ok(piece);
         }
+        file.debug_event(self.load);
         let bytes = file.read_bytes(offset.0, self.piece_size).await?;
         Ok(self.insert(Piece::new(offset, bytes)))
     }
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn clean_unused_pieces_leave_first_and_dirty_or_held_ones_never() {
-        let cache = Cache::new(512, 4);
+        let cache = Cache::new(512, 4, Event::None);
         let held = insert(&cache, 0);
         let dirty = insert(&cache, 512);
         set(&cache, &dirty, 24, 7);
@@ -278,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_takes_each_dirty_range_once_in_file_order() {
-        let cache = Cache::new(8192, 8);
+        let cache = Cache::new(8192, 8, Event::None);
         for at in [3u64, 1, 2] {
             let piece = cache.insert(Piece::new(HostOffset(at * 8192), vec![0; 8192]));
             set(&cache, &piece, 4800, at as u8);

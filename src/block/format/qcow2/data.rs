@@ -6,7 +6,7 @@
 
 use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
-use crate::block::graph::Node;
+use crate::block::graph::{Event, Node};
 use crate::block::{Iov, Result};
 use std::rc::Rc;
 
@@ -18,6 +18,7 @@ impl Qcow2 {
 
     /// Reads guest bytes from `at` on, which stand at `host`.
     pub(super) async fn read_data(&self, host: HostOffset, _at: GuestOffset, into: &Iov) -> Result<()> {
+        self.file.debug_event(Event::ReadAio);
         self.file.read(host.0, into).await
     }
 

@@ -10,7 +10,7 @@ use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
 use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
-use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
@@ -108,7 +108,7 @@ impl Image {
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
-            l2: Cache::new(geometry.slice_size(), slices),
+            l2: Cache::new(geometry.slice_size(), slices, Event::L2Load),
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),

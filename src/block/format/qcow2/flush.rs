@@ -18,6 +18,7 @@ use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, Header};
 use super::overlap::Metadata;
+use crate::block::graph::Event;
 use crate::block::{Error, Kind, Result};
 
 /// Adjacent pieces are written as one, up to this many bytes.
@@ -75,7 +76,9 @@ impl Qcow2 {
                 "the image is marked as corrupt; its metadata is not written",
             ));
         }
+        self.file.debug_event(Event::FlushToOs);
         self.write_back().await?;
+        self.file.debug_event(Event::FlushToDisk);
         self.flush_file().await?;
         self.release().await;
         Ok(())
@@ -178,11 +181,13 @@ impl Qcow2 {
     }
 
     async fn write_refcounts(&self, blocks: &[DirtyBytes], table: Table<'_>) -> Result<()> {
+        self.file.debug_event(Event::RefblockUpdate);
         self.write_merged(blocks, Metadata::RefcountBlock).await?;
         match table {
             Table::Groups(groups) if groups.is_empty() => Ok(()),
             Table::Groups(groups) => {
                 self.file.flush().await?;
+                self.file.debug_event(Event::ReftableUpdate);
                 self.write_all(&groups, Metadata::RefcountTable).await
             }
             Table::Moves(room, bytes) => self.move_refcount_table(room, &bytes).await,
@@ -193,8 +198,10 @@ impl Qcow2 {
     async fn move_refcount_table(&self, room: Reserved<'_>, bytes: &[u8]) -> Result<()> {
         let offset = self.geometry.start_of(room.run.first);
         self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::RefblockAllocWriteTable);
         self.file.write_bytes(offset.0, bytes).await?;
         self.file.flush().await?;
+        self.file.debug_event(Event::RefblockAllocSwitchTable);
         let clusters = room.run.count as u32;
         let switch = |header: &mut Header| {
             header.refcount_table_offset = offset;
@@ -213,11 +220,13 @@ impl Qcow2 {
             return Ok(());
         }
         self.flush_file().await?;
+        self.file.debug_event(Event::L2Update);
         self.write_merged(slices, Metadata::ActiveL2).await?;
         if l1.is_empty() {
             return Ok(());
         }
         self.file.flush().await?;
+        self.file.debug_event(Event::L1Update);
         self.write_all(l1, Metadata::ActiveL1).await
     }
 

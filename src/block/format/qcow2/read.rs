@@ -3,6 +3,7 @@
 use super::driver::Qcow2;
 use super::geometry::GuestOffset;
 use super::mapping::{Extent, Place, View};
+use crate::block::graph::Event;
 use crate::block::{Iov, Result};
 
 impl Qcow2 {
@@ -34,8 +35,12 @@ impl Qcow2 {
     async fn read_place(&self, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
         match (place, &self.backing) {
             (Place::Data { host, .. }, _) => self.read_data(host, at, into).await,
-            (Place::Unallocated { .. }, Some(backing)) => backing.read(at.0, into).await,
+            (Place::Unallocated { .. }, Some(backing)) => {
+                self.file.debug_event(Event::ReadBackingAio);
+                backing.read(at.0, into).await
+            }
             (Place::Compressed(data), _) => {
+                self.file.debug_event(Event::ReadCompressed);
                 self.read_compressed(data, self.geometry.in_cluster(at.0) as usize, into).await
             }
             (Place::Zero { .. } | Place::Unallocated { .. }, _) => {

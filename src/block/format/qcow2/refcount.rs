@@ -16,7 +16,7 @@ use super::entries::{decode_refcount_table, refcount, set_refcount, without_rese
 use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
 use super::overlap::{Metadata, Overlap};
-use crate::block::graph::Node;
+use crate::block::graph::{Event, Node};
 use crate::block::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -62,6 +62,7 @@ impl Refcounts {
     pub(super) async fn read(file: &Rc<Node>, header: &Header, overlap: &Rc<Overlap>) -> Result<Refcounts> {
         let geometry = header.geometry;
         let (offset, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
+        file.debug_event(Event::ReftableLoad);
         let bytes =
             file.read_bytes(offset.0, (u64::from(clusters) << geometry.cluster_bits) as usize).await?;
         let table = bytes.chunks_exact(ENTRY as usize).map(super::extensions::be64).collect();
@@ -72,7 +73,7 @@ impl Refcounts {
             table: RefCell::new(table),
             changed: RefCell::default(),
             place: Cell::new((offset, clusters)),
-            blocks: Cache::new(geometry.cluster_size(), blocks),
+            blocks: Cache::new(geometry.cluster_size(), blocks, Event::RefblockLoad),
             hint: Cell::new(0),
             untouched: Cell::new(geometry.clusters_for(file.size())),
             allocations: Cell::new(0),
@@ -326,6 +327,7 @@ impl Refcounts {
     /// Puts an empty block into the table, in memory.
     fn install_block(&self, block: u64, cluster: HostCluster) {
         let offset = self.geometry.start_of(cluster);
+        self.file.debug_event(Event::RefblockAlloc);
         let mut table = self.table.borrow_mut();
         if block as usize >= table.len() {
             table.resize(block as usize + 1, 0);

@@ -9,6 +9,7 @@ use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
 use super::header::{Header, MAX_L1_BYTES};
 use super::overlap::Metadata;
 use super::refcount::Run;
+use crate::block::graph::Event;
 use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
 
@@ -61,14 +62,17 @@ impl Qcow2 {
         if entries <= self.l1_entries() {
             return Ok(());
         }
+        self.file.debug_event(Event::L1GrowAllocTable);
         let new = self.reserve_contiguous(self.geometry.clusters_for(entries * ENTRY)).await?;
         self.flush_all().await?;
         let mut bytes: Vec<u8> = self.active.l1.borrow().iter().flat_map(|raw| raw.to_be_bytes()).collect();
         bytes.resize((entries * ENTRY) as usize, 0);
         let offset = self.geometry.start_of(new.run.first);
         self.overlap.check(offset, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::L1GrowWriteTable);
         self.file.write_bytes(offset.0, &bytes).await?;
         self.file.flush().await?;
+        self.file.debug_event(Event::L1GrowActivateTable);
         self.switch_size(self.size.get(), offset, entries).await?;
         new.keep();
         let old = (self.active.offset.replace(offset), self.l1_entries() * ENTRY);

@@ -15,6 +15,7 @@ use super::cache::Piece;
 use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
+use crate::block::graph::Event;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Iov, Result};
 use std::ops::Range;
@@ -46,6 +47,7 @@ impl Qcow2 {
             self.lookup(&self.active, at, want)?
             && len == want
         {
+            self.file.debug_event(Event::WriteAio);
             return self.write_data(host, at, from).await;
         }
         // Boxed, so that the future of the common case above stays small.
@@ -58,6 +60,7 @@ impl Qcow2 {
             let (to, rest) = (at.add(done as u64), from.len() - done);
             let extent = self.map(&self.active, to, rest as u64).await?;
             if let Place::Data { host, copied: true } = extent.place {
+                self.file.debug_event(Event::WriteAio);
                 self.write_data(host, to, &from.slice(done, extent.len as usize)).await?;
                 done += extent.len as usize;
             } else {
@@ -191,6 +194,7 @@ impl Qcow2 {
             parts.push(bytes);
         }
         let start = host.add(first.0 - self.geometry.guest_start(at).0);
+        self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
@@ -204,6 +208,7 @@ impl Qcow2 {
             (true, false) => Ok(Around::Bytes(self.zeros(len))),
             (false, _) => {
                 let bytes = Buffer::new(len as usize).iov(len as usize);
+                self.file.debug_event(Event::CowRead);
                 self.read_view(&self.active, at, &bytes).await?;
                 Ok(Around::Bytes(bytes))
             }

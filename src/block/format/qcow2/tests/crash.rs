@@ -1,230 +1,264 @@
-//! Death at every moment. A workload runs over a file that logs what reached it; then the file is rebuilt as a
-//! crash would leave it, and must be consistent (leaks are allowed) with everything in it that was flushed.
+//! Death at every moment: the crash sweep.
 //!
-//! * A killed process: every prefix of the log.
-//! * A power failure: everything up to a flush, and of what came after it any subset.
+//! Each row of the table of operations runs over a file whose changes are logged ([`log_writes`]). At every entry of
+//! the log the file is rebuilt as it would be found after
+//!
+//! * the death of the process: every entry so far is there;
+//! * a power failure: what was flushed is there, and of the rest some whole entries, or some sectors.
+//!
+//! Each such file opens, has no corruption (leaks are allowed), and shows what was flushed, with changes that are old
+//! or new as a whole. On a sample the real qemu-img checks it too, and on a sample it is written to again.
+//!
+//! [`log_writes`]: crate::block::filter::log_writes
 
-use super::memory::{Disk, Event, Folder, State, apply, driver};
-use super::model::{Model, Request, base, seed};
-use crate::block::Buffer;
+use super::memory::{Disk, Folder};
+use super::operations::{Expect, Row, Seen, Step, facts, is_full_sweep, observe, options, rows, sweep_seed};
 use crate::block::aio::{Backend, Engine};
-use crate::block::format::qcow2::CreateOptions;
-use crate::block::graph::Node;
-use crate::block::graph::driver::{Check, CheckReport};
-use crate::block::options::Preallocation;
-use rand::Rng;
-use rand::SeedableRng;
+use crate::block::filter::log_writes::{Entry, Log, Replay};
 use rand::rngs::StdRng;
-use std::cell::RefCell;
+use rand::{Rng, SeedableRng};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// A moment of the workload, by the length of the log.
-struct Flushed {
-    at: usize,
-    content: Vec<u8>,
+/// Files tried at a moment, besides that of a killed process.
+const POWER_FAILURES: usize = 3;
+/// Files tried of a row, unless all are.
+const POINTS: usize = 1500;
+/// How many of a row the real qemu-img looks at.
+const JUDGED_BY_QEMU: usize = 4;
+/// One of so many is written to again.
+const GOES_ON: usize = 20;
+
+/// A run of a row, as it was logged.
+pub(super) struct Recording {
+    pub(super) start: Seen,
+    /// What the header says after each step.
+    pub(super) facts: Vec<String>,
+    /// Entries of each step.
+    spans: Vec<Range<usize>>,
+    /// What discarded ranges became, in order.
+    discarded: Vec<Vec<u8>>,
+    entries: Vec<Entry>,
 }
 
-struct Run {
-    initial: Vec<u8>,
-    backing: Option<Vec<u8>>,
-    log: Vec<Event>,
-    flushes: Vec<Flushed>,
-    /// What was requested, and the length of the log when it was.
-    requests: Vec<(usize, Range<usize>)>,
-}
-
-/// Runs `steps` random requests on the image, one after another.
-fn record(initial: Vec<u8>, backing: Option<Vec<u8>>, cluster: u64, steps: usize, seed: u64) -> Run {
-    let disk = Disk::from_bytes(Backend::Auto, initial.clone(), backing.clone());
-    let mut model = Model::new(disk, cluster, seed);
-    let mut run = Run { initial, backing, log: Vec::new(), flushes: Vec::new(), requests: Vec::new() };
-    run.flushes.push(Flushed { at: 0, content: model.content.clone() });
-    for _ in 0..steps {
-        let size = model.content.len();
-        let start = model.rng.random_range(0..size / 512) * 512;
-        let len = (model.rng.random_range(1..=3 * cluster as usize / 512) * 512).min(size - start);
-        run.requests.push((model.disk.state.log.borrow().len(), start..start + len));
-        let request = model.request(len);
-        perform(&mut model, start, len, request);
-        if model.rng.random_range(0..8) == 0 {
-            model.disk.run(model.disk.node.flush()).unwrap();
-            let at = model.disk.state.log.borrow().len();
-            run.flushes.push(Flushed { at, content: model.content.clone() });
-        }
-    }
-    model.disk.close();
-    run.log = model.disk.state.log.take();
-    run
-}
-
-fn perform(model: &mut Model, start: usize, len: usize, request: Request) {
-    let (node, at) = (model.disk.node.clone(), start as u64);
-    match request {
-        Request::Read => {}
-        Request::Write(bytes) => {
-            model.disk.run(node.write(at, &Buffer::from_bytes(&bytes).iov(len))).unwrap();
-            model.content[start..start + len].copy_from_slice(&bytes);
-        }
-        Request::Zero(unmap) => {
-            model.disk.run(node.write_zeroes(at, len as u64, unmap)).unwrap();
-            model.content[start..start + len].fill(0);
-        }
-        Request::Discard => {
-            model.disk.run(node.discard(at, len as u64)).unwrap();
-            let now = model.disk.run(node.read_bytes(at, len)).unwrap();
-            model.content[start..start + len].copy_from_slice(&now);
-        }
-    }
-}
-
-impl Run {
-    /// The file after a power failure at `at`: of what was not flushed, only what `keep` says.
-    fn file_at(&self, at: usize, mut keep: impl FnMut() -> bool) -> Vec<u8> {
-        let flushed = self.log[..at].iter().rposition(|event| matches!(event, Event::Flush)).unwrap_or(0);
-        let mut bytes = self.initial.clone();
-        for (index, event) in self.log[..at].iter().enumerate() {
-            if let Event::Write(offset, data) = event
-                && (index < flushed || keep())
-            {
-                apply(&mut bytes, *offset, data);
-            }
-        }
-        bytes
-    }
-
-    /// The image is consistent, and reads as it was flushed but where it was written to since.
-    fn judge(&self, bytes: &[u8], at: usize) {
-        let (content, report) = self.open_after(bytes);
-        assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
-        let flushed = self.flushes.iter().rfind(|flushed| flushed.at <= at).unwrap();
-        let mut expected = flushed.content.clone();
-        for (_, range) in self.requests.iter().filter(|(start, _)| (flushed.at..=at).contains(start)) {
-            expected[range.clone()].copy_from_slice(&content[range.clone()]);
-        }
-        let differs = content.iter().zip(&expected).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "at {at} of {}", self.log.len());
-    }
-
-    /// What a file that a crash left holds, and what is wrong with it.
-    fn open_after(&self, bytes: &[u8]) -> (Vec<u8>, CheckReport) {
-        let engine = Engine::new(Backend::Threads).unwrap();
-        let state = Rc::new(State { bytes: RefCell::new(bytes.to_vec()), ..State::default() });
-        let backing = self.backing.clone().map(|bytes| {
-            let state = Rc::new(State { bytes: RefCell::new(bytes), ..State::default() });
-            super::memory::MemoryFile::node(&engine, &state)
+/// Runs a row, nothing going wrong.
+pub(super) fn record(row: &Row) -> Recording {
+    let disk = Disk::from_bytes(Backend::Auto, row.bytes.clone(), row.backing.clone());
+    let (start, _) = observe(&disk.engine, row.bytes.clone(), row.backing.as_deref()).unwrap();
+    let (mut spans, mut all_facts, mut discarded) = (Vec::new(), Vec::new(), Vec::new());
+    let mut expect = Expect::new(row, &[], start.clone());
+    for (index, step) in row.steps.iter().enumerate() {
+        let from = disk.log.len();
+        expect.begin(index);
+        disk.run(step.make(&disk.node)).unwrap();
+        spans.push(from..disk.log.len());
+        all_facts.push(facts(disk.node.driver()));
+        expect.end(index, |range| {
+            let now = disk.run(disk.node.read_bytes(range.start as u64, range.len())).unwrap();
+            discarded.push(now.clone());
+            now
         });
-        let image = driver(&engine, &state, backing, true).unwrap();
-        let report = engine.block_on(image.check()).unwrap().unwrap();
-        let node = Node::new("disk", Box::new(image));
-        let content = engine.block_on(node.read_bytes(0, node.size() as usize)).unwrap().unwrap();
-        (content, report)
+        expect.current.facts.clone_from(&all_facts[index]);
+        if let Step::Change(change) = step {
+            let (seen, _) = observe(&disk.engine, disk.bytes(), row.backing.as_deref()).unwrap();
+            assert!(seen == expect.current, "{}: {}", row.name, change.name);
+        }
+    }
+    disk.close();
+    assert!(!disk.log.has_overtaking(), "{}: two changes of one place at once", row.name);
+    let (seen, report) = observe(&disk.engine, disk.bytes(), row.backing.as_deref()).unwrap();
+    assert!(seen == expect.current, "{}", row.name);
+    assert_eq!(report.messages, [""; 0], "{}", row.name);
+    let entries = disk.log.entries().to_vec();
+    Recording { start, facts: all_facts, spans, discarded, entries }
+}
+
+/// What a row's files are judged by, as the log goes on.
+struct Judge<'a> {
+    row: &'a Row,
+    recording: &'a Recording,
+    engine: Rc<Engine>,
+    folder: Folder,
+    expect: Expect<'a>,
+    discarded: std::slice::Iter<'a, Vec<u8>>,
+    /// Steps that are over; the next one may have begun.
+    done: usize,
+    begun: bool,
+    points: usize,
+}
+
+impl<'a> Judge<'a> {
+    fn new(row: &'a Row, recording: &'a Recording) -> Judge<'a> {
+        let folder = Folder::new();
+        folder.write("base", row.backing.as_deref().unwrap_or_default());
+        Judge {
+            row,
+            recording,
+            engine: Engine::new(Backend::Threads).unwrap(),
+            folder,
+            expect: Expect::new(row, &recording.facts, recording.start.clone()),
+            discarded: recording.discarded.iter(),
+            done: 0,
+            begun: false,
+            points: 0,
+        }
     }
 
-    fn die_everywhere(&self, seed: u64) {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let folder = Folder::new();
-        folder.write("base", self.backing.as_deref().unwrap_or_default());
-        for at in 0..=self.log.len() {
-            let killed = self.file_at(at, || true);
-            self.judge(&killed, at);
-            self.judge(&self.file_at(at, || rng.random()), at);
-            if at % 100 == 50 {
-                folder.write("disk", &killed);
-                // 3: leaks alone.
-                let status = folder.try_run("qemu-img check -f qcow2 disk").status.code();
-                assert!(matches!(status, Some(0 | 3)), "qemu-img check: {status:?} at {at}");
+    /// The first `at` entries of the log were sent.
+    fn advance(&mut self, at: usize) {
+        while let Some(span) = self.recording.spans.get(self.done) {
+            if span.start > at {
+                return;
+            }
+            if !self.begun {
+                self.expect.begin(self.done);
+                self.begun = true;
+            }
+            if span.end > at {
+                return;
+            }
+            let discarded = &mut self.discarded;
+            self.expect.end(self.done, |_| discarded.next().unwrap().clone());
+            (self.done, self.begun) = (self.done + 1, false);
+        }
+    }
+
+    fn place(&self, at: usize) -> String {
+        let step = self.row.steps.get(self.done).map_or("the end".into(), Step::name);
+        format!("{}: entry {at} of {}, in {step}", self.row.name, self.recording.entries.len())
+    }
+
+    fn judge(&mut self, file: Vec<u8>, at: usize) {
+        let place = self.place(at);
+        let opened = observe(&self.engine, file.clone(), self.row.backing.as_deref());
+        let (seen, report) = opened.unwrap_or_else(|error| panic!("{place}: {error}"));
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{place}: {:?}", report.messages);
+        if let Err(what) = self.expect.judge(&seen) {
+            panic!("{place}: {what}");
+        }
+        self.points += 1;
+        if self.points % GOES_ON == 0 {
+            self.goes_on(file, &seen, &place);
+        }
+    }
+
+    /// Whoever finds the file can go on with it.
+    fn goes_on(&self, file: Vec<u8>, seen: &Seen, place: &str) {
+        let disk = Disk::from_bytes(Backend::Threads, file, self.row.backing.clone());
+        let mut content = seen.content.clone();
+        let middle = content.len() / 2;
+        for at in [0, middle, content.len() - 5000] {
+            disk.run(disk.node.write_bytes(at as u64, &[0xa7; 5000])).unwrap();
+            content[at..at + 5000].fill(0xa7);
+        }
+        disk.close();
+        let (after, report) = observe(&self.engine, disk.bytes(), self.row.backing.as_deref()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{place}: {:?}", report.messages);
+        assert!(after.content == content && after.snapshots == seen.snapshots, "{place}: written to again");
+    }
+
+    fn ask_qemu(&self, file: &[u8], at: usize) {
+        self.folder.write("disk", file);
+        // 3: leaks alone.
+        let status = self.folder.try_run("qemu-img check -f qcow2 disk").status.code();
+        assert!(matches!(status, Some(0 | 3)), "{}: qemu-img check: {status:?}", self.place(at));
+    }
+}
+
+/// One file that a power failure could leave: made of whole entries, or of sectors.
+fn power_failure(replay: &Replay<'_>, rng: &mut StdRng) -> Vec<u8> {
+    let (torn, likely) = (rng.random::<bool>(), rng.random_range(0.1..0.9));
+    let mut last = (usize::MAX, false);
+    replay.power_failure(|entry, _| {
+        if torn || entry != last.0 {
+            last = (entry, rng.random_bool(likely));
+        }
+        last.1
+    })
+}
+
+/// Tries the files of a row. Returns how many.
+fn sweep(row: &Row, seed: u64) -> usize {
+    let recording = record(row);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut judge = Judge::new(row, &recording);
+    let mut replay = Replay::new(&recording.entries, &row.bytes);
+    let moments = recording.entries.len() + 1;
+    let likely = if is_full_sweep() {
+        1.0
+    } else {
+        (POINTS as f64 / (moments * (1 + POWER_FAILURES)) as f64).min(1.0)
+    };
+    let ask_qemu = JUDGED_BY_QEMU as f64 / moments as f64;
+    loop {
+        let at = replay.at();
+        judge.advance(at);
+        if rng.random_bool(likely) {
+            judge.judge(replay.killed().to_vec(), at);
+            let failures = if replay.is_unsure() { POWER_FAILURES } else { 0 };
+            for _ in 0..failures {
+                judge.judge(power_failure(&replay, &mut rng), at);
             }
         }
-    }
-}
-
-fn dies_well(name: &str, options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize) {
-    let seed = seed(name);
-    let disk = Disk::create(Backend::Auto, options, backing.clone());
-    disk.close();
-    record(disk.bytes(), backing, options.cluster_size, steps, seed).die_everywhere(seed);
-}
-
-fn options(size: u64, cluster_size: u64, refcount_bits: u64, version: u32) -> CreateOptions {
-    CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
-}
-
-#[test]
-fn death_at_any_moment_leaves_a_consistent_image() {
-    for (size, cluster, bits, version) in
-        [(200 << 10, 512, 16, 3), (300 << 10, 4096, 1, 3), (200 << 10, 512, 16, 2)]
-    {
-        dies_well("plain", &options(size, cluster, bits, version), None, 60);
-    }
-}
-
-#[test]
-fn death_while_the_refcount_table_grows_leaves_a_consistent_image() {
-    dies_well("refcount table", &options(3 << 20, 512, 64, 3), None, 30);
-}
-
-#[test]
-fn death_over_a_backing_file_leaves_a_consistent_image() {
-    let overlay = CreateOptions {
-        backing_file: Some("base".into()),
-        backing_format: Some("raw".into()),
-        ..options(200 << 10, 512, 16, 3)
-    };
-    dies_well("overlay", &overlay, Some(base(150_000)), 60);
-}
-
-#[test]
-fn death_between_subclusters_leaves_a_consistent_image() {
-    let options = CreateOptions { extended_l2: true, ..options(600 << 10, 16384, 16, 3) };
-    dies_well("subclusters", &options, None, 60);
-    let overlay = CreateOptions {
-        backing_file: Some("base".into()),
-        backing_format: Some("raw".into()),
-        preallocation: Preallocation::Metadata,
-        ..options
-    };
-    dies_well("subclusters of an overlay", &overlay, Some(base(350_000)), 40);
-}
-
-#[test]
-fn death_with_snapshots_and_compressed_clusters_leaves_a_consistent_image() {
-    for (cluster, extended) in [(512, "off"), (4096, "off"), (16384, "on")] {
-        let folder = Folder::new();
-        folder.write("bytes", &base(300 << 10));
-        let options = format!("cluster_size={cluster},extended_l2={extended}");
-        folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
-        folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 60k'");
-        folder.run("qemu-img snapshot -c one disk");
-        folder.run("qemu-io -f qcow2 disk -c 'write -P 6 50k 60k'");
-        let seed = seed("snapshots");
-        record(folder.read("disk"), None, cluster, 50, seed).die_everywhere(seed);
-    }
-}
-
-#[test]
-fn death_while_growing_leaves_the_old_or_the_new_size() {
-    for backing in [None, Some(base(900 << 10))] {
-        let small = options(100 << 10, 512, 16, 3);
-        let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
-        let small =
-            if backing.is_some() { CreateOptions { backing_file, backing_format, ..small } } else { small };
-        let disk = Disk::create(Backend::Auto, &small, backing.clone());
-        disk.close();
-        let mut run = record(disk.bytes(), backing.clone(), 512, 20, seed("grow"));
-        let disk = Disk::from_bytes(Backend::Auto, run.file_at(run.log.len(), || true), backing);
-        run.initial = disk.bytes();
-        let before = disk.read_all();
-        disk.run(disk.node.truncate(1 << 20, Preallocation::Metadata)).unwrap();
-        disk.close();
-        run.log = disk.state.log.take();
-        let mut after = before.clone();
-        after.resize(1 << 20, 0);
-        assert!(disk.read_all() == after);
-        for at in 0..=run.log.len() {
-            let (content, report) = run.open_after(&run.file_at(at, || true));
-            assert_eq!((report.corruptions, report.check_errors), (0, 0), "at {at}: {:?}", report.messages);
-            assert!(content == before || content == after, "at {at}");
+        if rng.random_bool(ask_qemu.min(1.0)) {
+            judge.ask_qemu(&power_failure(&replay, &mut rng), at);
         }
+        if !replay.advance() {
+            return judge.points;
+        }
+    }
+}
+
+#[test]
+fn death_at_any_moment_of_any_operation_leaves_the_old_or_the_new_state() {
+    let seed = sweep_seed();
+    let mut all = 0;
+    for row in rows(seed) {
+        let begun = std::time::Instant::now();
+        let points = sweep(&row, seed);
+        println!("{points:6} {:5} ms  {}", begun.elapsed().as_millis(), row.name);
+        all += points;
+    }
+    println!("{all:6} points");
+}
+
+/// Until a new image is complete there is none, or an empty one.
+#[test]
+fn death_while_an_image_is_made_leaves_no_image_or_all_of_it() {
+    use super::memory::{MemoryFile, State};
+    use crate::block::filter::LogWrites;
+    use crate::block::format::qcow2::{CreateOptions, create};
+    use crate::block::graph::Node;
+    use crate::block::options::Preallocation::{Full, Metadata, Off};
+    let mut rng = StdRng::seed_from_u64(sweep_seed());
+    for (cluster, version, preallocation) in
+        [(512, 3, Off), (512, 2, Metadata), (4096, 3, Full), (65536, 3, Metadata)]
+    {
+        let options = CreateOptions { preallocation, ..options(300 << 10, cluster, 16, version) };
+        let engine = Engine::new(Backend::Threads).unwrap();
+        let (state, log) = (Rc::new(State::default()), Rc::new(Log::default()));
+        let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
+        engine.block_on(create(&engine, &Node::new("log", Box::new(logged)), &options)).unwrap().unwrap();
+        let entries = log.entries().to_vec();
+        let mut replay = Replay::new(&entries, &[]);
+        loop {
+            let files = [
+                replay.killed().to_vec(),
+                power_failure(&replay, &mut rng),
+                power_failure(&replay, &mut rng),
+            ];
+            for file in files {
+                let Ok((seen, report)) = observe(&engine, file, None) else { continue };
+                if !seen.content.is_empty() {
+                    assert!(seen.content == vec![0; 300 << 10], "{cluster} {version}");
+                    assert_eq!(report.corruptions, 0, "{:?}", report.messages);
+                }
+            }
+            if !replay.advance() {
+                break;
+            }
+        }
+        let (seen, report) = observe(&engine, replay.killed().to_vec(), None).unwrap();
+        assert!(seen.content.len() == 300 << 10 && report.messages.is_empty() && !replay.is_unsure());
     }
 }

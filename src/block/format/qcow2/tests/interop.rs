@@ -212,10 +212,11 @@ fn new_images_are_byte_equal_to_those_of_qemu_img() {
             },
         ),
         (
-            "-o extended_l2=on,preallocation=metadata",
-            "700M",
+            "-o extended_l2=on,preallocation=metadata,cluster_size=16k",
+            "40M",
             CreateOptions {
-                size: 700 << 20,
+                size: 40 << 20,
+                cluster_size: 16384,
                 extended_l2: true,
                 preallocation: Preallocation::Metadata,
                 ..CreateOptions::default()

@@ -1,7 +1,14 @@
-//! A file in memory: as a protocol driver, with a log of what reached it, requests that fail on demand, and
-//! other tasks let in between.
+//! A file in memory, as a protocol driver that lets other tasks in between; and disks over it, with a log of what
+//! reached it and requests that fail on demand.
+//!
+//! ```text
+//!   qcow2 ─▶ blkdebug ─▶ log_writes ─▶ memory
+//! ```
 
 use crate::block::aio::{Backend, Engine};
+use crate::block::filter::blkdebug::{Fault, Faults, RequestKind};
+use crate::block::filter::log_writes::{GARBAGE, Log};
+use crate::block::filter::{BlkDebug, LogWrites};
 use crate::block::format::qcow2::driver::Qcow2;
 use crate::block::format::qcow2::{CreateOptions, Image, create};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
@@ -16,19 +23,9 @@ use std::rc::Rc;
 /// Longest file, in bytes.
 const MOST: u64 = 256 << 20;
 
-/// What reached the file.
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    Write(u64, Vec<u8>),
-    Flush,
-}
-
 #[derive(Default)]
 pub(super) struct State {
     pub(super) bytes: RefCell<Vec<u8>>,
-    pub(super) log: RefCell<Vec<Event>>,
-    /// Writes until one fails, and how.
-    pub(super) fail: Cell<Option<(u64, Kind)>>,
     pub(super) read_only: Cell<bool>,
 }
 
@@ -42,31 +39,14 @@ impl MemoryFile {
         Node::new("memory", Box::new(MemoryFile { engine: engine.clone(), state: state.clone() }))
     }
 
-    fn count_down(&self) -> Result<()> {
-        match self.state.fail.get() {
-            Some((0, kind)) => Err(Error::new(kind, "injected")),
-            Some((left, kind)) => {
-                self.state.fail.set(Some((left - 1, kind)));
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
     fn store(&self, offset: u64, data: &[u8]) {
         let mut bytes = self.state.bytes.borrow_mut();
-        apply(&mut bytes, offset, data);
-        self.state.log.borrow_mut().push(Event::Write(offset, data.to_vec()));
+        let end = offset as usize + data.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[offset as usize..end].copy_from_slice(data);
     }
-}
-
-/// Does to `bytes` what a write does to a file.
-pub(super) fn apply(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let end = offset as usize + data.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[offset as usize..end].copy_from_slice(data);
 }
 
 #[async_trait(?Send)]
@@ -100,7 +80,6 @@ impl Driver for MemoryFile {
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.engine.yield_now().await;
-        self.count_down()?;
         if offset > MOST {
             return Err(Error::new(Kind::NoSpace, "the file is as large as it may get"));
         }
@@ -110,7 +89,6 @@ impl Driver for MemoryFile {
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> Result<()> {
-        self.count_down()?;
         self.store(offset, &vec![0; len as usize]);
         Ok(())
     }
@@ -118,14 +96,12 @@ impl Driver for MemoryFile {
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         // Garbage: whoever still reads it shall notice.
         let len = len.min(self.size().saturating_sub(offset));
-        self.store(offset, &vec![0xdd; len as usize]);
+        self.store(offset, &vec![GARBAGE; len as usize]);
         Ok(())
     }
 
     async fn flush(&self) -> Result<()> {
         self.engine.yield_now().await;
-        self.count_down()?;
-        self.state.log.borrow_mut().push(Event::Flush);
         Ok(())
     }
 
@@ -135,11 +111,7 @@ impl Driver for MemoryFile {
     }
 
     async fn truncate(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
-        let old = self.size();
-        if size > old {
-            self.store(old, &vec![0; (size - old) as usize]);
-        }
-        self.state.bytes.borrow_mut().truncate(size as usize);
+        self.state.bytes.borrow_mut().resize(size as usize, 0);
         Ok(())
     }
 }
@@ -148,6 +120,11 @@ impl Driver for MemoryFile {
 pub(super) struct Disk {
     pub(super) engine: Rc<Engine>,
     pub(super) state: Rc<State>,
+    /// What the driver did to the file since the disk was made.
+    pub(super) log: Rc<Log>,
+    /// What the file does to the driver.
+    pub(super) faults: Rc<Faults>,
+    file: Rc<Node>,
     pub(super) backing: Option<Rc<Node>>,
     pub(super) node: Rc<Node>,
 }
@@ -168,12 +145,26 @@ impl Disk {
     }
 
     fn open(engine: Rc<Engine>, state: Rc<State>, backing: Option<Vec<u8>>) -> Disk {
+        Disk::open_with(engine, state, backing, Faults::new([])).unwrap()
+    }
+
+    /// A disk whose file may fail from the beginning.
+    pub(super) fn open_with(
+        engine: Rc<Engine>,
+        state: Rc<State>,
+        backing: Option<Vec<u8>>,
+        faults: Rc<Faults>,
+    ) -> Result<Disk> {
         let backing = backing.map(|bytes| {
-            let state = State { bytes: RefCell::new(bytes), read_only: Cell::new(true), ..State::default() };
+            let state = State { bytes: RefCell::new(bytes), read_only: Cell::new(true) };
             MemoryFile::node(&engine, &Rc::new(state))
         });
-        let node = open(&engine, &state, backing.clone(), false).unwrap();
-        Disk { engine, state, backing, node }
+        let log = Rc::new(Log::default());
+        let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
+        let failing = BlkDebug::new(Node::new("log", Box::new(logged)), faults.clone());
+        let file = Node::new("faults", Box::new(failing));
+        let node = open_file(&engine, &file, backing.clone(), false)?;
+        Ok(Disk { engine, state, log, faults, file, backing, node })
     }
 
     pub(super) fn run<T>(&self, future: impl Future<Output = T>) -> T {
@@ -187,7 +178,18 @@ impl Disk {
 
     pub(super) fn reopen(&mut self) {
         self.close();
-        self.node = open(&self.engine, &self.state, self.backing.clone(), false).unwrap();
+        self.node = open_file(&self.engine, &self.file, self.backing.clone(), false).unwrap();
+    }
+
+    /// From the write or flush after the next `skip` on, they all fail.
+    pub(super) fn fail_after(&self, skip: u64, errno: i32) {
+        let kinds = [RequestKind::ALLOCATING, &[RequestKind::Flush]].concat();
+        self.faults.replace([Fault { kinds, once: false, ..Fault::nth(skip, errno) }.into()]);
+    }
+
+    /// Nothing fails any more.
+    pub(super) fn recover(&self) {
+        self.faults.replace([]);
     }
 
     pub(super) fn read_all(&self) -> Vec<u8> {
@@ -206,8 +208,16 @@ pub(super) fn driver(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Qcow2> {
-    let file = MemoryFile::node(engine, state);
-    engine.block_on(Image::read(&file)).unwrap()?.into_qcow2(engine, backing, read_only)
+    driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only)
+}
+
+fn driver_of_file(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    backing: Option<Rc<Node>>,
+    read_only: bool,
+) -> Result<Qcow2> {
+    engine.block_on(Image::read(file)).unwrap()?.into_qcow2(engine, backing, read_only)
 }
 
 pub(super) fn open(
@@ -216,7 +226,16 @@ pub(super) fn open(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Rc<Node>> {
-    Ok(Node::new("disk", Box::new(driver(engine, state, backing, read_only)?)))
+    open_file(engine, &MemoryFile::node(engine, state), backing, read_only)
+}
+
+fn open_file(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    backing: Option<Rc<Node>>,
+    read_only: bool,
+) -> Result<Rc<Node>> {
+    Ok(Node::new("disk", Box::new(driver_of_file(engine, file, backing, read_only)?)))
 }
 
 /// A folder for the real qemu-img.

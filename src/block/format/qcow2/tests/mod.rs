@@ -6,3 +6,4 @@ mod errors;
 mod interop;
 mod memory;
 mod model;
+mod operations;

@@ -1,0 +1,130 @@
+//! What only qcow2 has, against qemu-img in alternating runs, all in the page cache: writes that allocate, copy on
+//! write, compressed clusters.
+//!
+//! `cargo bench --bench qcow2 [-- --rounds 5] [-- --only zstd]`. Requests go through `qemu-img bench` with its
+//! thread pool and with io_uring; the ratio is ours to its best. Writes begin with a fresh image each time.
+//! Medians of the rounds; MB a second.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
+
+mod measure;
+
+use cowvm::block::options::OpenOptions;
+use measure::{Requests, median, option};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const DISK: u64 = 1 << 30;
+/// A prime number of 64 KiB: visits every cluster once, far apart.
+const STRIDE: u64 = 1009 * (64 << 10);
+const ENGINES: [&str; 2] = ["threads", "io_uring"];
+
+/// How the image of a workload is made, by words for qemu-img.
+struct Recipe {
+    name: &'static str,
+    /// Made before every run; otherwise `image` is there already.
+    create: &'static [&'static str],
+    image: &'static str,
+    writes: bool,
+}
+
+const RECIPES: [Recipe; 4] = [
+    Recipe {
+        name: "allocate",
+        create: &["create", "-f", "qcow2", "fresh", "1G"],
+        image: "fresh",
+        writes: true,
+    },
+    Recipe {
+        name: "copy-on-write",
+        create: &["create", "-f", "qcow2", "-b", "base", "-F", "raw", "fresh", "1G"],
+        image: "fresh",
+        writes: true,
+    },
+    Recipe { name: "zlib", create: &[], image: "zlib", writes: false },
+    Recipe { name: "zstd", create: &[], image: "zstd", writes: false },
+];
+
+fn main() {
+    let rounds = option("--rounds").map_or(5, |n| n.parse().unwrap());
+    let only = option("--only").unwrap_or_default();
+    let folder = tempfile::tempdir_in(option("--dir").unwrap_or_else(|| "target".into())).unwrap();
+    let folder = Folder(folder.path().to_owned());
+    folder.make_base();
+    for kind in ["zlib", "zstd"] {
+        let kind_option = format!("compression_type={kind}");
+        folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &kind_option, "base", kind]);
+    }
+    println!("| workload | QEMU default | QEMU best | cowvm | cowvm / best |");
+    println!("| --- | ---: | ---: | ---: | ---: |");
+    for recipe in &RECIPES {
+        for size in [4 << 10, 64 << 10] {
+            for depth in [1, 16] {
+                let name = format!("{}-{}k-{depth}", recipe.name, size >> 10);
+                if name.contains(&only) {
+                    folder.compare(&name, recipe, size, depth, rounds);
+                }
+            }
+        }
+    }
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn qemu_img(&self, words: &[&str]) {
+        let output = Command::new("qemu-img").args(words).current_dir(&self.0).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Text-like bytes that compress to about half.
+    fn make_base(&self) {
+        let mut state = 1u64;
+        let words = (0..DISK / 8).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) & 0x0f0f_0f0f_0f0f_0f0f | (state >> 20) & 0x1010_1010
+        });
+        std::fs::write(self.path("base"), words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    }
+
+    fn compare(&self, name: &str, recipe: &Recipe, size: u64, depth: u64, rounds: usize) {
+        let step = if recipe.writes { STRIDE } else { size };
+        let count = if recipe.writes { DISK / (64 << 10) } else { (256 << 20) / size };
+        let requests = Requests { write: recipe.writes, size, step, depth, count };
+        let path = self.path(recipe.image);
+        let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+        let arguments = ["-f", "qcow2", path.to_str().unwrap()];
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (engine, times) in ENGINES.iter().zip(&mut times) {
+                self.prepare(recipe);
+                times.push(requests.qemu(&arguments, "writeback", engine));
+            }
+            self.prepare(recipe);
+            times[2].push(requests.cowvm(&path, &options));
+        }
+        let [threads, ring, ours] = times.map(|mut times| (count * size) as f64 / median(&mut times) / 1e6);
+        let best = threads.max(ring);
+        println!("| {name} | {threads:.0} | {best:.0} | {ours:.0} | {:.2} |", ours / best);
+    }
+
+    fn prepare(&self, recipe: &Recipe) {
+        if recipe.create.is_empty() {
+            return warm(&self.path(recipe.image));
+        }
+        // A new file: nobody pays for giving back the old one's space.
+        let _ = std::fs::remove_file(self.path(recipe.image));
+        self.qemu_img(recipe.create);
+        warm(&self.path("base"));
+    }
+}
+
+/// Brings a file into the page cache.
+fn warm(path: &Path) {
+    let mut file = std::fs::File::open(path).unwrap();
+    std::io::copy(&mut file, &mut std::io::sink()).unwrap();
+}
