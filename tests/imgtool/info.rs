@@ -22,9 +22,10 @@ fn images_of_all_kinds_are_described_alike() {
     lab.qemu_img("create -q -f qcow2 -o compat=v2,cluster_size=4k old 1M");
     lab.qemu_img("create -q -f qcow2 -o lazy_refcounts=on,refcount_bits=64,cluster_size=2M lazy 1.5G");
     lab.qemu_img("create -q -f qcow2 -o preallocation=metadata full 1000");
+    lab.qemu_img("create -q -f qcow2 -o extended_l2=on subclusters 8M");
     lab.qemu_img("convert -c -O qcow2 base.raw compressed");
     lab.write("odd", &[1; 1000]).write("empty", b"");
-    same_for(&lab, &["base.raw", "old", "lazy", "full", "compressed", "odd", "empty"]);
+    same_for(&lab, &["base.raw", "old", "lazy", "full", "subclusters", "compressed", "odd", "empty"]);
 }
 
 #[test]
