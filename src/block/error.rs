@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 /// An error of the block layer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     kind: Kind,
     message: String,

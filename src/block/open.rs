@@ -125,7 +125,13 @@ impl Opener<'_> {
             None => "check the image with: cowvm imgtool check",
         };
         let named = |error: Error| error.path(filename).remedy(remedy);
-        let image = qcow2::Image::read(&self.file_node(filename, file)).await.map_err(named)?;
+        let file = self.file_node(filename, file);
+        let image = match (options.check, write) {
+            (true, _) => qcow2::Image::read_for_check(&file).await,
+            (false, true) => qcow2::Image::read_for_writing(self.engine, &file).await,
+            (false, false) => qcow2::Image::read(&file).await,
+        };
+        let image = image.map_err(named)?;
         let backing = match image.backing_file() {
             Some(name) if options.backing => {
                 Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
@@ -143,7 +149,7 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let options = OpenOptions { format, read_only: true, ..options.clone() };
+        let options = OpenOptions { format, read_only: true, check: false, ..options.clone() };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }

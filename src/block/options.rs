@@ -51,6 +51,8 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
     pub exclusive: bool,
+    /// Open it for a check or a repair alone: damage is no reason to refuse it.
+    pub check: bool,
     /// Open the backing file too. `info` and `check` work on one image alone.
     pub backing: bool,
 }
@@ -64,6 +66,7 @@ impl Default for OpenOptions {
             unmap: false,
             force_share: false,
             exclusive: false,
+            check: false,
             backing: true,
         }
     }

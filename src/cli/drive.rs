@@ -88,6 +88,7 @@ impl DriveSpec {
             force_share,
             backing: true,
             exclusive: true,
+            check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

@@ -1,16 +1,20 @@
-//! `check`: the consistency of an image. Reports; repairing is still to come.
+//! `check`: the consistency of an image, and repairs.
 
 use super::getopt::{Flag, Parser};
 use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, json, only_image, open};
-use crate::block::graph::driver::CheckReport;
+use crate::block::Error;
+use crate::block::error::errno_text;
+use crate::block::graph::Node;
+use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::options::OpenOptions;
 use serde_json::Value;
+use std::io;
 
 pub(super) const COMMAND: Command = Command {
     name: "check",
     summary: "Check the consistency of an image",
-    usage: "[-f FMT] [--output=human|json] [-T CACHE] [-U] [-q] FILENAME",
+    usage: "[-f FMT] [--output=human|json] [-r leaks|all] [-T CACHE] [-U] [-q] FILENAME",
     flags: &[
         HELP,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
@@ -34,37 +38,45 @@ const LEAKS: u8 = 3;
 const NO_CHECK: u8 = 63;
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut options, mut form, mut quiet, mut repair) = (open::for_reading(), Form::Human, false, false);
+    let (mut options, mut form, mut quiet, mut repair) = (open::for_reading(), Form::Human, false, None);
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
             "format" => options.format = Some(value),
             "cache" => options.cache = open::source_cache(&value)?,
-            "repair" => repair = check_repair(&value)?,
+            "repair" => repair = Some(what_to_repair(&value)?),
             "output" => form = Form::parse(&value)?,
             "force-share" => options.force_share = true,
             _ => quiet = true,
         }
     }
     let filename = only_image(parser)?;
-    if repair {
-        return Err(Failure::message("option '-r' is not supported yet: the image was not touched"));
+    if repair.is_some() && options.force_share {
+        let message = "force-share=on can only be used with read-only images";
+        return Err(Failure::message(format!("Could not open '{filename}': {message}")));
     }
-    let (format, report) = check(&filename, &options)?;
-    for message in &report.messages {
-        output::say(message);
-    }
+    options.check = true;
+    options.read_only = repair.is_none();
+    let tell = |report: &CheckReport| match form {
+        Form::Human if !quiet => output::write(&fixed_to_text(report)),
+        _ => Ok(()),
+    };
+    let (format, report) = check(&filename, &options, repair, tell)?;
     match form {
         _ if quiet => {}
         Form::Json => output::write(&json::to_text(&to_json(&filename, format, &report)))?,
         Form::Human => output::write(&to_text(&report))?,
     }
-    Ok(exit_status(&report))
+    match report.check_errors {
+        0 => Ok(exit_status(&report)),
+        _ => Err(Failure::message("Check failed")),
+    }
 }
 
-fn check_repair(what: &str) -> Result<bool, Failure> {
+fn what_to_repair(what: &str) -> Result<Repair, Failure> {
     match what {
-        "leaks" | "all" => Ok(true),
+        "leaks" => Ok(Repair::Leaks),
+        "all" => Ok(Repair::All),
         _ => {
             let message = format!("--repair (-r) expects 'leaks' or 'all' not '{what}'");
             Err(Failure::Usage(message))
@@ -72,27 +84,69 @@ fn check_repair(what: &str) -> Result<bool, Failure> {
     }
 }
 
-fn check(filename: &str, options: &OpenOptions) -> Result<(&'static str, CheckReport), Failure> {
+/// Checks the image, and if anything was repaired tells that and checks it once more.
+fn check(
+    filename: &str,
+    options: &OpenOptions,
+    repair: Option<Repair>,
+    tell: impl FnOnce(&CheckReport) -> io::Result<()>,
+) -> Result<(&'static str, CheckReport), Failure> {
     let engine = engine()?;
     engine.block_on(async {
         let node = open::image(&engine, filename, options).await?;
-        let checker = node.driver().checker().ok_or_else(|| Failure::Other {
-            message: "This image format does not support checks".to_owned(),
-            remedy: None,
-            code: NO_CHECK,
-        })?;
-        let report = checker.check().await.map_err(|error| Failure::block("Check failed", &error))?;
+        let checker = checker(&node)?;
+        let mut report = check_once(checker, repair).await?;
+        if report.corruptions_fixed + report.leaks_fixed > 0 {
+            tell(&report)?;
+            let CheckReport { corruptions_fixed, leaks_fixed, .. } = report;
+            report = CheckReport { corruptions_fixed, leaks_fixed, ..check_once(checker, None).await? };
+        }
+        node.close().await.map_err(|error| failed(&error))?;
         Ok((node.driver().format_name(), report))
     })?
 }
 
+fn checker(node: &Node) -> Result<&dyn Check, Failure> {
+    node.driver().checker().ok_or_else(|| Failure::Other {
+        message: "This image format does not support checks".to_owned(),
+        remedy: None,
+        code: NO_CHECK,
+    })
+}
+
+async fn check_once(checker: &dyn Check, repair: Option<Repair>) -> Result<CheckReport, Failure> {
+    let report = match repair {
+        None => checker.check().await,
+        Some(what) => checker.repair(what).await,
+    };
+    let report = report.map_err(|error| Failure::block("Check failed", &error))?;
+    report.messages.iter().for_each(|message| output::say(message));
+    match &report.gave_up {
+        None => Ok(report),
+        Some(error) => Err(failed(error)),
+    }
+}
+
+/// A check that ended early, after it told what it found.
+fn failed(error: &Error) -> Failure {
+    let why = errno_text(&io::Error::from_raw_os_error(error.errno()));
+    Failure::message(format!("Check failed: {why}"))
+}
+
 fn exit_status(report: &CheckReport) -> u8 {
     match report {
-        CheckReport { check_errors: 1.., .. } => 1,
         CheckReport { corruptions: 1.., .. } => CORRUPT,
         CheckReport { leaks: 1.., .. } => LEAKS,
         _ => 0,
     }
+}
+
+fn fixed_to_text(report: &CheckReport) -> String {
+    format!(
+        "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+         Double checking the fixed image now...\n",
+        report.leaks_fixed, report.corruptions_fixed
+    )
 }
 
 fn to_text(report: &CheckReport) -> String {
@@ -147,8 +201,10 @@ fn to_json(filename: &str, format: &str, report: &CheckReport) -> Value {
         ("compressed-clusters", count(report.compressed_clusters)),
         ("total-clusters", count(report.total_clusters)),
         ("corruptions", count(report.corruptions)),
+        ("corruptions-fixed", count(report.corruptions_fixed)),
         ("check-errors", Some(report.check_errors.into())),
         ("leaks", count(report.leaks)),
+        ("leaks-fixed", count(report.leaks_fixed)),
         ("allocated-clusters", count(report.allocated_clusters)),
         ("filename", Some(filename.into())),
         ("format", Some(format.into())),

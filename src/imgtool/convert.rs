@@ -17,7 +17,7 @@ use std::rc::Rc;
 pub(super) const COMMAND: Command = Command {
     name: "convert",
     summary: "Copy images into a new one, in another format if wanted",
-    usage: "[-f FMT] [-O FMT] [-o OPTIONS] [-B BACKING_FILE -F BACKING_FMT] [-n] [-p] [-q] [-S SIZE] \
+    usage: "[-f FMT] [-O FMT] [-o OPTIONS] [-B BACKING_FILE -F BACKING_FMT] [-c] [-n] [-p] [-q] [-S SIZE] \
             FILENAME... OUTPUT",
     flags: &[
         HELP,
@@ -46,7 +46,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("backing", "BACKING_FILE", "leave what the output's backing file holds to it").short('B'),
         Flag::value("backing-format", "BACKING_FMT", "format of the backing file").short('F'),
         Flag::switch("bitmaps", "copy bitmaps too").later(),
-        Flag::switch("compress", "compress the output").short('c').later(),
+        Flag::switch("compress", "compress the output").short('c'),
         Flag::switch("copy-range-offloading", "let the file system copy").short('C').in_full().later(),
         Flag::switch("force-share", "read sources although another process may write them").short('U'),
         Flag::value("parallel", "NUMBER", "pieces in flight, 1 to 16 (default: 8)").short('m'),
@@ -80,6 +80,7 @@ struct Request {
     workers: usize,
     out_of_order: bool,
     create: bool,
+    compress: bool,
     progress: bool,
     quiet: bool,
 }
@@ -134,6 +135,7 @@ impl Request {
             workers: 8,
             out_of_order: false,
             create: true,
+            compress: false,
             progress: false,
             quiet: false,
         }
@@ -151,6 +153,7 @@ impl Request {
             "parallel" => self.workers = parse_workers(&value)?,
             "oob-writes" => self.out_of_order = true,
             "no-create" => self.create = false,
+            "compress" => self.compress = true,
             "progress" => self.progress = true,
             "quiet" => self.quiet = true,
             _ => self.source.force_share = true,
@@ -197,6 +200,10 @@ async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> 
         None
     };
     let target = open_target(engine, request).await?;
+    if request.compress && !Template::new(&request.format, true).is_ok_and(|format| format.has_compression())
+    {
+        return Err(Failure::message("Compression not supported for this file format"));
+    }
     if target.size() < size {
         return Err(Failure::message("output file is smaller than input file"));
     }
@@ -233,7 +240,25 @@ fn prepare(request: &Request, size: u64) -> Result<Values, Failure> {
                        images";
         return Err(Failure::message(message));
     }
+    if request.compress {
+        check_compression(&template, &values)?;
+    }
     Ok(values)
+}
+
+/// Refuses what cannot be compressed.
+fn check_compression(template: &Template, values: &Values) -> Result<(), Failure> {
+    let is_set = |name, off| values.get(name).is_some_and(|value| value != off);
+    let message = if !template.has_compression() {
+        "Compression not supported for this file format"
+    } else if is_set("encryption", "off") || is_set("encrypt.format", "") {
+        "Compression and encryption not supported at the same time"
+    } else if is_set("preallocation", "off") {
+        "Compression and preallocation not supported at the same time"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::message(message))
 }
 
 async fn open_target(engine: &Rc<Engine>, request: &Request) -> Result<Rc<Node>, Failure> {
@@ -253,6 +278,7 @@ fn copy_options(request: &Request, target: &Node, has_backing: bool) -> CopyOpti
         sparse: request.sparse,
         workers: request.workers,
         out_of_order: request.out_of_order,
+        compress: request.compress,
         target_is_zero: request.create && !has_backing,
         target_backing: backing.filter(|_| has_backing).map(|backing| backing.size()),
     }

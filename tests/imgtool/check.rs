@@ -39,6 +39,96 @@ fn sound_images_give_the_same_statistics() {
     );
 }
 
+const COPIED: u64 = 1 << 63;
+
+fn at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+fn l1(bytes: &[u8]) -> usize {
+    at(bytes, 40) as usize
+}
+
+fn l2(bytes: &[u8]) -> usize {
+    (at(bytes, l1(bytes)) & 0x00ff_ffff_ffff_fe00) as usize
+}
+
+fn refcount_table(bytes: &[u8]) -> usize {
+    at(bytes, 48) as usize
+}
+
+/// Sets an entry of the refcount table.
+fn set_block(bytes: &mut [u8], index: usize, value: u64) {
+    let place = refcount_table(bytes) + 8 * index;
+    put(bytes, place, value);
+}
+
+/// Sets the first L1 entry.
+fn set_l1(bytes: &mut [u8], value: u64) {
+    let place = l1(bytes);
+    put(bytes, place, value);
+}
+
+/// Sets an L2 entry.
+fn entry(bytes: &mut [u8], index: usize, value: u64) {
+    let place = l2(bytes) + 8 * index;
+    put(bytes, place, value);
+}
+
+fn refcount(bytes: &mut [u8], cluster: usize, value: u16) {
+    let place = at(bytes, refcount_table(bytes)) as usize + 2 * cluster;
+    bytes[place..place + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Ways to damage an image of 64 KiB clusters: refcount table at 1, block at 2, L1 table at 3, L2 table at 4,
+/// data from 5 to 9.
+const DAMAGE: &[(&str, fn(&mut [u8]))] = &[
+    ("leak", |b| entry(b, 0, 0)),
+    ("twice", |b| entry(b, 1, COPIED | 0x50000)),
+    ("both", |b| {
+        entry(b, 1, COPIED | 0x50000);
+        entry(b, 4, 0);
+    }),
+    ("beyond", |b| entry(b, 1, COPIED | 0x1000_0000)),
+    ("unaligned", |b| entry(b, 1, COPIED | 0x50200)),
+    ("unaligned-zero", |b| entry(b, 0, COPIED | 0x50201)),
+    ("reserved", |b| entry(b, 1, COPIED | 0x50100)),
+    ("dirty", |b| b[79] = 1),
+    ("corrupt-bit", |b| b[79] = 2),
+    ("unknown-bit", |b| b[78] = 1),
+    ("unknown-autoclear", |b| b[88] = 1),
+    ("not-counted", |b| refcount(b, 5, 0)),
+    ("high", |b| refcount(b, 5, 3)),
+    ("no-flag", |b| entry(b, 4, 0x60000)),
+    ("leak-and-no-flag", |b| {
+        entry(b, 0, 0);
+        entry(b, 4, 0x60000);
+    }),
+    ("no-blocks", |b| set_block(b, 0, 0)),
+    ("one-block-twice", |b| set_block(b, 1, 0x20000)),
+    ("data-over-l2", |b| entry(b, 0, COPIED | 0x40000)),
+    ("data-over-block", |b| entry(b, 0, COPIED | 0x20000)),
+    ("data-over-refcount-table", |b| entry(b, 0, COPIED | 0x10000)),
+    ("data-over-header", |b| entry(b, 0, COPIED | 0x200)),
+    ("l2-over-l1", |b| set_l1(b, COPIED | 0x30000)),
+    ("l1-reserved", |b| set_l1(b, COPIED | 0x40001)),
+    ("l1-beyond", |b| set_l1(b, COPIED | 0x1000_0000)),
+    ("compressed-flag", |b| entry(b, 0, COPIED | 1 << 62 | 0x50000)),
+    ("no-refcount-table", |b| b[56..60].fill(0)),
+];
+
+fn damaged(lab: &Lab) {
+    lab.qemu_img("create -q -f qcow2 x 4M");
+    lab.qemu_io("qcow2", "x", &["write -P 1 0 64k", "write -P 1 256k 256k"]);
+    for (name, damage) in DAMAGE {
+        lab.patched("x", name, |bytes| damage(bytes));
+    }
+}
+
 #[test]
 fn subclusters_that_make_no_sense_are_told_in_the_same_words() {
     let lab = Lab::new();
@@ -87,29 +177,36 @@ fn subclusters_that_make_no_sense_are_told_in_the_same_words() {
 #[test]
 fn damage_is_told_in_the_same_words() {
     let lab = Lab::new();
-    lab.qemu_img("create -q -f qcow2 x 4M");
-    lab.qemu_io("qcow2", "x", &["write -P 1 0 64k", "write -P 1 256k 256k"]);
-    let at = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
-    let l2_of = move |bytes: &[u8]| (at(bytes, at(bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
-    let entry = |bytes: &mut [u8], index: usize, value: u64| {
-        let place = l2_of(bytes) + 8 * index;
-        bytes[place..place + 8].copy_from_slice(&value.to_be_bytes());
-    };
-    let copied = 1 << 63;
-    lab.patched("x", "leak", |bytes| entry(bytes, 0, 0));
-    lab.patched("x", "twice", |bytes| entry(bytes, 1, copied | 0x50000));
-    lab.patched("x", "both", |bytes| {
-        entry(bytes, 1, copied | 0x50000);
-        entry(bytes, 4, 0);
-    });
-    lab.patched("x", "beyond", |bytes| entry(bytes, 1, copied | 0x1000_0000));
-    lab.patched("x", "unaligned", |bytes| entry(bytes, 1, copied | 0x50200));
-    lab.patched("x", "reserved", |bytes| entry(bytes, 1, copied | 0x50100));
-    lab.patched("x", "dirty", |bytes| bytes[79] = 1);
-    lab.patched("x", "corrupt-bit", |bytes| bytes[79] = 2);
-    lab.patched("x", "unknown-bit", |bytes| bytes[78] = 1);
-    same_for(
-        &lab,
-        &["leak", "twice", "both", "beyond", "unaligned", "reserved", "dirty", "corrupt-bit", "unknown-bit"],
-    );
+    damaged(&lab);
+    lab.patched("x", "block-unaligned", |b| set_block(b, 0, 0x20200));
+    lab.patched("x", "block-beyond", |b| set_block(b, 1, 0x1000_0000));
+    lab.patched("x", "block-reserved", |b| set_block(b, 0, 0x20001));
+    let names: Vec<&str> = DAMAGE.iter().map(|(name, _)| *name).collect();
+    same_for(&lab, &names);
+    same_for(&lab, &["block-unaligned", "block-beyond", "block-reserved"]);
+}
+
+#[test]
+fn repairs_say_and_do_the_same() {
+    let lab = Lab::new();
+    damaged(&lab);
+    for (name, _) in DAMAGE {
+        let lines = ["leaks", "all", "all -q", "all --output=json", "all -U"];
+        let lines = lines.map(|what| format!("check -r {what} {name}"));
+        lab.same_result(&lines.each_ref().map(String::as_str), Some(name));
+    }
+}
+
+/// What qemu-img cannot repair, or only by making the file as long as a damaged entry says.
+#[test]
+fn refcounts_are_made_anew_where_their_blocks_are_nowhere() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 x 4M").qemu_io("qcow2", "x", &["write -P 1 0 64k", "write -P 2 1M 1M"]);
+    for entry in [0x20200, 0x1000_0000, 0x20001, 0x7fff_ffff_ffff_0000, u64::MAX] {
+        lab.patched("x", "y", |bytes| set_block(bytes, 0, entry));
+        let output = lab.ours("check -r all y");
+        assert!(output.status.success(), "{entry:#x}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(std::fs::metadata(lab.path("y")).unwrap().len() < 4 << 20);
+        lab.qemu_img("check -q y").qemu_img("compare -q x y");
+    }
 }

@@ -80,6 +80,22 @@ fn options_change_how_but_not_what() {
 }
 
 #[test]
+fn compressed_output_holds_the_same() {
+    let lab = sources();
+    let lines = [
+        "convert -c -O qcow2 -f raw random out",
+        "convert -c -q -O qcow2 -f raw holes out",
+        "convert -c -O qcow2 -o compression_type=zstd,cluster_size=4k top out",
+        "convert -c -O qcow2 -o cluster_size=512,compat=0.10 small out",
+        "convert -c -O qcow2 -o cluster_size=2M -S 0 -m 16 top out",
+        "convert -c -W -O qcow2 -o refcount_bits=1 -S 64k compressed out",
+        "convert -c -O qcow2 -o cluster_size=1M,compression_type=zstd top odd top small odd out",
+        "convert -c -O qcow2 -B plain -F qcow2 top out",
+    ];
+    lab.same_result(&lines, Some("out"));
+}
+
+#[test]
 fn an_output_with_a_backing_file_holds_only_what_differs() {
     let lab = sources();
     let lines = [
@@ -160,6 +176,12 @@ fn what_cannot_be_converted_is_refused_in_the_same_words() {
         "convert -f qcow2 random out",
         "convert top top",
         "convert -O qcow2 top top",
+        "convert -c top out",
+        "convert -c top nodir/out",
+        "convert -c -n -O raw top blank",
+        "convert -c -O raw -B plain -F qcow2 top out",
+        "convert -c -O qcow2 -o preallocation=metadata top out",
+        "convert -c -O qcow2 -o compression_type=zstd,compat=0.10 top out",
     ];
     lab.same_result(&lines, None);
 }

@@ -43,6 +43,7 @@ fn qcow2_images_are_the_same_for_all_their_options() {
     for options in ["cluster_size=16k", "cluster_size=2M,refcount_bits=1", "preallocation=metadata"] {
         lines.push(format!("create -f qcow2 -o extended_l2=on,{options} x 20M"));
     }
+    lines.push("create -f qcow2 -o compression_type=zstd,cluster_size=4k x 1M".to_owned());
     lines.push("create -f qcow2 -o cluster_size=1k,cluster_size=4k x 1M".to_owned());
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     Lab::new().same_result(&lines, Some("x"));
@@ -147,6 +148,8 @@ fn what_makes_no_sense_is_refused_in_the_same_words() {
         "create -f qcow2 -o refcount_bits=16k x 1M",
         "create -f qcow2 -o compat=v4 x 1M",
         "create -f qcow2 -o compat=0.10,lazy_refcounts=on x 1M",
+        "create -f qcow2 -o compat=0.10,compression_type=zstd x 1M",
+        "create -f qcow2 -o compression_type=bogus x 1M",
         "create -f qcow2 -o preallocation=bogus x 1M",
         "create -f qcow2 -o extended_l2=foo x 1M",
         "create -f qcow2 -o extended_l2=on,cluster_size=8k x 1M",

@@ -92,6 +92,15 @@ pub trait Driver {
     /// Writes `from.len()` bytes.
     async fn write(&self, offset: u64, from: &Iov) -> Result<()>;
 
+    /// Writes whole clusters compressed: `offset` starts one, and the range ends where one does or the disk.
+    /// What does not become smaller is written as it is. Many of these at once keep all processors busy.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the format has no compression, [`Kind::InvalidArgument`] for parts of clusters.
+    async fn write_compressed(&self, _offset: u64, _from: &Iov) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "Compression not supported for this file format"))
+    }
+
     /// Makes a range read as zeros; the space is given back if `may_unmap` and the driver can. A driver that
     /// has no cheap way answers [`Kind::Unsupported`], and the pipeline writes zeros.
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()>;
@@ -139,7 +148,26 @@ pub trait Driver {
 #[async_trait(?Send)]
 pub trait Check {
     /// Reads all metadata and reports; changes nothing.
+    ///
+    /// # Errors
+    /// When there is nothing to report: the check could not begin.
     async fn check(&self) -> Result<CheckReport>;
+
+    /// As [`Check::check`], and repairs. No request is in flight. The report counts what is still wrong apart from
+    /// what was repaired; another check tells whether the image is sound now.
+    ///
+    /// # Errors
+    /// As [`Check::check`], and [`Kind::ReadOnly`].
+    async fn repair(&self, what: Repair) -> Result<CheckReport>;
+}
+
+/// What a repair may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Clusters that nobody uses are freed.
+    Leaks,
+    /// Everything, also where what is right must be guessed.
+    All,
 }
 
 /// What a check found.
@@ -161,8 +189,14 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// End of the last cluster in use, in bytes.
     pub image_end_offset: u64,
+    /// Corruptions that were repaired; they are not counted in `corruptions`.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired.
+    pub leaks_fixed: u64,
     /// One line a finding, in qemu-img's words ("Leaked cluster 5 refcount=1 reference=0").
     pub messages: Vec<String>,
+    /// Why the check ended before all was seen; the counts mean nothing then.
+    pub gave_up: Option<Error>,
 }
 
 /// What only one format has to say of an image.

@@ -48,6 +48,13 @@ impl Node {
         self.write(offset, &Buffer::from_bytes(bytes).iov(bytes.len())).await
     }
 
+    /// Writes whole clusters compressed, as [`Driver::write_compressed`](super::Driver::write_compressed).
+    pub async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
+        self.check_writable(offset, from.len() as u64)?;
+        let _change = self.changing();
+        self.driver.write_compressed(offset, from).await
+    }
+
     /// Makes a range read as zeros, giving back its space if `may_unmap` and the driver can.
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_writable(offset, len)?;

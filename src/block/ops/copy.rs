@@ -13,7 +13,7 @@ use super::layer_status;
 use crate::block::graph::Node;
 use crate::block::graph::driver::Specifics;
 use crate::block::graph::status::chain_status;
-use crate::block::{Buffer, Error, Kind, Result};
+use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
 use futures_util::future::try_join_all;
 use std::cell::{Cell, RefCell};
@@ -43,6 +43,8 @@ pub struct CopyOptions {
     pub workers: usize,
     /// Write pieces as they come.
     pub out_of_order: bool,
+    /// Write whole clusters of the target compressed; those come out of order, so that all processors compress.
+    pub compress: bool,
     /// The target reads as zeros where nothing was written to it.
     pub target_is_zero: bool,
     /// Size of the target's backing file: what the source's top layer does not have is left to it.
@@ -60,9 +62,10 @@ pub async fn copy(
     options: &CopyOptions,
     progress: Option<&dyn Fn(u64, u64)>,
 ) -> Result<()> {
+    let grain = if options.compress { cluster_size(target) } else { SECTOR };
     let mut total = 0;
     if progress.is_some() {
-        let mut plan = Plan::new(sources, options);
+        let mut plan = Plan::new(sources, options, grain);
         while let Some(piece) = plan.next().await? {
             total += piece.counts;
         }
@@ -73,7 +76,8 @@ pub async fn copy(
         progress,
         total,
         done: Cell::new(0),
-        plan: Mutex::new(Plan::new(sources, options)),
+        plan: Mutex::new(Plan::new(sources, options, grain)),
+        grain,
         turns: Turns::default(),
     };
     try_join_all((0..options.workers.max(1)).map(|_| copy.work())).await.map(drop)
@@ -125,6 +129,8 @@ struct Piece {
 struct Plan<'a> {
     sources: &'a [Rc<Node>],
     options: &'a CopyOptions,
+    /// What runs begin and end at multiples of on the target, in bytes.
+    grain: u64,
     /// What the first source is best read in, in bytes.
     cluster: u64,
     /// Where the first source that is left starts on the target.
@@ -139,16 +145,16 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(sources: &'a [Rc<Node>], options: &'a CopyOptions) -> Plan<'a> {
+    fn new(sources: &'a [Rc<Node>], options: &'a CopyOptions, grain: u64) -> Plan<'a> {
         let cluster = sources.first().map_or(SECTOR, |source| cluster_size(source));
-        Plan { sources, options, cluster, base: 0, at: 0, known: None, counted: 0, turn: 0 }
+        Plan { sources, options, grain, cluster, base: 0, at: 0, known: None, counted: 0, turn: 0 }
     }
 
     async fn next(&mut self) -> Result<Option<Piece>> {
         while let Some(source) = self.sources.first().cloned() {
             let size = disk_size(&source);
             if self.at == size {
-                let next = Plan::new(&self.sources[1..], self.options);
+                let next = Plan::new(&self.sources[1..], self.options, self.grain);
                 *self = Plan { base: self.base + size, turn: self.turn, ..next };
                 continue;
             }
@@ -170,7 +176,8 @@ impl<'a> Plan<'a> {
             counts: 0,
         };
         if content == Content::Data {
-            piece.len = piece.len.min(self.piece_len() - self.at % self.piece_len());
+            let phase = if self.options.compress { piece.to } else { self.at };
+            piece.len = piece.len.min(self.piece_len() - phase % self.piece_len());
             if self.at >= self.counted {
                 piece.counts = (end - self.at).min(STEP);
                 self.counted = self.at + piece.counts;
@@ -183,7 +190,7 @@ impl<'a> Plan<'a> {
 
     /// Long enough that a run of zeros of the wanted length can be seen in it.
     fn piece_len(&self) -> u64 {
-        self.options.sparse.next_power_of_two().clamp(PIECE, MAX_PIECE)
+        self.options.sparse.next_power_of_two().clamp(PIECE, MAX_PIECE).max(self.grain)
     }
 
     /// What starts at the current position, and where it ends.
@@ -207,9 +214,20 @@ impl<'a> Plan<'a> {
         let tail = end % self.cluster;
         let end = if end - at > tail { end - tail } else { end };
         let all = content == Content::Zero && self.options.sparse == 0;
-        let known = (end, if all { Content::Data } else { content });
+        let known = self.whole_grains(end, size, if all { Content::Data } else { content });
         self.known = Some(known);
         Ok(known)
+    }
+
+    /// A run that begins at the current position and ends at `end`, with whole grains of the target: those that
+    /// are data in part count as data.
+    fn whole_grains(&self, end: u64, size: u64, content: Content) -> (u64, Content) {
+        let tail = (self.base + end) % self.grain;
+        match content {
+            _ if tail == 0 || end == size => (end, content),
+            Content::Zero | Content::Backing if end - self.at > tail => (end - tail, content),
+            _ => ((end + self.grain - tail).min(size), Content::Data),
+        }
     }
 
     /// As [`Plan::look`], of the source's top layer only; the target has a backing file of size `backing`.
@@ -237,6 +255,7 @@ struct Copy<'a> {
     total: u64,
     done: Cell<u64>,
     plan: Mutex<Plan<'a>>,
+    grain: u64,
     turns: Turns,
 }
 
@@ -271,7 +290,7 @@ impl Copy<'_> {
             Content::Zero => vec![(0..piece.len, false)],
             Content::Data => self.read(piece, buffer).await?,
         };
-        if !self.options.out_of_order {
+        if !(self.options.out_of_order || self.options.compress) {
             self.turns.wait(piece.turn).await;
         }
         for (run, data) in runs {
@@ -279,11 +298,33 @@ impl Copy<'_> {
             if data {
                 // The piece fits into memory, so its parts do.
                 let iov = buffer.iov(piece.len as usize).slice(run.start as usize, len as usize);
-                self.target.write(at, &iov).await.map_err(|error| failed("writing", at, error))?;
+                self.write(at, &iov).await.map_err(|error| failed("writing", at, error))?;
             } else if !self.options.target_is_zero {
                 let done = self.target.write_zeroes(at, len, true).await;
                 done.map_err(|error| failed("writing", at, error))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes data, whole clusters compressed if that is wanted.
+    async fn write(&self, at: u64, from: &Iov) -> Result<()> {
+        if !self.options.compress {
+            return self.target.write(at, from).await;
+        }
+        let end = at + from.len() as u64;
+        // Where sources meet inside of a cluster, neither has all of it.
+        let first = at.next_multiple_of(self.grain).min(end);
+        let last = if end == self.target.size() { end } else { first.max(end - end % self.grain) };
+        let part = |start: u64, end: u64| from.slice((start - at) as usize, (end - start) as usize);
+        if first > at {
+            self.target.write(at, &part(at, first)).await?;
+        }
+        if last > first {
+            self.target.write_compressed(first, &part(first, last)).await?;
+        }
+        if end > last {
+            self.target.write(last, &part(last, end)).await?;
         }
         Ok(())
     }
@@ -298,7 +339,7 @@ impl Copy<'_> {
         }
         let bytes = buffer.bytes().ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))?;
         let bytes = &bytes[..piece.len as usize];
-        Ok(find_runs(bytes, piece.to, self.options.sparse))
+        Ok(find_runs(bytes, piece.to, self.options.sparse.max(self.grain)))
     }
 }
 

@@ -162,7 +162,7 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
     CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
-    CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib").only("zlib"),
+    CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib"),
     SIZE,
     CreateOption::new("compat", Text, "version of the format: 1.1 (or v3), 0.10 (or v2)"),
     CreateOption::new("backing_file", Text, "file that holds what is not in this image"),
@@ -217,6 +217,11 @@ impl Template {
     /// Whether images of the format can have a backing file.
     pub fn has_backing(&self) -> bool {
         self.options.iter().any(|option| option.name == "backing_file")
+    }
+
+    /// Whether images of the format can have compressed clusters.
+    pub fn has_compression(&self) -> bool {
+        self.options.iter().any(|option| option.name == "compression_type")
     }
 
     /// Reads `given`; what it does not name has its default.
@@ -350,6 +355,11 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         Some("0.10" | "v2") => 2,
         Some(other) => return Err(not_accepted("version", other)),
     };
+    let compression_type = match values.get("compression_type") {
+        None | Some("zlib") => qcow2::Codec::Deflate,
+        Some("zstd") => qcow2::Codec::Zstd,
+        Some(other) => return Err(not_accepted("compression-type", other)),
+    };
     let backing_format = values.get("backing_fmt");
     if let Some(format) = backing_format.filter(|format| !is_known_format(format)) {
         return Err(not_accepted("backing-fmt", format));
@@ -365,6 +375,7 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         refcount_bits: number("refcount_bits"),
         extended_l2: values.switch("extended_l2"),
         lazy_refcounts: values.switch("lazy_refcounts"),
+        compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
         preallocation,
@@ -448,11 +459,11 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "data_file=d", "compression_type=zstd", "nocow=on"] {
+        for given in ["encryption=on", "data_file=d", "nocow=on"] {
             let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.message().contains(given), "{}", error.message());
         }
-        let fine = "encryption=no,data_file_raw=off,extended_l2=false,compression_type=zlib,nocow=off";
+        let fine = "encryption=no,data_file_raw=off,extended_l2=false,nocow=off";
         assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");

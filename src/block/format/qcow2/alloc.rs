@@ -10,13 +10,13 @@
 
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::{L1Entry, L2Entry, mark_shared};
+use super::entries::{Compressed, L1Entry, L2Entry, mark_shared};
 use super::geometry::{GuestOffset, HostCluster, HostOffset};
 use super::mapping::Slot;
 use super::overlap::Metadata;
 use super::refcount::Run;
-use crate::block::Result;
 use crate::block::graph::Event;
+use crate::block::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -188,6 +188,38 @@ impl Qcow2 {
         self.file.debug_event(Event::ClusterAlloc);
         let run = self.refcounts.allocate_contiguous(want).await?;
         Ok(Reserved { frees: &self.frees, run, untouched: false })
+    }
+
+    /// Takes `len` bytes, less than a cluster, behind the compressed data that came last if they fit. Each cluster
+    /// that they reach into has one user more.
+    pub(super) async fn reserve_bytes(&self, len: u64) -> Result<(HostOffset, Reserved<'_>)> {
+        let _turn = self.packing.lock().await;
+        let in_one = |at: HostOffset| self.geometry.in_cluster(at.0) + len <= self.geometry.cluster_size();
+        if self.refcounts.tail().is_some_and(in_one)
+            && let Some(at) = self.refcounts.share_tail().await?
+        {
+            return self.reserved_bytes(at, len, Run { first: self.geometry.cluster_of(at), count: 1 });
+        }
+        let new = self.reserve(1).await?;
+        let run = new.run;
+        let before = |at: HostOffset| self.geometry.cluster_of(at).0 + 1 == run.first.0;
+        if self.refcounts.tail().is_some_and(before)
+            && let Some(at) = self.refcounts.share_tail().await?
+        {
+            new.keep();
+            return self.reserved_bytes(at, len, Run { first: self.geometry.cluster_of(at), count: 2 });
+        }
+        new.keep();
+        self.reserved_bytes(self.geometry.start_of(run.first), len, run)
+    }
+
+    fn reserved_bytes(&self, at: HostOffset, len: u64, run: Run) -> Result<(HostOffset, Reserved<'_>)> {
+        let reserved = Reserved { frees: &self.frees, run, untouched: false };
+        if at.0 + len > Compressed::offsets_end(self.geometry) {
+            return Err(Error::new(Kind::NoSpace, "the image file is too large for compressed clusters"));
+        }
+        self.refcounts.set_tail(at.add(len));
+        Ok((at, reserved))
     }
 
     /// Gives up what an L2 entry that was replaced refers to.

@@ -222,6 +222,13 @@ impl Cache {
         }
     }
 
+    /// Drops everything, changes and all.
+    pub(super) fn clear(&self) {
+        self.pieces.take();
+        self.clock.take();
+        self.dirty.take();
+    }
+
     fn insert(&self, piece: Rc<Piece>) -> Rc<Piece> {
         while self.pieces.borrow().len() >= self.capacity.get() && self.evict_one() {}
         self.clock.borrow_mut().push_back(piece.offset);

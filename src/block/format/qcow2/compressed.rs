@@ -1,69 +1,261 @@
-//! Reading compressed clusters: raw deflate (RFC 1951), never more than a cluster of it.
+//! Compressed clusters: read several at a time, written packed one behind the other.
+//!
+//! ```text
+//!   host clusters  |  a  |   b    |  c  ┊   d   | free |      c goes over a border, as its clusters follow one
+//!                  └── refcount 3 ──────┴ refcount 2 ─┘      another; a refcount is how many reach in
+//! ```
+//! * Clusters are compressed and decompressed on the pool, about [`BATCH`] bytes a job, several jobs at once.
+//! * Clusters that are read in part are kept decompressed for a while, so that small sequential reads decompress
+//!   each once. What is kept of a place is forgotten when something else is stored there; that happens only
+//!   after all requests that knew the old content have ended (see [`super::alloc`]), so none brings it back.
+//! * The data is written before the L2 entry that shows it, and nobody changes it again: a cluster that is
+//!   written to in part moves elsewhere, as any shared one.
+//! * They are never encrypted, as QEMU has it.
 
+use super::codec::Codec;
 use super::driver::Qcow2;
-use super::entries::Compressed;
+use super::entries::{Compressed, L2Entry};
+use super::geometry::{GuestOffset, HostOffset};
+use super::mapping::{Extent, Place, View};
+use crate::block::graph::Event;
+use crate::block::range_lock::RangeLock;
 use crate::block::{Error, Iov, Kind, Result};
-use flate2::{Decompress, FlushDecompress};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::rc::Rc;
 
-/// Clusters up to this size are inflated at once: handing them to a thread takes longer.
+/// Up to so many bytes are decompressed at once: handing them to a thread takes longer.
 const INLINE: usize = 16 << 10;
+/// Bytes of guest data that one job is about, or one cluster where that is larger.
+const BATCH: u64 = 64 << 10;
+/// How many bytes of a request are looked up at once.
+const REACH: usize = 4 << 20;
+/// How many jobs one request has in flight.
+const JOBS: usize = 8;
+/// Bytes of decompressed clusters that are kept, but for 2 clusters at least and 64 at most.
+const KEPT: u64 = 2 << 20;
+/// Compressed clusters that stand apart less than this are read as one, in bytes.
+const GAP: u64 = 4 << 10;
 
+/// A part of a request that one compressed cluster holds.
+struct Part {
+    data: Compressed,
+    /// Where in the cluster it starts.
+    skip: usize,
+    into: Iov,
+}
+
+/// Clusters that were read in part, decompressed, the last one first.
+#[derive(Default)]
+pub(super) struct Decompressed {
+    kept: RefCell<VecDeque<(Compressed, Rc<Vec<u8>>)>>,
+    /// So that two requests do not decompress one cluster twice.
+    turns: RangeLock,
+}
+
+impl Decompressed {
+    fn get(&self, data: Compressed) -> Option<Rc<Vec<u8>>> {
+        let mut kept = self.kept.borrow_mut();
+        let at = kept.iter().position(|(other, _)| *other == data)?;
+        let found = kept.remove(at)?;
+        kept.push_front(found.clone());
+        Some(found.1)
+    }
+
+    fn keep(&self, data: Compressed, cluster: Rc<Vec<u8>>) {
+        let most = (KEPT / cluster.len() as u64).clamp(2, 64) as usize;
+        let mut kept = self.kept.borrow_mut();
+        kept.push_front((data, cluster));
+        kept.truncate(most);
+    }
+
+    /// Forgets what started at `host`: something else does now.
+    fn forget(&self, host: HostOffset) {
+        self.kept.borrow_mut().retain(|(data, _)| data.offset != host);
+    }
+}
+
+/// Reading.
 impl Qcow2 {
-    /// Reads from byte `skip` of a compressed cluster on.
-    pub(super) async fn read_compressed(&self, data: Compressed, skip: usize, into: &Iov) -> Result<()> {
-        let packed = self.file.read_bytes(data.offset.0, data.len as usize).await?;
-        let size = self.geometry.cluster_size() as usize;
-        let cluster = if size <= INLINE {
-            inflate(&packed, size)
-        } else {
-            self.engine.offload(move || inflate(&packed, size)).await
-        };
-        let cluster = cluster.ok_or_else(|| {
-            let message = format!("compressed cluster at offset {:#x} cannot be decompressed", data.offset.0);
-            Error::new(Kind::Io, message)
-        })?;
-        into.copy_from(0, &cluster[skip..]);
+    /// Reads the compressed clusters that `into` starts with. Returns how many bytes they hold of it.
+    pub(super) async fn read_compressed(&self, view: &View, at: GuestOffset, into: &Iov) -> Result<usize> {
+        let parts = self.compressed_parts(view, at, into).await?;
+        let (whole, partial): (Vec<Part>, Vec<Part>) =
+            parts.into_iter().partition(|part| part.into.len() as u64 == self.geometry.cluster_size());
+        let partial_len: usize = partial.iter().map(|part| part.into.len()).sum();
+        let whole_len: usize = whole.iter().map(|part| part.into.len()).sum();
+        for part in partial {
+            part.into.copy_from(0, &self.decompressed(part.data).await?[part.skip..]);
+        }
+        let batches = stream::iter(self.batches(whole)).map(|batch| self.read_batch(batch));
+        batches.buffer_unordered(JOBS).try_collect::<()>().await?;
+        Ok(partial_len + whole_len)
+    }
+
+    async fn compressed_parts(&self, view: &View, at: GuestOffset, into: &Iov) -> Result<Vec<Part>> {
+        let (mut parts, mut done) = (Vec::new(), 0);
+        while done < into.len().min(REACH) {
+            let from = at.add(done as u64);
+            let extent = self.map(view, from, (into.len() - done) as u64).await?;
+            let Extent { place: Place::Compressed(data), len } = extent else { break };
+            let skip = self.geometry.in_cluster(from.0) as usize;
+            parts.push(Part { data, skip, into: into.slice(done, len as usize) });
+            done += len as usize;
+        }
+        Ok(parts)
+    }
+
+    /// Groups clusters that one read of the file and one job are about.
+    fn batches(&self, parts: Vec<Part>) -> Vec<Vec<Part>> {
+        let most = (BATCH >> self.geometry.cluster_bits).max(1) as usize;
+        let mut batches: Vec<Vec<Part>> = Vec::new();
+        for part in parts {
+            match batches.last_mut() {
+                Some(batch) if batch.len() < most && follows(&batch[batch.len() - 1], &part) => {
+                    batch.push(part);
+                }
+                _ => batches.push(vec![part]),
+            }
+        }
+        batches
+    }
+
+    async fn read_batch(&self, batch: Vec<Part>) -> Result<()> {
+        let data = batch.iter().map(|part| part.data).collect();
+        let clusters = self.decompress(data).await?;
+        for (part, cluster) in batch.iter().zip(clusters.chunks(self.geometry.cluster_size() as usize)) {
+            part.into.copy_from(0, cluster);
+        }
         Ok(())
     }
-}
 
-/// Inflates exactly `size` bytes. What follows them in `packed` is another cluster's.
-fn inflate(packed: &[u8], size: usize) -> Option<Vec<u8>> {
-    let mut out = vec![0; size];
-    let mut state = Decompress::new(false);
-    // One call with all input and all room either fills the cluster or never will.
-    state.decompress(packed, &mut out, FlushDecompress::Finish).ok()?;
-    (state.total_out() == size as u64).then_some(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use flate2::{Compress, Compression, FlushCompress};
-
-    fn deflate(bytes: &[u8]) -> Vec<u8> {
-        let mut out = vec![0; bytes.len() + 1024];
-        let mut state = Compress::new(Compression::best(), false);
-        state.compress(bytes, &mut out, FlushCompress::Finish).unwrap();
-        out.truncate(state.total_out() as usize);
-        out
+    /// A cluster that is wanted in part.
+    async fn decompressed(&self, data: Compressed) -> Result<Rc<Vec<u8>>> {
+        if let Some(cluster) = self.decompressed.get(data) {
+            return Ok(cluster);
+        }
+        let _turn = self.decompressed.turns.lock(data.offset.0..data.offset.0 + 1, true).await;
+        if let Some(cluster) = self.decompressed.get(data) {
+            return Ok(cluster);
+        }
+        let cluster = Rc::new(self.decompress(vec![data]).await?);
+        self.decompressed.keep(data, cluster.clone());
+        Ok(cluster)
     }
 
-    #[test]
-    fn a_cluster_is_inflated_whatever_follows_it() {
-        let bytes: Vec<u8> = (0..65536u32).map(|i| (i / 7) as u8).collect();
-        let mut packed = deflate(&bytes);
-        packed.extend([0xa5; 700]);
-        assert_eq!(inflate(&packed, bytes.len()).as_deref(), Some(&bytes[..]));
+    /// Reads and decompresses clusters that stand in the order of the file, not far from each other.
+    async fn decompress(&self, clusters: Vec<Compressed>) -> Result<Vec<u8>> {
+        let start = clusters.first().map_or(0, |data| data.offset.0);
+        let end = clusters.iter().map(|data| data.offset.0 + data.len).max().unwrap_or(start);
+        self.file.debug_event(Event::ReadCompressed);
+        let packed = self.file.read_bytes(start, (end - start) as usize).await?;
+        let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
+        let inline = clusters.len() * size <= INLINE;
+        let work = move || decompress_all(codec, &packed, start, &clusters, size);
+        if inline { work() } else { self.engine.offload(work).await }
+    }
+}
+
+/// Whether `next` stands behind `last`, and near.
+fn follows(last: &Part, next: &Part) -> bool {
+    let (last, next) = (last.data, next.data.offset.0);
+    next >= last.offset.0 && next <= last.offset.0 + last.len + GAP
+}
+
+/// Decompresses clusters of `size` bytes; `packed` is what stands in the file from `start` on.
+fn decompress_all(
+    codec: Codec,
+    packed: &[u8],
+    start: u64,
+    clusters: &[Compressed],
+    size: usize,
+) -> Result<Vec<u8>> {
+    let mut out = vec![0; clusters.len() * size];
+    for (data, cluster) in clusters.iter().zip(out.chunks_exact_mut(size)) {
+        let from = (data.offset.0 - start) as usize;
+        if !codec.decompress(&packed[from..from + data.len as usize], cluster) {
+            let what = format!("compressed cluster at offset {:#x} cannot be decompressed", data.offset.0);
+            return Err(Error::new(Kind::Io, what));
+        }
+    }
+    Ok(out)
+}
+
+/// Writing.
+impl Qcow2 {
+    /// Writes whole clusters compressed, those that do not become smaller as they are. The end of the disk ends
+    /// a cluster too.
+    pub(super) async fn write_packed(&self, at: GuestOffset, from: &Iov) -> Result<()> {
+        self.check_packed(at, from.len() as u64)?;
+        let step = BATCH.max(self.geometry.cluster_size()) as usize;
+        let batches = stream::iter((0..from.len()).step_by(step)).map(|start| async move {
+            let part = from.slice(start, step);
+            let packed = self.compress(&part).await;
+            (at.add(start as u64), part, packed)
+        });
+        let mut batches = pin!(batches.buffered(JOBS));
+        while let Some((at, from, packed)) = batches.next().await {
+            if self.must_prepare() {
+                Box::pin(self.prepare_change()).await?;
+            }
+            self.write_batch(at, &from, packed).await?;
+        }
+        Ok(())
     }
 
-    #[test]
-    fn streams_that_do_not_fill_the_cluster_or_are_broken_are_refused_and_bombs_are_cut() {
-        let packed = deflate(&[0; 4096]);
-        assert_eq!(inflate(&packed, 65536), None);
-        assert_eq!(inflate(&packed[..packed.len() / 2], 4096), None);
-        assert_eq!(inflate(&[0xff; 100], 512), None);
-        let bomb = deflate(&vec![0; 8 << 20]);
-        assert_eq!(inflate(&bomb, 512).map(|out| out.len()), Some(512));
+    fn check_packed(&self, at: GuestOffset, len: u64) -> Result<()> {
+        let end = at.add(len);
+        if !self.geometry.is_aligned(at.0) || !self.geometry.is_aligned(end.0) && end.0 != self.size.get() {
+            return Err(Error::new(Kind::InvalidArgument, "Only whole clusters can be written compressed"));
+        }
+        if !Rc::ptr_eq(self.data_node(), &self.file) {
+            return Err(Error::new(Kind::Unsupported, "Operation not supported")
+                .remedy("images with an external data file cannot have compressed clusters"));
+        }
+        Ok(())
+    }
+
+    /// Compresses each cluster of `from`; none where that does not make it smaller.
+    async fn compress(&self, from: &Iov) -> Vec<Option<Vec<u8>>> {
+        let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
+        let mut bytes = from.to_vec();
+        // What lies behind the end of the disk reads as zeros, should it grow.
+        bytes.resize(bytes.len().next_multiple_of(size), 0);
+        self.engine
+            .offload(move || bytes.chunks_exact(size).map(|cluster| codec.compress(cluster)).collect())
+            .await
+    }
+
+    async fn write_batch(&self, at: GuestOffset, from: &Iov, packed: Vec<Option<Vec<u8>>>) -> Result<()> {
+        let size = self.geometry.cluster_size() as usize;
+        for (cluster, start) in packed.into_iter().zip((0..).step_by(size)) {
+            let to = at.add(start as u64);
+            match cluster {
+                Some(bytes) => self.write_packed_cluster(to, &bytes).await?,
+                None => self.write_disk(to, &from.slice(start, size)).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a compressed cluster, then shows it.
+    async fn write_packed_cluster(&self, at: GuestOffset, bytes: &[u8]) -> Result<()> {
+        let _turn = self.guests.lock(at.0..at.0 + self.geometry.cluster_size(), true).await;
+        let (slice, slot) = self.writable_slot(at).await?;
+        let (host, room) = self.reserve_bytes(bytes.len() as u64).await?;
+        self.overlap.check(host, bytes.len() as u64, None)?;
+        self.file.debug_event(Event::WriteCompressed);
+        self.file.write_bytes(host.0, bytes).await?;
+        let old = self.entry(&slice, slot.index)?;
+        // From here on nothing can fail: the entry and what it replaces change as one.
+        self.file.debug_event(Event::L2UpdateCompressed);
+        self.decompressed.forget(host);
+        let new = L2Entry::Compressed(Compressed::new(host, bytes.len() as u64));
+        self.set_entry(&slice, slot.index, new);
+        room.keep();
+        self.free_entry(old, false);
+        Ok(())
     }
 }

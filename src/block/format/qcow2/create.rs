@@ -5,11 +5,12 @@
 //!   cluster 0: header, extensions, backing name | 1: refcount table | 2: refcount block | L1 table
 //! ```
 
+use super::codec::Codec;
 use super::driver::Image;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
-use super::header::{EXTENDED_L2, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
+use super::header::{COMPRESSION_TYPE, EXTENDED_L2, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -38,6 +39,8 @@ pub struct CreateOptions {
     pub extended_l2: bool,
     /// Mark the image so that writers may update refcounts late.
     pub lazy_refcounts: bool,
+    /// How clusters are compressed.
+    pub compression_type: Codec,
     /// Name of the backing file.
     pub backing_file: Option<String>,
     /// Its format.
@@ -55,6 +58,7 @@ impl Default for CreateOptions {
             refcount_bits: 16,
             extended_l2: false,
             lazy_refcounts: false,
+            compression_type: Codec::Deflate,
             backing_file: None,
             backing_format: None,
             preallocation: Preallocation::Off,
@@ -102,6 +106,10 @@ impl CreateOptions {
             let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
             return Err(invalid(what));
         }
+        if self.version < 3 && self.compression_type != Codec::Deflate {
+            let what = "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
             return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
         }
@@ -147,11 +155,11 @@ impl CreateOptions {
             refcount_table_clusters: 1,
             snapshot_count: 0,
             snapshots_offset: HostOffset(0),
-            incompatible: if self.extended_l2 { EXTENDED_L2 } else { 0 },
+            incompatible: self.incompatible(),
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
             autoclear: 0,
             crypt_method: 0,
-            compression_type: 0,
+            compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
             extensions: self.extensions(),
             backing_file: self.backing_file.clone(),
@@ -159,6 +167,11 @@ impl CreateOptions {
             used: 0,
         };
         header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
+    }
+
+    fn incompatible(&self) -> u64 {
+        let compression = if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE };
+        compression | if self.extended_l2 { EXTENDED_L2 } else { 0 }
     }
 
     fn extensions(&self) -> Vec<Extension> {

@@ -2,6 +2,8 @@
 
 use super::alloc::{Frees, Users};
 use super::cache::Cache;
+use super::codec::Codec;
+use super::compressed::Decompressed;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
 use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
@@ -9,7 +11,7 @@ use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
-use crate::block::graph::driver::{Check, Qcow2Specifics, Specifics};
+use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
@@ -22,6 +24,8 @@ use std::rc::Rc;
 
 /// The L2 cache covers the whole disk up to this many bytes of tables.
 const MAX_L2_CACHE: u64 = 32 << 20;
+/// What to do about a damaged image.
+const REPAIR: &str = "repair it with: qemu-img check -r all";
 /// Longest read or write, in bytes.
 const MAX_TRANSFER: u32 = 64 << 20;
 
@@ -40,6 +44,8 @@ pub struct Image {
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
     snapshot_table: Range<u64>,
+    /// Damage is no reason to refuse it: it is to be checked and nothing else.
+    for_check: bool,
 }
 
 impl Image {
@@ -50,13 +56,51 @@ impl Image {
     /// that this build does not have, by name.
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
+        header.check_has_refcounts()?;
+        Image::read_tables(file, header).await
+    }
+
+    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt or lack its
+    /// refcounts.
+    ///
+    /// # Errors
+    /// As [`Image::read`].
+    pub async fn read_for_check(file: &Rc<Node>) -> Result<Image> {
+        let image = Image::read_tables(file, Header::read(file).await?).await?;
+        Ok(Image { for_check: true, ..image })
+    }
+
+    /// As [`Image::read`], for an image that is to be written: refcounts that a writer left behind (the dirty bit)
+    /// are made right first.
+    ///
+    /// # Errors
+    /// As [`Image::read`], and [`Kind::Corrupt`] where the refcounts cannot be made right.
+    pub async fn read_for_writing(engine: &Rc<Engine>, file: &Rc<Node>) -> Result<Image> {
+        let image = Image::read(file).await?;
+        if image.header.incompatible & (DIRTY | CORRUPT) != DIRTY {
+            return Ok(image);
+        }
+        let unclean = Image { for_check: true, ..image }.into_qcow2(engine, None, false)?;
+        let report = unclean.repair(Repair::All).await?;
+        match report.gave_up {
+            None if report.check_errors == 0 => Image::read(file).await,
+            why => {
+                let why = why.map_or(String::new(), |error| format!(": {error}"));
+                let error = Error::new(Kind::Corrupt, format!("Could not repair dirty image{why}"));
+                Err(error.remedy(REPAIR))
+            }
+        }
+    }
+
+    async fn read_tables(file: &Rc<Node>, header: Header) -> Result<Image> {
         let overlap = Rc::new(Overlap::new(header.geometry));
         let active = View::read(file, header.l1_offset, header.l1_entries).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let file = file.clone();
-        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table };
+        let for_check = false;
+        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, for_check };
         image.note_metadata();
         Ok(image)
     }
@@ -90,7 +134,7 @@ impl Image {
         backing: Option<Rc<Node>>,
         read_only: bool,
     ) -> Result<Qcow2> {
-        if !read_only {
+        if !read_only && !self.for_check {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
@@ -101,6 +145,7 @@ impl Image {
             backing,
             geometry,
             v3: self.header.is_v3(),
+            codec: self.header.codec(),
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
@@ -117,6 +162,8 @@ impl Image {
             users: Users::default(),
             guests: RangeLock::default(),
             tables: Mutex::new(()),
+            packing: Mutex::new(()),
+            decompressed: Decompressed::default(),
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
             unwritten: Cell::new(None),
@@ -124,18 +171,13 @@ impl Image {
     }
 
     fn check_writable(&self) -> Result<()> {
-        let repair = "repair it with: qemu-img check -r all";
         if self.header.incompatible & CORRUPT != 0 {
             let error = Error::new(Kind::Corrupt, "Image is corrupt; cannot be opened read/write");
-            return Err(error.remedy(repair));
-        }
-        if self.header.incompatible & DIRTY != 0 {
-            let what = "Image has the dirty bit set: its refcounts may be wrong; cannot be opened read/write";
-            return Err(Error::new(Kind::Unsupported, what).remedy(repair));
+            return Err(error.remedy(REPAIR));
         }
         if self.refcounts.has_shared_blocks() {
             let what = "Two refcount table entries name the same refcount block; cannot be opened read/write";
-            return Err(Error::new(Kind::Corrupt, what).remedy(repair));
+            return Err(Error::new(Kind::Corrupt, what).remedy(REPAIR));
         }
         Ok(())
     }
@@ -166,6 +208,8 @@ pub(super) struct Qcow2 {
     pub(super) geometry: Geometry,
     /// Version 3: there are zero clusters and feature bits.
     pub(super) v3: bool,
+    /// How clusters are compressed.
+    pub(super) codec: Codec,
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
@@ -189,6 +233,9 @@ pub(super) struct Qcow2 {
     pub(super) guests: RangeLock,
     /// Held while an L2 table is made.
     pub(super) tables: Mutex<()>,
+    /// Held while room for compressed data is looked for.
+    pub(super) packing: Mutex<()>,
+    pub(super) decompressed: Decompressed,
     /// Held while a checkpoint is written.
     pub(super) writing: Mutex<()>,
     zeros: OnceCell<Buffer>,
@@ -243,6 +290,17 @@ impl Driver for Qcow2 {
         }
     }
 
+    async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
+        if self.must_prepare() {
+            self.prepare_change().await?;
+        }
+        let _user = self.users.enter();
+        match self.write_packed(GuestOffset(offset), from).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.zero_disk(GuestOffset(offset), len, may_unmap).await
     }
@@ -275,7 +333,7 @@ impl Driver for Qcow2 {
         let header = self.header.borrow();
         Some(Specifics::Qcow2(Qcow2Specifics {
             compat: if self.v3 { "1.1" } else { "0.10" },
-            compression_type: "zlib",
+            compression_type: self.codec.name(),
             lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
             refcount_bits: self.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,

@@ -17,7 +17,6 @@
 //! cluster. A compressed cluster has no bits. An entry whose subclusters are all alike decodes to the same as a
 //! standard entry; only [`L2Entry::Mixed`] has a state for each.
 
-use super::extensions::be64;
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use std::ops::Range;
 
@@ -81,6 +80,19 @@ pub(super) struct Compressed {
     pub(super) len: u64,
 }
 
+impl Compressed {
+    /// Data of `bytes` bytes at `offset`.
+    pub(super) fn new(offset: HostOffset, bytes: u64) -> Compressed {
+        let end = (offset.0 + bytes).next_multiple_of(SECTOR);
+        Compressed { offset, len: end - offset.0 }
+    }
+
+    /// Where offsets end that an entry has the bits for.
+    pub(super) fn offsets_end(geometry: Geometry) -> u64 {
+        HOST_END.min(1 << sector_shift(geometry))
+    }
+}
+
 /// The words of an L2 entry as they stand on disk; `bitmap` is 0 where entries are not extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct L2Words {
@@ -90,18 +102,23 @@ pub(super) struct L2Words {
 
 impl L2Words {
     /// Reads the bytes of one entry.
+    #[inline]
     pub(super) fn read(entry: &[u8]) -> L2Words {
-        let (descriptor, bitmap) = entry.split_at(ENTRY as usize);
-        L2Words { descriptor: be64(descriptor), bitmap: if bitmap.is_empty() { 0 } else { be64(bitmap) } }
+        let word =
+            |at: usize| entry.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |&b| u64::from_be_bytes(b));
+        L2Words { descriptor: word(0), bitmap: word(ENTRY as usize) }
     }
 
     /// Writes the bytes of one entry.
     pub(super) fn write(self, entry: &mut [u8]) {
-        let (descriptor, bitmap) = entry.split_at_mut(ENTRY as usize);
-        descriptor.copy_from_slice(&self.descriptor.to_be_bytes());
-        if !bitmap.is_empty() {
-            bitmap.copy_from_slice(&self.bitmap.to_be_bytes());
+        for (bytes, word) in entry.chunks_exact_mut(ENTRY as usize).zip([self.descriptor, self.bitmap]) {
+            bytes.copy_from_slice(&word.to_be_bytes());
         }
+    }
+
+    /// Whether nothing is there.
+    pub(super) fn is_empty(self) -> bool {
+        self.descriptor | self.bitmap == 0
     }
 
     fn subclusters(self) -> Subclusters {
@@ -178,13 +195,13 @@ pub(super) enum L2Entry {
 impl L2Entry {
     /// Decodes and checks. `zeros` says whether the version has zero clusters (3 and up).
     pub(super) fn decode(words: L2Words, geometry: Geometry, zeros: bool) -> Result<L2Entry, Malformed> {
-        let raw = words.descriptor;
-        if raw == 0 && words.bitmap == 0 {
+        if words.is_empty() {
             return Ok(L2Entry::Unallocated);
         }
-        if let RawL2::Compressed { offset, len, copied } = raw_l2(raw, geometry) {
+        if let RawL2::Compressed { offset, len, copied } = raw_l2(words, geometry) {
             return decode_compressed(offset, len, copied, words.bitmap);
         }
+        let raw = words.descriptor;
         let (offset, copied) = (raw & OFFSET, raw & COPIED != 0);
         if raw & L2_RESERVED != 0 {
             return Err("L2 entry has reserved bits set");
@@ -206,7 +223,7 @@ impl L2Entry {
         }
     }
 
-    /// As it stands on disk. Compressed entries are never made from parts here, only kept.
+    /// As it stands on disk.
     pub(super) fn encode(self, geometry: Geometry) -> L2Words {
         if let L2Entry::Compressed(at) = self {
             let sectors = ((at.offset.0 % SECTOR + at.len) / SECTOR).saturating_sub(1);
@@ -323,6 +340,11 @@ fn without_copied(raw: u64) -> u64 {
     if raw & COMPRESSED != 0 { raw } else { raw & !COPIED }
 }
 
+/// The entry with the copied flag as it should be.
+pub(super) fn with_copied(raw: u64, copied: bool) -> u64 {
+    raw & !COPIED | copied_bit(copied)
+}
+
 /// Whether bit 63 is set.
 pub(super) fn has_copied(raw: u64) -> bool {
     raw & COPIED != 0
@@ -331,27 +353,29 @@ pub(super) fn has_copied(raw: u64) -> bool {
 /// An L1 entry as `check` sees it, valid or not.
 pub(super) struct RawL1 {
     pub(super) offset: u64,
-    pub(super) copied: bool,
     pub(super) reserved: bool,
 }
 
 /// Takes an L1 entry (or one of a bitmap table) apart without judging it.
 pub(super) fn raw_l1(raw: u64) -> RawL1 {
-    RawL1 { offset: raw & OFFSET, copied: raw & COPIED != 0, reserved: raw & L1_RESERVED != 0 }
+    RawL1 { offset: raw & OFFSET, reserved: raw & L1_RESERVED != 0 }
 }
 
 /// The entries of an L2 table.
-pub(super) fn l2_words(table: &[u64], geometry: Geometry) -> impl Iterator<Item = L2Words> {
-    let words = |entry: &[u64]| L2Words { descriptor: entry[0], bitmap: entry.get(1).copied().unwrap_or(0) };
-    table.chunks_exact((geometry.l2_entry() / ENTRY) as usize).map(words)
+pub(super) fn l2_words(table: &[u8], geometry: Geometry) -> impl Iterator<Item = L2Words> + Clone {
+    table.chunks_exact(geometry.l2_entry() as usize).map(L2Words::read)
 }
 
 /// What `check` says of an entry's bitmap of subclusters, if it makes no sense.
 pub(super) fn bitmap_damage(words: L2Words, index: usize, geometry: Geometry) -> Option<String> {
-    let (raw, subclusters) = (words.descriptor, words.subclusters());
-    match raw_l2(raw, geometry) {
-        RawL2::Compressed { .. } if words.bitmap != 0 => Some(format!(
-            "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={raw:#x}"
+    let subclusters = words.subclusters();
+    if words.bitmap == 0 {
+        return None;
+    }
+    match raw_l2(words, geometry) {
+        RawL2::Compressed { .. } => Some(format!(
+            "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={:#x}",
+            words.descriptor
         )),
         RawL2::Standard { offset: 0, .. } if subclusters.data != 0 => {
             Some("ERROR: Unallocated cluster has non-zero subcluster allocation map".into())
@@ -359,18 +383,20 @@ pub(super) fn bitmap_damage(words: L2Words, index: usize, geometry: Geometry) ->
         RawL2::Standard { offset, .. } if subclusters.data & subclusters.zeros != 0 => Some(format!(
             "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
         )),
-        _ => None,
+        RawL2::Standard { .. } => None,
     }
 }
 
-/// An L2 entry as `check` sees it, valid or not.
+/// An L2 entry as `check` sees it, valid or not. `zero`: it has no data, whatever cluster it keeps.
 pub(super) enum RawL2 {
     Compressed { offset: u64, len: u64, copied: bool },
     Standard { offset: u64, reserved: bool, zero: bool },
 }
 
-/// Takes an L2 entry's descriptor apart without judging it.
-pub(super) fn raw_l2(raw: u64, geometry: Geometry) -> RawL2 {
+/// Takes an L2 entry apart without judging it.
+#[inline]
+pub(super) fn raw_l2(words: L2Words, geometry: Geometry) -> RawL2 {
+    let raw = words.descriptor;
     if raw & COMPRESSED != 0 {
         let shift = sector_shift(geometry);
         let offset = raw & ((1 << shift) - 1);
@@ -378,7 +404,7 @@ pub(super) fn raw_l2(raw: u64, geometry: Geometry) -> RawL2 {
         let len = (sectors + 1) * SECTOR - offset % SECTOR;
         return RawL2::Compressed { offset, len, copied: raw & COPIED != 0 };
     }
-    let zero = raw & ZERO != 0 && !geometry.extended_l2;
+    let zero = if geometry.extended_l2 { words.subclusters().data == 0 } else { raw & ZERO != 0 };
     RawL2::Standard { offset: raw & OFFSET, reserved: raw & L2_RESERVED != 0, zero }
 }
 

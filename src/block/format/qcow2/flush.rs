@@ -277,7 +277,7 @@ impl Qcow2 {
 
     /// Whether the image was found corrupt since it was opened.
     fn is_broken(&self) -> bool {
-        self.header.borrow().incompatible & CORRUPT != 0 && !self.opened_read_only
+        self.header.borrow().incompatible & CORRUPT != 0 && self.read_only.get() && !self.opened_read_only
     }
 
     /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and

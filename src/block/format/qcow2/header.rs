@@ -7,6 +7,7 @@
 //!   72 incompatible  80 compatible  88 autoclear  96 refcount_order  100 header_length  104 compression_type
 //! ```
 
+use super::codec::Codec;
 use super::extensions::{self, BACKING_FORMAT, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
@@ -24,10 +25,12 @@ const V3_LEN: u32 = 104;
 pub(super) const DIRTY: u64 = 1;
 /// Incompatible: do not write.
 pub(super) const CORRUPT: u64 = 1 << 1;
+/// Incompatible: clusters are not compressed as zlib does.
+pub(super) const COMPRESSION_TYPE: u64 = 1 << 3;
 /// Incompatible: L2 entries are extended.
 pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// What this build has of the incompatible features.
-const SUPPORTED: u64 = DIRTY | CORRUPT | EXTENDED_L2;
+const SUPPORTED: u64 = DIRTY | CORRUPT | COMPRESSION_TYPE | EXTENDED_L2;
 /// Compatible: refcounts may be updated late.
 pub(super) const LAZY_REFCOUNTS: u64 = 1;
 /// Names of incompatible bits 2 to 4, for images that do not name them themselves.
@@ -145,14 +148,33 @@ impl Header {
             let size = self.geometry.subcluster_size();
             return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
-        if self.compression_type != 0 {
-            return Err(invalid("Compression type bit must be set for this compression type"));
-        }
+        self.check_compression_type()?;
         match self.crypt_method {
             0 => Ok(()),
             1 | 2 => Err(Error::new(Kind::Unsupported, "Encrypted qcow2 images are not supported")),
             other => Err(invalid(format!("Unsupported encryption method {other}"))),
         }
+    }
+
+    fn check_compression_type(&self) -> Result<()> {
+        let bit = self.incompatible & COMPRESSION_TYPE != 0;
+        match (Codec::from_byte(self.compression_type), bit) {
+            (Some(Codec::Deflate), false) | (Some(Codec::Zstd), true) => Ok(()),
+            (None, _) => Err(Error::new(
+                Kind::Unsupported,
+                format!("qcow2: unknown compression type: {}", self.compression_type),
+            )),
+            (Some(_), true) => {
+                Err(invalid("qcow2: Compression type incompatible feature bit must not be set"))
+            }
+            (Some(_), false) => Err(invalid("qcow2: Compression type incompatible feature bit must be set")),
+        }
+    }
+
+    /// How clusters are compressed.
+    pub(super) fn codec(&self) -> Codec {
+        // Checked when the header was read.
+        Codec::from_byte(self.compression_type).unwrap_or_default()
     }
 
     /// What users call an incompatible feature bit.
@@ -166,9 +188,6 @@ impl Header {
     /// Places and sizes of all tables.
     fn check_tables(&self) -> Result<()> {
         let refcount_table_bytes = u64::from(self.refcount_table_clusters) << self.geometry.cluster_bits;
-        if self.refcount_table_clusters == 0 {
-            return Err(invalid("Image does not contain a reference count table"));
-        }
         let snapshots = u64::from(self.snapshot_count);
         let l1_bytes = u64::from(self.l1_entries) * ENTRY;
         self.check_table(
@@ -179,7 +198,7 @@ impl Header {
         )?;
         self.check_table(self.snapshots_offset, snapshots, u64::from(MAX_SNAPSHOTS), "Snapshot table")?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
-        if self.refcount_table_offset.0 == 0 || l1_bytes > 0 && self.l1_offset.0 == 0 {
+        if l1_bytes > 0 && self.l1_offset.0 == 0 {
             return Err(invalid("Table at offset 0"));
         }
         let needed = self.geometry.l1_entries_for(self.size);
@@ -190,6 +209,15 @@ impl Header {
             return Err(invalid("L1 table is too small"));
         }
         Ok(())
+    }
+
+    /// Refuses an image without refcounts. A repair makes some.
+    pub(super) fn check_has_refcounts(&self) -> Result<()> {
+        match (self.refcount_table_clusters, self.refcount_table_offset.0) {
+            (0, _) => Err(invalid("Image does not contain a reference count table")),
+            (_, 0) => Err(invalid("Table at offset 0")),
+            _ => Ok(()),
+        }
     }
 
     fn check_table(&self, offset: HostOffset, len: u64, max: u64, name: &str) -> Result<()> {

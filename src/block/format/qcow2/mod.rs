@@ -11,6 +11,7 @@
 //! | --- | --- |
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
+//! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | | `driver`: the whole as a node |
@@ -18,6 +19,7 @@
 mod alloc;
 mod cache;
 mod check;
+mod codec;
 mod compressed;
 pub mod create;
 mod data;
@@ -40,5 +42,6 @@ mod tests;
 mod write;
 mod zero;
 
+pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;

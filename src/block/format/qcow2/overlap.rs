@@ -41,11 +41,14 @@ impl Metadata {
 
 /// Clusters, 64 to a word.
 #[derive(Default)]
-struct ClusterSet(OffsetMap<u64, u64>);
+pub(super) struct ClusterSet(OffsetMap<u64, u64>);
 
 impl ClusterSet {
-    fn insert(&mut self, cluster: u64) {
-        *self.0.entry(cluster / 64).or_default() |= 1 << (cluster % 64);
+    /// Adds a cluster. Whether it is new.
+    pub(super) fn insert(&mut self, cluster: u64) -> bool {
+        let word = self.0.entry(cluster / 64).or_default();
+        let old = std::mem::replace(word, *word | 1 << (cluster % 64));
+        old != *word
     }
 
     fn remove(&mut self, cluster: u64) {
@@ -96,6 +99,15 @@ impl Overlap {
     pub(super) fn add(&self, kind: Metadata, cluster: HostCluster) {
         if let Some(set) = self.places.borrow_mut().set(kind) {
             set.insert(cluster.0);
+        }
+    }
+
+    /// Notes where all refcount blocks are, in place of where they were.
+    pub(super) fn set_refcount_blocks(&self, blocks: impl Iterator<Item = HostCluster>) {
+        let mut places = self.places.borrow_mut();
+        places.refcount_blocks = ClusterSet::default();
+        for cluster in blocks {
+            places.refcount_blocks.insert(cluster.0);
         }
     }
 

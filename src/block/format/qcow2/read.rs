@@ -24,29 +24,26 @@ impl Qcow2 {
         while done < into.len() {
             let from = at.add(done as u64);
             let extent = self.map(view, from, (into.len() - done) as u64).await?;
-            let part = into.slice(done, extent.len as usize);
-            self.read_place(extent.place, from, &part).await?;
-            done += part.len();
+            done += self.read_extent(view, &extent, from, &into.slice(done, into.len() - done)).await?;
         }
         Ok(())
     }
 
-    /// Reads bytes that are all in one place.
-    async fn read_place(&self, place: Place, at: GuestOffset, into: &Iov) -> Result<()> {
-        match (place, &self.backing) {
-            (Place::Data { host, .. }, _) => self.read_data(host, at, into).await,
+    /// Reads what `into` starts with: an extent, or several of compressed clusters. Returns how many bytes.
+    async fn read_extent(&self, view: &View, extent: &Extent, at: GuestOffset, into: &Iov) -> Result<usize> {
+        let part = into.slice(0, extent.len as usize);
+        match (extent.place, &self.backing) {
+            (Place::Compressed(_), _) => {
+                self.file.debug_event(Event::ReadCompressed);
+                return self.read_compressed(view, at, into).await;
+            }
+            (Place::Data { host, .. }, _) => self.read_data(host, at, &part).await?,
             (Place::Unallocated { .. }, Some(backing)) => {
                 self.file.debug_event(Event::ReadBackingAio);
-                backing.read(at.0, into).await
+                backing.read(at.0, &part).await?;
             }
-            (Place::Compressed(data), _) => {
-                self.file.debug_event(Event::ReadCompressed);
-                self.read_compressed(data, self.geometry.in_cluster(at.0) as usize, into).await
-            }
-            (Place::Zero { .. } | Place::Unallocated { .. }, _) => {
-                into.fill(0, into.len(), 0);
-                Ok(())
-            }
+            (Place::Zero { .. } | Place::Unallocated { .. }, _) => part.fill(0, part.len(), 0),
         }
+        Ok(part.len())
     }
 }

@@ -54,6 +54,8 @@ pub(super) struct Refcounts {
     untouched: Cell<u64>,
     /// Counts allocations, so that a search that had to wait sees whether it was overtaken.
     allocations: Cell<u64>,
+    /// Where the compressed data that came last ends, if inside of a cluster: more may follow.
+    tail: Cell<Option<HostOffset>>,
     overlap: Rc<Overlap>,
 }
 
@@ -77,6 +79,7 @@ impl Refcounts {
             hint: Cell::new(0),
             untouched: Cell::new(geometry.clusters_for(file.size())),
             allocations: Cell::new(0),
+            tail: Cell::new(None),
             overlap: overlap.clone(),
         })
     }
@@ -195,6 +198,36 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Where compressed data may follow other, if it may.
+    pub(super) fn tail(&self) -> Option<HostOffset> {
+        self.tail.get()
+    }
+
+    /// Lets compressed data follow at `end`.
+    pub(super) fn set_tail(&self, end: HostOffset) {
+        self.tail.set(Some(end).filter(|end| !self.geometry.is_aligned(end.0)));
+    }
+
+    /// Counts one more user of the cluster that the tail is in. `None` if it is in use no more, or cannot have
+    /// another.
+    pub(super) async fn share_tail(&self) -> Result<Option<HostOffset>> {
+        let Some(tail) = self.tail.get() else { return Ok(None) };
+        let (block, index) = self.position(self.geometry.cluster_of(tail).0);
+        let piece = self.block(block).await?;
+        let count = piece.as_ref().map_or(0, |piece| self.count(piece, index));
+        // During the await the cluster may have been freed, and even taken for something else.
+        match piece.filter(|_| self.tail.get() == Some(tail)) {
+            Some(piece) if count > 0 && count < self.geometry.refcount_max() => {
+                self.set(&piece, index, count + 1);
+                Ok(Some(tail))
+            }
+            _ => {
+                self.tail.set(None);
+                Ok(None)
+            }
+        }
+    }
+
     /// Takes one reference of a cluster away. Returns how many are left.
     pub(super) async fn decrement(&self, cluster: HostCluster) -> Result<u64> {
         let (block, index) = self.position(cluster.0);
@@ -290,6 +323,11 @@ impl Refcounts {
             self.hint.set(end);
         }
         self.allocations.set(self.allocations.get() + 1);
+        // Who gets the tail's cluster gets it as a free one: the compressed data in it is gone.
+        let clusters = run.first.0..end;
+        if self.tail.get().is_some_and(|tail| clusters.contains(&self.geometry.cluster_of(tail).0)) {
+            self.tail.set(None);
+        }
         let untouched = run.first.0 >= self.untouched.get();
         self.untouched.set(self.untouched.get().max(end));
         untouched
@@ -375,6 +413,19 @@ impl Refcounts {
     /// Whether the table on disk lags behind.
     pub(super) fn is_clean(&self) -> bool {
         self.changed.borrow().is_empty() && self.blocks.is_clean()
+    }
+
+    /// Another table, with other blocks, is on disk now.
+    pub(super) fn replace(&self, offset: HostOffset, clusters: u32, table: Vec<u64>) {
+        self.table.replace(table);
+        self.changed.take();
+        self.place.set((offset, clusters));
+        self.blocks.clear();
+        self.hint.set(0);
+        self.untouched.set(self.geometry.clusters_for(self.file.size()));
+        self.overlap.set_range(Metadata::RefcountTable, self.table_range());
+        let blocks = self.block_offsets().into_iter().map(|offset| self.geometry.cluster_of(offset));
+        self.overlap.set_refcount_blocks(blocks);
     }
 
     /// The table on disk is somewhere else now. Returns where it was.

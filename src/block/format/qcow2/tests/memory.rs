@@ -27,6 +27,8 @@ const MOST: u64 = 256 << 20;
 pub(super) struct State {
     pub(super) bytes: RefCell<Vec<u8>>,
     pub(super) read_only: Cell<bool>,
+    /// How many reads there were.
+    pub(super) reads: Cell<u64>,
 }
 
 pub(super) struct MemoryFile {
@@ -73,6 +75,7 @@ impl Driver for MemoryFile {
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         self.engine.yield_now().await;
+        self.state.reads.set(self.state.reads.get() + 1);
         let bytes = self.state.bytes.borrow();
         into.copy_from(0, &bytes[offset as usize..offset as usize + into.len()]);
         Ok(())
@@ -156,7 +159,7 @@ impl Disk {
         faults: Rc<Faults>,
     ) -> Result<Disk> {
         let backing = backing.map(|bytes| {
-            let state = State { bytes: RefCell::new(bytes), read_only: Cell::new(true) };
+            let state = State { bytes: RefCell::new(bytes), read_only: Cell::new(true), ..State::default() };
             MemoryFile::node(&engine, &Rc::new(state))
         });
         let log = Rc::new(Log::default());
@@ -217,7 +220,11 @@ fn driver_of_file(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Qcow2> {
-    engine.block_on(Image::read(file)).unwrap()?.into_qcow2(engine, backing, read_only)
+    let image = match read_only {
+        true => engine.block_on(Image::read(file)).unwrap()?,
+        false => engine.block_on(Image::read_for_writing(engine, file)).unwrap()?,
+    };
+    image.into_qcow2(engine, backing, read_only)
 }
 
 pub(super) fn open(

@@ -26,6 +26,8 @@ pub(super) fn seed(name: &str) -> u64 {
 pub(super) enum Request {
     Read,
     Write(Vec<u8>),
+    /// Of whole clusters.
+    Compressed(Vec<u8>),
     Zero(bool),
     Discard,
 }
@@ -58,17 +60,28 @@ impl Model {
         start as usize..(start + len) as usize
     }
 
-    pub(super) fn request(&mut self, len: usize) -> Request {
-        match self.rng.random_range(0..10) {
+    /// A request on a range, which becomes wider if the request needs whole clusters.
+    pub(super) fn request(&mut self, range: Range<usize>) -> (Range<usize>, Request) {
+        let mut bytes = vec![0; range.len()];
+        let request = match self.rng.random_range(0..12) {
             0..3 => Request::Read,
             3..7 => {
-                let mut bytes = vec![0; len];
                 self.rng.fill(&mut bytes[..]);
                 Request::Write(bytes)
             }
-            7..9 => Request::Zero(self.rng.random()),
+            7..9 => return self.compressed(range),
+            9..11 => Request::Zero(self.rng.random()),
             _ => Request::Discard,
-        }
+        };
+        (range, request)
+    }
+
+    fn compressed(&mut self, range: Range<usize>) -> (Range<usize>, Request) {
+        let cluster = self.cluster as usize;
+        let end = range.end.next_multiple_of(cluster).min(self.content.len());
+        let range = range.start / cluster * cluster..end;
+        let bytes = compressible(&mut self.rng, range.len());
+        (range, Request::Compressed(bytes))
     }
 
     /// Some requests at once, on bytes that do not overlap; their clusters may.
@@ -76,8 +89,8 @@ impl Model {
         let mut batch: Vec<(Range<usize>, Request)> = Vec::new();
         for _ in 0..self.rng.random_range(1..6) {
             let range = self.range();
+            let (range, request) = self.request(range);
             if batch.iter().all(|(other, _)| other.end <= range.start || range.end <= other.start) {
-                let request = self.request(range.len());
                 batch.push((range, request));
             }
         }
@@ -92,7 +105,7 @@ impl Model {
     fn note(&mut self, range: Range<usize>, request: Request, answer: Vec<u8>) {
         match request {
             Request::Read => assert!(answer == self.content[range.clone()], "read {range:?}"),
-            Request::Write(bytes) => self.content[range].copy_from_slice(&bytes),
+            Request::Write(bytes) | Request::Compressed(bytes) => self.content[range].copy_from_slice(&bytes),
             Request::Zero(_) => self.content[range].fill(0),
             // Each byte is what it was, or zero.
             Request::Discard => {
@@ -110,6 +123,9 @@ async fn send(node: &Rc<Node>, range: Range<usize>, request: &Request) -> Vec<u8
     match request {
         Request::Read => return node.read_bytes(at, len).await.unwrap(),
         Request::Write(bytes) => node.write(at, &Buffer::from_bytes(bytes).iov(len)).await.unwrap(),
+        Request::Compressed(bytes) => {
+            node.write_compressed(at, &Buffer::from_bytes(bytes).iov(len)).await.unwrap();
+        }
         Request::Zero(unmap) => node.write_zeroes(at, len as u64, *unmap).await.unwrap(),
         Request::Discard => {
             node.discard(at, len as u64).await.unwrap();
@@ -117,6 +133,20 @@ async fn send(node: &Rc<Node>, range: Range<usize>, request: &Request) -> Vec<u8
         }
     }
     Vec::new()
+}
+
+/// Bytes of which some clusters become smaller and some do not.
+pub(super) fn compressible(rng: &mut StdRng, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let noise = rng.random_range(0..4);
+    for chunk in bytes.chunks_mut(300) {
+        if rng.random_range(0..4) < noise {
+            rng.fill(chunk);
+        } else {
+            chunk.fill(rng.random());
+        }
+    }
+    bytes
 }
 
 /// Our check and qemu-img's find nothing, and both read the model's content.

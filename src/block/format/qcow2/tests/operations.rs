@@ -11,7 +11,7 @@
 //! What an image shows is [`Seen`]: content, internal snapshots with theirs, and what the header says.
 
 use super::memory::{Disk, Folder, MemoryFile, State, driver};
-use super::model::base;
+use super::model::{base, compressible};
 use crate::block::aio::{Backend, Engine};
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::format::qcow2::driver::Qcow2;
@@ -51,6 +51,8 @@ pub(super) enum Step {
 #[derive(Clone, Debug)]
 pub(super) enum Request {
     Write(usize, Vec<u8>),
+    /// Of whole clusters.
+    Compressed(usize, Vec<u8>),
     Zero(Range<usize>, bool),
     Discard(Range<usize>),
 }
@@ -84,7 +86,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn difference(&self, other: &Seen) -> String {
+    pub(super) fn difference(&self, other: &Seen) -> String {
         if self.facts != other.facts {
             return format!("{}\ninstead of {}", self.facts, other.facts);
         }
@@ -135,7 +137,7 @@ async fn content(image: &Qcow2, view: &View) -> Result<Vec<u8>> {
 impl Request {
     pub(super) fn range(&self) -> Range<usize> {
         match self {
-            Request::Write(at, bytes) => *at..at + bytes.len(),
+            Request::Write(at, bytes) | Request::Compressed(at, bytes) => *at..at + bytes.len(),
             Request::Zero(range, _) | Request::Discard(range) => range.clone(),
         }
     }
@@ -144,6 +146,9 @@ impl Request {
         let (at, len) = (self.range().start as u64, self.range().len() as u64);
         match self {
             Request::Write(_, bytes) => node.write(at, &Buffer::from_bytes(bytes).iov(bytes.len())).await,
+            Request::Compressed(_, bytes) => {
+                node.write_compressed(at, &Buffer::from_bytes(bytes).iov(bytes.len())).await
+            }
             Request::Zero(_, unmap) => node.write_zeroes(at, len, *unmap).await,
             Request::Discard(_) => node.discard(at, len).await,
         }
@@ -152,7 +157,7 @@ impl Request {
     /// The bytes that it leaves, where that is sure.
     fn outcome(&self) -> Option<Vec<u8>> {
         match self {
-            Request::Write(_, bytes) => Some(bytes.clone()),
+            Request::Write(_, bytes) | Request::Compressed(_, bytes) => Some(bytes.clone()),
             Request::Zero(range, _) => Some(vec![0; range.len()]),
             Request::Discard(_) => None,
         }
@@ -266,11 +271,6 @@ impl<'a> Expect<'a> {
     /// What a change that is under way would make of the image.
     pub(super) fn coming(&self) -> Option<&Seen> {
         self.coming.as_ref()
-    }
-
-    /// A change came to nothing.
-    pub(super) fn change_is_off(&mut self) {
-        self.coming = None;
     }
 
     /// Whether an image may show this now.
@@ -465,13 +465,18 @@ fn request(rng: &mut StdRng, size: usize, cluster: usize) -> Request {
     let start = rng.random_range(0..size / unit) * unit;
     let longest = (3 * cluster).min(100 << 10).min(size - start) / unit;
     let range = start..start + rng.random_range(1..=longest) * unit;
-    match rng.random_range(0..10) {
+    match rng.random_range(0..12) {
         0..6 => {
             let mut bytes = vec![0; range.len()];
             rng.fill(&mut bytes[..]);
             Request::Write(start, bytes)
         }
-        6..9 => Request::Zero(range, rng.random()),
+        6..8 => {
+            let start = start / cluster * cluster;
+            let end = range.end.next_multiple_of(cluster).min(size);
+            Request::Compressed(start, compressible(rng, end - start))
+        }
+        8..11 => Request::Zero(range, rng.random()),
         _ => Request::Discard(range),
     }
 }

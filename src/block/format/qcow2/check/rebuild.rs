@@ -1,0 +1,135 @@
+//! A new refcount structure, made of nothing but the references that were counted.
+//!
+//! Order on disk: blocks and table go to clusters that nothing refers to; a flush; one change of the header
+//! switches to the new table; a flush. A process that dies leaves the old structure or the new one. The new one
+//! counts the clusters of the old one too, until they are found leaked.
+
+use super::super::entries::set_refcount;
+use super::super::geometry::{ENTRY, Geometry, HostCluster, HostOffset};
+use super::super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
+use super::super::overlap::Overlap;
+use super::Checker;
+use super::references::{MAX_CLUSTERS, References};
+use crate::block::{Error, Kind, Result};
+use std::collections::BTreeMap;
+
+/// Where the new structure is to stand.
+struct Plan<'a> {
+    geometry: Geometry,
+    references: &'a mut References,
+    overlap: &'a Overlap,
+    /// Refcount blocks, by their index in the table.
+    blocks: BTreeMap<u64, HostCluster>,
+    /// No cluster below is free.
+    from: u64,
+}
+
+impl Plan<'_> {
+    /// Places blocks for all clusters that are referred to, then the table. Returns the table's place.
+    fn place(&mut self) -> Result<(HostCluster, u64)> {
+        self.place_blocks()?;
+        let mut clusters = 1;
+        loop {
+            let first = self.take(clusters)?;
+            self.place_blocks()?;
+            let entries = self.blocks.last_key_value().map_or(0, |(&last, _)| last + 1);
+            let needed = self.geometry.clusters_for(entries * ENTRY);
+            if needed <= clusters {
+                return Ok((first, clusters));
+            }
+            if entries * ENTRY > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(Error::new(Kind::NoSpace, "the refcount table would be too large"));
+            }
+            (first.0..first.0 + clusters).for_each(|cluster| self.references.set(cluster, 0));
+            self.from = first.0;
+            clusters = needed;
+        }
+    }
+
+    /// Places the blocks that are missing; one that is placed may be the first cluster of the next.
+    fn place_blocks(&mut self) -> Result<()> {
+        let per_block = self.geometry.block_entries();
+        let mut index = 0;
+        while index * per_block < self.references.len() {
+            let clusters = index * per_block..((index + 1) * per_block).min(self.references.len());
+            if !self.blocks.contains_key(&index) && self.references.has_any(clusters.clone()) {
+                self.from = self.from.max(clusters.start);
+                let cluster = self.take(1)?;
+                self.blocks.insert(index, cluster);
+                continue;
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the first `count` free clusters that follow one another.
+    fn take(&mut self, count: u64) -> Result<HostCluster> {
+        let mut first = self.from;
+        while let Some(used) = (first..first + count).rev().find(|&cluster| !self.is_free(cluster)) {
+            first = used + 1;
+        }
+        if first + count > MAX_CLUSTERS {
+            return Err(Error::new(Kind::NoSpace, "the image file cannot grow any further"));
+        }
+        self.references.grow((first + count).max(self.references.len()));
+        (first..first + count).for_each(|cluster| self.references.set(cluster, 1));
+        self.from = first + count;
+        Ok(HostCluster(first))
+    }
+
+    /// Nothing refers to it, nor is it metadata that is in use although its entry is malformed.
+    fn is_free(&self, cluster: u64) -> bool {
+        let (offset, size) = (self.geometry.start_of(HostCluster(cluster)), self.geometry.cluster_size());
+        self.references.get(cluster) == 0 && self.overlap.check(offset, size, None).is_ok()
+    }
+
+    /// The content of the block at `index`.
+    fn block(&self, index: u64) -> Vec<u8> {
+        let per_block = self.geometry.block_entries();
+        let mut bytes = vec![0; self.geometry.cluster_size() as usize];
+        let clusters = index * per_block..((index + 1) * per_block).min(self.references.len());
+        for (cluster, entry) in clusters.zip(0..) {
+            set_refcount(&mut bytes, self.geometry.refcount_order, entry, self.references.get(cluster));
+        }
+        bytes
+    }
+}
+
+impl Checker<'_> {
+    /// Makes all refcounts anew. They are the references that were counted, and those of the new structure.
+    pub(super) async fn rebuild_refcounts(&mut self) -> Result<()> {
+        let (image, geometry) = (self.image, self.image.geometry);
+        let mut plan = Plan {
+            geometry,
+            references: &mut self.tally.references,
+            overlap: &image.overlap,
+            blocks: BTreeMap::new(),
+            from: 0,
+        };
+        let (first, clusters) = plan.place()?;
+        let mut table = vec![0; (clusters << geometry.cluster_bits >> ENTRY.trailing_zeros()) as usize];
+        for (&index, &cluster) in &plan.blocks {
+            let offset = geometry.start_of(cluster);
+            table[index as usize] = offset.0;
+            image.file.write_bytes(offset.0, &plan.block(index)).await?;
+        }
+        let bytes: Vec<u8> = table.iter().flat_map(|raw: &u64| raw.to_be_bytes()).collect();
+        let offset = geometry.start_of(first);
+        image.file.write_bytes(offset.0, &bytes).await?;
+        image.file.flush().await?;
+        self.switch_table(offset, clusters as u32, table).await
+    }
+
+    async fn switch_table(&mut self, offset: HostOffset, clusters: u32, table: Vec<u64>) -> Result<()> {
+        let switch = |header: &mut Header| {
+            header.refcount_table_offset = offset;
+            header.refcount_table_clusters = clusters;
+        };
+        self.image.change_header(switch).await?;
+        self.image.file.flush().await?;
+        self.image.refcounts.replace(offset, clusters, table);
+        self.tables.forget();
+        Ok(())
+    }
+}
