@@ -1,7 +1,7 @@
 //! Opening a graph: the image, the file below it, its backing chain.
 //!
-//! Names that an image carries (of its backing file) are names of files and nothing else: no protocol, no
-//! JSON, no device is ever opened on an image's word.
+//! Names that an image carries (of its backing file, of its data file) are names of files and nothing else: no
+//! protocol, no JSON, no device is ever opened on an image's word.
 //!
 //! A user's name may begin with `blkdebug:CONFIG:`; then the image's file fails as the configuration says.
 
@@ -131,7 +131,15 @@ impl Opener<'_> {
             (false, true) => qcow2::Image::read_for_writing(self.engine, &file).await,
             (false, false) => qcow2::Image::read(&file).await,
         };
-        let image = image.map_err(named)?;
+        let mut image = image.map_err(named)?;
+        if let Some(lazy) = options.lazy_refcounts {
+            image.set_lazy_refcounts(lazy).map_err(named)?;
+        }
+        if options.backing
+            && let Some(data) = self.open_data_file(&image, filename, options)?
+        {
+            image.set_data_file(data);
+        }
         let backing = match image.backing_file() {
             Some(name) if options.backing => {
                 Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
@@ -142,6 +150,50 @@ impl Opener<'_> {
         Ok(Node::new(filename, driver))
     }
 
+    /// The file that the guest's data is in, if not in the image; it is opened as the image is.
+    fn open_data_file(
+        &mut self,
+        image: &qcow2::Image,
+        filename: &str,
+        options: &OpenOptions,
+    ) -> Result<Option<Rc<Node>>> {
+        let given = options.data_file.as_ref();
+        if !image.needs_data_file() {
+            let what = "'data-file' can only be set for images with an external data file";
+            let refusal = Error::new(Kind::InvalidArgument, what).path(filename);
+            return if given.is_some() {
+                Err(refusal.remedy("leave out data-file.filename="))
+            } else {
+                Ok(None)
+            };
+        }
+        let named = given.cloned().or_else(|| image.data_file().map(|name| sibling(filename, &name)));
+        let name = named.ok_or_else(|| {
+            Error::new(Kind::InvalidFormat, "'data-file' is required for this image")
+                .path(filename)
+                .remedy("name the file with data-file.filename=")
+        })?;
+        let file = FileDriver::open(self.engine, &name, options).map_err(|error| {
+            Error::new(error.kind(), error.message())
+                .path(&name)
+                .remedy("put the data file back beside the image, or name it with data-file.filename=")
+        })?;
+        if self.chain.contains(&file.identity()) {
+            return Err(Error::new(
+                Kind::InvalidFormat,
+                format!("the data file '{name}' is in use as an image"),
+            )
+            .path(filename)
+            .remedy("name the file that has the data with data-file.filename="));
+        }
+        self.chain.push(file.identity());
+        if !options.force_share {
+            let write = !options.read_only;
+            file.lock(Access { write, resize: write, share_writes: false })?;
+        }
+        Ok(Some(Node::new(name, Box::new(file))))
+    }
+
     async fn open_backing(
         &mut self,
         name: &str,
@@ -149,7 +201,14 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let options = OpenOptions { format, read_only: true, check: false, ..options.clone() };
+        let options = OpenOptions {
+            format,
+            read_only: true,
+            check: false,
+            lazy_refcounts: None,
+            data_file: None,
+            ..options.clone()
+        };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }
@@ -177,14 +236,22 @@ pub fn beside(overlay: &str, name: &str) -> String {
     if name.starts_with('/') || name.starts_with("file:") || check_protocol(name).is_err() {
         return name.to_owned();
     }
-    match overlay.rfind('/') {
-        Some(slash) => format!("{}{name}", &overlay[..=slash]),
-        None => name.to_owned(),
+    sibling(overlay, name)
+}
+
+/// The file `name`, whatever it looks like, relative to the folder of `image`.
+pub fn sibling(image: &str, name: &str) -> String {
+    match image.rfind('/') {
+        Some(slash) if !name.starts_with('/') => format!("{}{name}", &image[..=slash]),
+        _ => name.to_owned(),
     }
 }
 
 /// A name with a protocol in front ("nbd:…") is not a file's.
-fn check_protocol(filename: &str) -> Result<()> {
+///
+/// # Errors
+/// [`Kind::Unsupported`] in qemu-img's words.
+pub fn check_protocol(filename: &str) -> Result<()> {
     let Some((protocol, _)) = filename.split_once(':') else { return Ok(()) };
     if protocol == "file" || protocol.contains('/') {
         return Ok(());

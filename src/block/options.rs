@@ -51,10 +51,14 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
     pub exclusive: bool,
+    /// Whether a qcow2 image's refcounts may be written late; `None` does as the image says.
+    pub lazy_refcounts: Option<bool>,
     /// Open it for a check or a repair alone: damage is no reason to refuse it.
     pub check: bool,
-    /// Open the backing file too. `info` and `check` work on one image alone.
+    /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
+    /// The external data file, in place of the one that the top image names (`data-file.filename=`).
+    pub data_file: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -66,8 +70,10 @@ impl Default for OpenOptions {
             unmap: false,
             force_share: false,
             exclusive: false,
+            lazy_refcounts: None,
             check: false,
             backing: true,
+            data_file: None,
         }
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct DriveSpec {
     read_only: Option<bool>,
     cache: CacheMode,
     unmap: bool,
+    lazy_refcounts: Option<bool>,
+    data_file: Option<String>,
     serial: String,
 }
 
@@ -30,6 +32,8 @@ impl DriveSpec {
             read_only: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            lazy_refcounts: None,
+            data_file: None,
             serial: String::new(),
         }
     }
@@ -65,6 +69,8 @@ impl DriveSpec {
             read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
             cache,
             unmap,
+            lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
+            data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
         };
         options.finish().map_err(|error| bad(&error))?;
@@ -87,7 +93,9 @@ impl DriveSpec {
             unmap: self.unmap,
             force_share,
             backing: true,
+            data_file: self.data_file.clone(),
             exclusive: true,
+            lazy_refcounts: self.lazy_refcounts,
             check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;

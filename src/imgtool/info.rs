@@ -130,6 +130,8 @@ fn facts_of(facts: &Qcow2Specifics) -> Vec<(&'static str, Value)> {
     }
     list.push(("refcount-bits", json!(facts.refcount_bits)));
     if new {
+        list.extend(facts.data_file.as_ref().map(|name| ("data-file", json!(name))));
+        list.extend(facts.data_file_raw.map(|raw| ("data-file-raw", json!(raw))));
         list.push(("corrupt", json!(facts.corrupt)));
         list.push(("extended-l2", json!(facts.extended_l2)));
     }

@@ -45,6 +45,9 @@ fn overlay(base_format: &str, base: u64, options: &str, cluster: u64, size: u64)
     Stack { folder, image: "disk", format: "qcow2", cluster, content: bytes }
 }
 
+/// The name of a data file that must read as the disk at every moment.
+const RAW_DATA: &str = "raw-data";
+
 /// Runs `steps` random requests on the stack that `make` makes, on both reactors.
 fn agrees_with_the_model(steps: usize, make: impl Fn() -> Stack) {
     for backend in BACKENDS {
@@ -115,6 +118,16 @@ impl Run {
             85..92 => self.discard(start, len),
             92..97 => self.image().flush(),
             _ => self.reopen(),
+        }
+        self.check_raw_data();
+    }
+
+    fn check_raw_data(&self) {
+        if let Ok(bytes) = std::fs::read(self.stack.folder.path(RAW_DATA)) {
+            // qemu-img makes it a whole number of clusters long.
+            let (disk, rest) = bytes.split_at(self.stack.content.len());
+            assert!(disk == self.stack.content, "the data file is not the disk");
+            assert!(rest.iter().all(|&byte| byte == 0));
         }
     }
 
@@ -189,6 +202,17 @@ fn preallocated_and_lazy_images_agree_with_the_model() {
     {
         agrees_with_the_model(200, || qcow2(option, 65536, 4 << 20));
     }
+}
+
+#[test]
+fn images_with_a_data_file_agree_with_the_model_and_raw_ones_are_the_disk_at_every_moment() {
+    for (cluster, size) in [(512, 40_448), (4096, 1 << 20), (65536, (4 << 20) + 1536), (2 << 20, 5 << 20)] {
+        agrees_with_the_model(150, || qcow2(",data_file=data", cluster, size));
+        let raw = format!(",data_file={RAW_DATA},data_file_raw=on");
+        agrees_with_the_model(150, || qcow2(&raw, cluster, size));
+    }
+    agrees_with_the_model(100, || qcow2(",data_file=data,preallocation=falloc", 65536, 1 << 20));
+    agrees_with_the_model(100, || overlay("raw", 700_416, ",data_file=data", 4096, 1 << 20));
 }
 
 #[test]

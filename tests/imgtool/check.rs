@@ -33,9 +33,26 @@ fn sound_images_give_the_same_statistics() {
     lab.qemu_img("snapshot -c two snapshots");
     lab.qemu_img("create -q -f qcow2 blank 1M").qemu_img("create -q -f qcow2 -o preallocation=full full 2M");
     lab.qemu_img("create -q -f qcow2 -u -b nofile -F raw orphan 1M");
+    for (image, options) in [("data", "data_file=d.raw"), ("raw", "data_file=r.raw,data_file_raw=on")] {
+        lab.qemu_img(&format!("create -q -f qcow2 -o {options} {image} 3M"));
+        lab.qemu_io("qcow2", image, &["write 0 64k", "write 1M 100k", "write -z 1M 64k", "discard 2M 64k"]);
+    }
     same_for(
         &lab,
-        &["base", "plain", "compressed", "v2", "narrow", "snapshots", "blank", "full", "orphan", "nofile"],
+        &[
+            "base",
+            "plain",
+            "compressed",
+            "v2",
+            "narrow",
+            "snapshots",
+            "blank",
+            "full",
+            "orphan",
+            "nofile",
+            "data",
+            "raw",
+        ],
     );
 }
 

@@ -68,6 +68,29 @@ fn raw_images_are_the_same() {
 }
 
 #[test]
+fn data_files_are_made_beside_the_image() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q b.raw 1M").qemu_io("raw", "b.raw", &["write -P 3 100k 300k"]);
+    lab.write("old", &[7; 4096]);
+    let lines = [
+        "create -f qcow2 -o data_file=d.raw x 1M",
+        "create -f qcow2 -o data_file=d.raw,data_file_raw=on x 1M",
+        "create -f qcow2 -o data_file=d.raw,data_file_raw=on,cluster_size=512 x 300k",
+        "create -f qcow2 -o data_file=old,preallocation=metadata x 1M",
+        "create -f qcow2 -o data_file=d.raw,preallocation=falloc x 1M",
+        "create -f qcow2 -o data_file=d.raw,preallocation=full,lazy_refcounts=on x 1M",
+        "create -f qcow2 -o data_file=d.raw -b b.raw -F raw x",
+        "convert -O qcow2 -o data_file=d.raw b.raw x",
+        "convert -O qcow2 -o data_file=d.raw,data_file_raw=on b.raw x",
+        "create -f qcow2 -o data_file_raw=on x 1M",
+        "create -f qcow2 -o data_file=d.raw,compat=0.10 x 1M",
+        "create -f qcow2 -o data_file=json:{} x 1M",
+        "create -f qcow2 -o data_file=d.raw,data_file_raw=on -b b.raw -F raw x",
+    ];
+    lab.same_result(&lines, Some("x"));
+}
+
+#[test]
 fn overlays_name_their_backing_file_and_have_its_size() {
     let lab = lab_with_bases();
     let lines = [

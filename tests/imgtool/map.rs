@@ -49,7 +49,12 @@ fn qcow2_images_show_data_zeros_and_what_is_not_there() {
     lab.qemu_img("create -q -f qcow2 -o preallocation=full full 3M");
     lab.qemu_img("convert -f qcow2 -c -O qcow2 x64k compressed");
     lab.qemu_img("create -q -f qcow2 tiny 1000");
-    same_for(&lab, &["metadata", "full", "compressed", "tiny"]);
+    lab.qemu_img("create -q -f qcow2 -o data_file=d.raw data 3M");
+    lab.qemu_img("create -q -f qcow2 -o data_file=r.raw,data_file_raw=on raw 3M");
+    for image in ["data", "raw"] {
+        lab.qemu_io("qcow2", image, &["write 0 64k", "write 1M 100k", "write -z 1M 64k", "discard 2M 64k"]);
+    }
+    same_for(&lab, &["metadata", "full", "compressed", "tiny", "data", "raw"]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use std::rc::Rc;
 pub enum ChildRole {
     /// Where the format's bytes are.
     File,
+    /// Where the guest's data is, if not there.
+    Data,
     /// What unallocated clusters read as.
     Backing,
 }
@@ -225,6 +227,10 @@ pub struct Qcow2Specifics {
     pub dirty: bool,
     /// Subclusters (incompatible bit 4).
     pub extended_l2: bool,
+    /// The external data file's name as written in the header.
+    pub data_file: Option<String>,
+    /// There is one (incompatible bit 2), and whether it is a valid raw image (autoclear bit 1).
+    pub data_file_raw: Option<bool>,
     /// Cluster size in bytes.
     pub cluster_size: u64,
     /// The backing file's name as written in the header.

@@ -6,6 +6,7 @@
 use crate::block::aio::Engine;
 use crate::block::format::qcow2;
 use crate::block::graph::{Driver, Node};
+use crate::block::open::{check_protocol, sibling};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::protocol::file::FileDriver;
 use crate::block::{Error, Kind, Result};
@@ -167,8 +168,8 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("compat", Text, "version of the format: 1.1 (or v3), 0.10 (or v2)"),
     CreateOption::new("backing_file", Text, "file that holds what is not in this image"),
     CreateOption::new("backing_fmt", Text, "format of that file"),
-    CreateOption::new("data_file", Text, "file that holds the data").later(),
-    CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image").only("off"),
+    CreateOption::new("data_file", Text, "file that holds the data"),
+    CreateOption::new("data_file_raw", Switch, "keep that file a valid raw image"),
     CreateOption::new("lazy_refcounts", Switch, "write refcounts late").default("off"),
     CreateOption::new("refcount_bits", Number, "width of a refcount").default("16"),
 ];
@@ -337,9 +338,25 @@ async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Res
 async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
     let options = qcow2_options(values)?;
     options.validate()?;
-    let file = Node::new(filename, Box::new(new_file(engine, filename)?));
-    let done = qcow2::create(engine, &file, &options).await;
+    let file = new_file(engine, filename)?;
+    let data = match &options.data_file {
+        Some(name) => Some(new_data_file(engine, &file, filename, name)?),
+        None => None,
+    };
+    let file = Node::new(filename, Box::new(file));
+    let done = qcow2::create(engine, &file, data.as_ref(), &options).await;
     done.and(file.close().await).map_err(|error| explain_too_large(error, values))
+}
+
+/// The data file of a new image, where the image will look for it: in its own folder.
+fn new_data_file(engine: &Rc<Engine>, image: &FileDriver, filename: &str, name: &str) -> Result<Rc<Node>> {
+    check_protocol(name)?;
+    let name = sibling(filename, name);
+    let file = new_file(engine, &name)?;
+    if file.identity() == image.identity() {
+        return Err(invalid("The data file must be another file than the image").path(filename));
+    }
+    Ok(Node::new(name, Box::new(file)))
 }
 
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
@@ -378,6 +395,8 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
+        data_file: values.get("data_file").map(str::to_owned),
+        data_file_raw: values.switch("data_file_raw"),
         preallocation,
     })
 }
@@ -459,11 +478,11 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "data_file=d", "nocow=on"] {
+        for given in ["encryption=on", "nocow=on"] {
             let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
             assert!(error.message().contains(given), "{}", error.message());
         }
-        let fine = "encryption=no,data_file_raw=off,extended_l2=false,nocow=off";
+        let fine = "encryption=no,extended_l2=false,nocow=off";
         assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");

@@ -69,7 +69,8 @@ fn create_image(path: &str) -> Result<()> {
     engine.block_on(async {
         let file = FileDriver::create(&engine, path, &OpenOptions::default())?;
         let node = Node::new(path, Box::new(file));
-        qcow2::create(&engine, &node, &CreateOptions { size: DISK_SIZE, ..CreateOptions::default() }).await?;
+        let options = CreateOptions { size: DISK_SIZE, ..CreateOptions::default() };
+        qcow2::create(&engine, &node, None, &options).await?;
         node.close().await
     })?
 }

@@ -133,6 +133,11 @@ impl Users {
         InFlight(count)
     }
 
+    /// Whether there is only one.
+    pub(super) fn is_single(&self) -> bool {
+        self.counts.iter().map(Cell::get).sum::<usize>() == 1
+    }
+
     fn begin_epoch(&self) {
         self.epoch.set(1 - self.epoch.get());
     }
@@ -222,8 +227,11 @@ impl Qcow2 {
         Ok((at, reserved))
     }
 
-    /// Gives up what an L2 entry that was replaced refers to.
+    /// Gives up what an L2 entry that was replaced refers to; clusters of a data file are not counted.
     pub(super) fn free_entry(&self, old: L2Entry, punch: bool) {
+        if self.has_data_file() {
+            return;
+        }
         let (first, last) = match old {
             L2Entry::Unallocated | L2Entry::Zero { host: None, .. } | L2Entry::Mixed { host: None, .. } => {
                 return;

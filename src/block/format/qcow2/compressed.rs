@@ -10,14 +10,15 @@
 //!   after all requests that knew the old content have ended (see [`super::alloc`]), so none brings it back.
 //! * The data is written before the L2 entry that shows it, and nobody changes it again: a cluster that is
 //!   written to in part moves elsewhere, as any shared one.
-//! * They are never encrypted, as QEMU has it.
+//! * In encrypted images they stand unencrypted, as QEMU has it; so none are written to those.
 
 use super::codec::Codec;
 use super::driver::Qcow2;
-use super::entries::{Compressed, L2Entry};
+use super::entries::{Compressed, L2Entry, SECTOR};
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place, View};
 use crate::block::graph::Event;
+use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
 use crate::block::{Error, Iov, Kind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -28,6 +29,8 @@ use std::rc::Rc;
 
 /// Up to so many bytes are decompressed at once: handing them to a thread takes longer.
 const INLINE: usize = 16 << 10;
+/// As [`INLINE`], where no other request would have to wait.
+const INLINE_ALONE: usize = 64 << 10;
 /// Bytes of guest data that one job is about, or one cluster where that is larger.
 const BATCH: u64 = 64 << 10;
 /// How many bytes of a request are looked up at once.
@@ -89,7 +92,9 @@ impl Qcow2 {
         for part in partial {
             part.into.copy_from(0, &self.decompressed(part.data).await?[part.skip..]);
         }
-        let batches = stream::iter(self.batches(whole)).map(|batch| self.read_batch(batch));
+        let batches = self.batches(whole);
+        let single = batches.len() == 1;
+        let batches = stream::iter(batches).map(|batch| self.read_batch(batch, single));
         batches.buffer_unordered(JOBS).try_collect::<()>().await?;
         Ok(partial_len + whole_len)
     }
@@ -122,9 +127,10 @@ impl Qcow2 {
         batches
     }
 
-    async fn read_batch(&self, batch: Vec<Part>) -> Result<()> {
+    /// `single`: it is all that the request waits for.
+    async fn read_batch(&self, batch: Vec<Part>, single: bool) -> Result<()> {
         let data = batch.iter().map(|part| part.data).collect();
-        let clusters = self.decompress(data).await?;
+        let clusters = self.decompress(data, single).await?;
         for (part, cluster) in batch.iter().zip(clusters.chunks(self.geometry.cluster_size() as usize)) {
             part.into.copy_from(0, cluster);
         }
@@ -140,19 +146,20 @@ impl Qcow2 {
         if let Some(cluster) = self.decompressed.get(data) {
             return Ok(cluster);
         }
-        let cluster = Rc::new(self.decompress(vec![data]).await?);
+        let cluster = Rc::new(self.decompress(vec![data], true).await?);
         self.decompressed.keep(data, cluster.clone());
         Ok(cluster)
     }
 
     /// Reads and decompresses clusters that stand in the order of the file, not far from each other.
-    async fn decompress(&self, clusters: Vec<Compressed>) -> Result<Vec<u8>> {
+    async fn decompress(&self, clusters: Vec<Compressed>, single: bool) -> Result<Vec<u8>> {
         let start = clusters.first().map_or(0, |data| data.offset.0);
         let end = clusters.iter().map(|data| data.offset.0 + data.len).max().unwrap_or(start);
         self.file.debug_event(Event::ReadCompressed);
         let packed = self.file.read_bytes(start, (end - start) as usize).await?;
         let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
-        let inline = clusters.len() * size <= INLINE;
+        let alone = single && self.users.is_single();
+        let inline = clusters.len() * size <= if alone { INLINE_ALONE } else { INLINE };
         let work = move || decompress_all(codec, &packed, start, &clusters, size);
         if inline { work() } else { self.engine.offload(work).await }
     }
@@ -210,7 +217,11 @@ impl Qcow2 {
         if !self.geometry.is_aligned(at.0) || !self.geometry.is_aligned(end.0) && end.0 != self.size.get() {
             return Err(Error::new(Kind::InvalidArgument, "Only whole clusters can be written compressed"));
         }
-        if !Rc::ptr_eq(self.data_node(), &self.file) {
+        if self.header.borrow().crypt_method != 0 {
+            let what = "Compression and encryption not supported at the same time";
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        if self.has_data_file() {
             return Err(Error::new(Kind::Unsupported, "Operation not supported")
                 .remedy("images with an external data file cannot have compressed clusters"));
         }
@@ -256,6 +267,16 @@ impl Qcow2 {
         self.set_entry(&slice, slot.index, new);
         room.keep();
         self.free_entry(old, false);
+        Ok(())
+    }
+
+    /// If compressed data came last, makes the file reach to the end of its last sector, as the L2 entry says.
+    /// For readers who take it at its word; no request is in flight.
+    pub(super) async fn end_with_sector(&self) -> Result<()> {
+        let (size, end) = (self.file.size(), self.file.size().next_multiple_of(SECTOR));
+        if self.refcounts.tail().is_some() && size < end {
+            self.file.truncate(end, Preallocation::Off).await?;
+        }
         Ok(())
     }
 }

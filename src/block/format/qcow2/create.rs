@@ -8,9 +8,11 @@
 use super::codec::Codec;
 use super::driver::Image;
 use super::entries::set_refcount;
-use super::extensions::{self, BACKING_FORMAT, Extension};
+use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
-use super::header::{COMPRESSION_TYPE, EXTENDED_L2, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME};
+use super::header::{
+    COMPRESSION_TYPE, DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
+};
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -45,6 +47,10 @@ pub struct CreateOptions {
     pub backing_file: Option<String>,
     /// Its format.
     pub backing_format: Option<String>,
+    /// Name of the external data file.
+    pub data_file: Option<String>,
+    /// It is to be a valid raw image.
+    pub data_file_raw: bool,
     /// What is allocated at once.
     pub preallocation: Preallocation,
 }
@@ -61,16 +67,23 @@ impl Default for CreateOptions {
             compression_type: Codec::Deflate,
             backing_file: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: false,
             preallocation: Preallocation::Off,
         }
     }
 }
 
-/// Writes a new image into an empty file.
+/// Writes a new image into an empty file; `data` is its data file, empty too, where the options name one.
 ///
 /// # Errors
 /// [`Kind::InvalidArgument`] for options that make no image.
-pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOptions) -> Result<()> {
+pub async fn create(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    data: Option<&Rc<Node>>,
+    options: &CreateOptions,
+) -> Result<()> {
     let geometry = options.check()?;
     let size = options.size.div_ceil(512).checked_mul(512);
     let size = size.ok_or_else(|| invalid("The image size is too large for file format 'qcow2'"))?;
@@ -82,7 +95,9 @@ pub async fn create(engine: &Rc<Engine>, file: &Rc<Node>, options: &CreateOption
         set_refcount(&mut bytes[2 * cluster..], geometry.refcount_order, used, 1);
     }
     file.write_bytes(0, &bytes).await?;
-    let image = Image::read(file).await?.into_qcow2(engine, None, false)?;
+    let mut image = Image::read(file).await?;
+    data.into_iter().for_each(|data| image.set_data_file(data.clone()));
+    let image = image.into_qcow2(engine, None, false)?;
     image.truncate(size, options.preallocation).await?;
     image.close().await
 }
@@ -117,6 +132,7 @@ impl CreateOptions {
             let what = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)";
             return Err(invalid(what));
         }
+        self.check_data_file()?;
         if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
@@ -140,6 +156,20 @@ impl CreateOptions {
         Ok(())
     }
 
+    fn check_data_file(&self) -> Result<()> {
+        if self.version < 3 && self.data_file.is_some() {
+            let what = "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(invalid("data-file-raw requires data-file"));
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(invalid("Backing file and data-file-raw cannot be used at the same time"));
+        }
+        Ok(())
+    }
+
     /// The first cluster, of an image of size 0.
     fn header(&self, geometry: Geometry) -> Result<Vec<u8>> {
         if self.backing_file.as_ref().is_some_and(|name| name.len() > MAX_BACKING_NAME) {
@@ -157,7 +187,7 @@ impl CreateOptions {
             snapshots_offset: HostOffset(0),
             incompatible: self.incompatible(),
             compatible: if self.lazy_refcounts { LAZY_REFCOUNTS } else { 0 },
-            autoclear: 0,
+            autoclear: if self.data_file_raw { DATA_FILE_RAW } else { 0 },
             crypt_method: 0,
             compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
@@ -170,17 +200,21 @@ impl CreateOptions {
     }
 
     fn incompatible(&self) -> u64 {
+        let data = if self.data_file.is_some() { EXTERNAL_DATA } else { 0 };
         let compression = if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE };
-        compression | if self.extended_l2 { EXTENDED_L2 } else { 0 }
+        let extended = if self.extended_l2 { EXTENDED_L2 } else { 0 };
+        data | compression | extended
     }
 
     fn extensions(&self) -> Vec<Extension> {
         let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
         let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
+        let data = self.data_file.as_ref();
+        let data = data.map(|name| Extension { magic: DATA_FILE, data: name.as_bytes().to_vec() });
         // As qemu-img: the table would take most of a small first cluster.
         let room = self.cluster_size > MAX_WITHOUT_NAMES;
         let names = (self.version >= 3 && room).then(extensions::feature_name_table);
-        format.into_iter().chain(names).collect()
+        format.into_iter().chain(data).chain(names).collect()
     }
 }
 

@@ -3,43 +3,85 @@
 //! Whoever comes here has mapped the guest offset to the host offset already; both are handed over, as the form
 //! in which bytes are stored may depend on either. Nothing here touches metadata, and no write gets past the
 //! overlap check.
+//!
+//! Clusters of data stand in the image file, or all of them in an *external data file* (specification:
+//! "Header", incompatible bit 2). There nothing is counted or moved: each cluster has the place that the guest's
+//! offset says, and is taken and given up by its L2 entry alone.
+//!
+//! ```text
+//!   image file   | header | tables …       |        nothing of the guest's
+//!   data file    | cluster 0 | cluster 1 | … |      host offset = guest offset
+//! ```
+//! A *raw* external data file (autoclear bit 1) reads as the guest's disk without the image. It does so at every
+//! instant, because then only the file changes: entries stay as they are when clusters are zeroed or discarded.
 
 use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
 use crate::block::graph::{Event, Node};
-use crate::block::{Iov, Result};
+use crate::block::{Error, Iov, Kind, Result};
 use std::rc::Rc;
+
+/// The external data file.
+pub(super) struct DataFile {
+    /// `None` where the image was opened alone, for its metadata.
+    pub(super) node: Option<Rc<Node>>,
+    /// It must read as the guest's disk.
+    pub(super) raw: bool,
+}
 
 impl Qcow2 {
     /// The node that data clusters are in.
-    pub(super) fn data_node(&self) -> &Rc<Node> {
-        &self.file
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the image was opened without its data file.
+    pub(super) fn data_node(&self) -> Result<&Rc<Node>> {
+        match &self.data_file {
+            None => Ok(&self.file),
+            Some(DataFile { node: Some(node), .. }) => Ok(node),
+            Some(_) => Err(Error::new(Kind::Unsupported, "the image was opened without its data file")),
+        }
+    }
+
+    /// Whether clusters of data stand in a file of their own.
+    pub(super) fn has_data_file(&self) -> bool {
+        self.data_file.is_some()
+    }
+
+    /// Whether the data file must read as the guest's disk.
+    pub(super) fn is_raw(&self) -> bool {
+        self.data_file.as_ref().is_some_and(|data| data.raw)
     }
 
     /// Reads guest bytes from `at` on, which stand at `host`.
     pub(super) async fn read_data(&self, host: HostOffset, _at: GuestOffset, into: &Iov) -> Result<()> {
-        self.file.debug_event(Event::ReadAio);
-        self.file.read(host.0, into).await
+        let node = self.data_node()?;
+        node.debug_event(Event::ReadAio);
+        node.read(host.0, into).await
     }
 
     /// Writes guest bytes from `at` on to `host`.
     pub(super) async fn write_data(&self, host: HostOffset, _at: GuestOffset, from: &Iov) -> Result<()> {
-        self.overlap.check(host, from.len() as u64, None)?;
-        self.file.write(host.0, from).await
+        self.check_data(host, from.len() as u64)?;
+        self.data_node()?.write(host.0, from).await
     }
 
     /// Writes zeros to a cluster that nothing refers to.
     pub(super) async fn write_zero_cluster(&self, host: HostOffset) -> Result<()> {
         let size = self.geometry.cluster_size();
-        self.overlap.check(host, size, None)?;
-        self.file.write(host.0, &self.zeros(size)).await
+        self.check_data(host, size)?;
+        self.data_node()?.write(host.0, &self.zeros(size)).await
     }
 
     /// Gives the space of a range that nobody uses back to the host.
     pub(super) async fn discard_data(&self, host: HostOffset, len: u64) {
-        if len > 0 && self.overlap.check(host, len, None).is_ok() {
+        if let (true, Ok(node)) = (len > 0 && self.check_data(host, len).is_ok(), self.data_node()) {
             // A hint: the clusters will be free whether or not the host takes them.
-            let _ = self.file.discard(host.0, len).await;
+            let _ = node.discard(host.0, len).await;
         }
+    }
+
+    /// Refuses a write of data that would hit metadata; a data file has none.
+    fn check_data(&self, host: HostOffset, len: u64) -> Result<()> {
+        if self.has_data_file() { Ok(()) } else { self.overlap.check(host, len, None) }
     }
 }

@@ -4,8 +4,9 @@ use super::alloc::{Frees, Users};
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
+use super::data::DataFile;
 use super::geometry::{ENTRY, Geometry, GuestOffset};
-use super::header::{CORRUPT, DIRTY, Header, LAZY_REFCOUNTS};
+use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
@@ -46,6 +47,9 @@ pub struct Image {
     snapshot_table: Range<u64>,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
+    /// Refcounts may be written late.
+    lazy_refcounts: bool,
+    data: Option<Rc<Node>>,
 }
 
 impl Image {
@@ -67,7 +71,7 @@ impl Image {
     /// As [`Image::read`].
     pub async fn read_for_check(file: &Rc<Node>) -> Result<Image> {
         let image = Image::read_tables(file, Header::read(file).await?).await?;
-        Ok(Image { for_check: true, ..image })
+        Ok(Image { for_check: true, lazy_refcounts: false, ..image })
     }
 
     /// As [`Image::read`], for an image that is to be written: refcounts that a writer left behind (the dirty bit)
@@ -80,7 +84,8 @@ impl Image {
         if image.header.incompatible & (DIRTY | CORRUPT) != DIRTY {
             return Ok(image);
         }
-        let unclean = Image { for_check: true, ..image }.into_qcow2(engine, None, false)?;
+        let unclean =
+            Image { for_check: true, lazy_refcounts: false, ..image }.into_qcow2(engine, None, false)?;
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
             None if report.check_errors == 0 => Image::read(file).await,
@@ -99,8 +104,19 @@ impl Image {
         let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
         overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let file = file.clone();
-        let for_check = false;
-        let image = Image { header, file, active, refcounts, overlap, snapshots, snapshot_table, for_check };
+        let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
+        let image = Image {
+            header,
+            file,
+            active,
+            refcounts,
+            overlap,
+            snapshots,
+            snapshot_table,
+            for_check: false,
+            lazy_refcounts,
+            data: None,
+        };
         image.note_metadata();
         Ok(image)
     }
@@ -113,6 +129,34 @@ impl Image {
     /// The backing file's format, where the header has it.
     pub fn backing_format(&self) -> Option<String> {
         self.header.backing_format()
+    }
+
+    /// Says whether refcounts may be written late, whatever the header says of it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for an image that has no dirty bit to tell of it.
+    pub fn set_lazy_refcounts(&mut self, lazy: bool) -> Result<()> {
+        if lazy && !self.header.is_v3() {
+            let what = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
+            return Err(Error::new(Kind::InvalidArgument, what).remedy("leave out lazy-refcounts=on"));
+        }
+        self.lazy_refcounts = lazy;
+        Ok(())
+    }
+
+    /// Whether the guest's data is in a file of its own, which [`Image::set_data_file`] takes.
+    pub fn needs_data_file(&self) -> bool {
+        self.header.incompatible & EXTERNAL_DATA != 0
+    }
+
+    /// The data file's name, where the header has it.
+    pub fn data_file(&self) -> Option<String> {
+        self.header.data_file()
+    }
+
+    /// The file that the guest's data is in. Without it nothing but metadata can be read.
+    pub fn set_data_file(&mut self, data: Rc<Node>) {
+        self.data = Some(data);
     }
 
     /// The driver of the image over `backing`.
@@ -139,6 +183,8 @@ impl Image {
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let external = self.header.incompatible & EXTERNAL_DATA != 0;
+        let raw = self.header.upheld() & DATA_FILE_RAW != 0;
         Ok(Qcow2 {
             engine: engine.clone(),
             file: self.file,
@@ -149,7 +195,10 @@ impl Image {
             size: Cell::new(self.header.size),
             read_only: Cell::new(read_only),
             opened_read_only: read_only,
-            autoclear: Cell::new(self.header.autoclear),
+            for_check: self.for_check,
+            lazy_refcounts: self.lazy_refcounts,
+            autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
+            data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             switching: Mutex::new(()),
             active: self.active,
@@ -213,12 +262,18 @@ pub(super) struct Qcow2 {
     pub(super) size: Cell<u64>,
     pub(super) read_only: Cell<bool>,
     pub(super) opened_read_only: bool,
+    /// It is checked or repaired; nobody else uses it.
+    pub(super) for_check: bool,
+    /// Refcounts may be written after what relies on them.
+    pub(super) lazy_refcounts: bool,
     /// As it is on disk; changed by [`Qcow2::change_header`].
     pub(super) header: RefCell<Header>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
-    /// Autoclear bits that are not yet known to be gone from the disk.
+    /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// Where the guest's data is, if not in `file`.
+    pub(super) data_file: Option<DataFile>,
     /// The live disk.
     pub(super) active: View,
     pub(super) l2: Cache,
@@ -262,8 +317,10 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
-        let backing = self.backing.iter().map(|node| (ChildRole::Backing, node.clone()));
-        std::iter::once((ChildRole::File, self.file.clone())).chain(backing).collect()
+        let data = self.data_file.as_ref().and_then(|data| data.node.as_ref());
+        let data = data.map(|node| (ChildRole::Data, node.clone()));
+        let backing = self.backing.as_ref().map(|node| (ChildRole::Backing, node.clone()));
+        std::iter::once((ChildRole::File, self.file.clone())).chain(data).chain(backing).collect()
     }
 
     fn limits(&self) -> Limits {
@@ -339,6 +396,8 @@ impl Driver for Qcow2 {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: self.geometry.extended_l2,
+            data_file: header.data_file(),
+            data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),

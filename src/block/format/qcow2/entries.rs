@@ -27,7 +27,7 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = !(COPIED | OFFSET);
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 /// Compressed data is counted in sectors of this many bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 /// Subclusters of a cluster.
 const PARTS: u32 = 32;
 
@@ -213,13 +213,29 @@ impl L2Entry {
             return Err("L2 entry points to a cluster at offset 0");
         }
         if geometry.extended_l2 {
-            return decode_subclusters(offset, copied, words);
+            let host = Some(HostOffset(offset)).filter(|_| offset != 0);
+            return decode_subclusters(host, copied, words);
         }
         match (raw & ZERO != 0, offset) {
             (true, _) if !zeros => Err("L2 entry is a zero cluster, which version 2 does not have"),
             (true, 0) => Ok(L2Entry::Zero { host: None, copied: false }),
             (true, _) => Ok(L2Entry::Zero { host: Some(HostOffset(offset)), copied }),
             (false, _) => Ok(L2Entry::Data { host: HostOffset(offset), copied }),
+        }
+    }
+
+    /// As [`L2Entry::decode`], of an image with an external data file: offset 0 is a place for data, which the
+    /// copied flag tells from no place, and nothing is compressed.
+    pub(super) fn decode_external(words: L2Words, geometry: Geometry) -> Result<L2Entry, Malformed> {
+        let raw = words.descriptor;
+        if raw & COMPRESSED != 0 {
+            return Err("L2 entry is compressed, but the image has an external data file");
+        }
+        match raw & !ZERO {
+            COPIED if geometry.extended_l2 => decode_subclusters(Some(HostOffset(0)), true, words),
+            COPIED if raw & ZERO != 0 => Ok(L2Entry::Zero { host: Some(HostOffset(0)), copied: true }),
+            COPIED => Ok(L2Entry::Data { host: HostOffset(0), copied: true }),
+            _ => L2Entry::decode(words, geometry, true),
         }
     }
 
@@ -367,7 +383,13 @@ pub(super) fn l2_words(table: &[u8], geometry: Geometry) -> impl Iterator<Item =
 }
 
 /// What `check` says of an entry's bitmap of subclusters, if it makes no sense.
-pub(super) fn bitmap_damage(words: L2Words, index: usize, geometry: Geometry) -> Option<String> {
+/// `external`: data is in a file of its own, where 0 is a place that the copied flag tells from none.
+pub(super) fn bitmap_damage(
+    words: L2Words,
+    index: usize,
+    geometry: Geometry,
+    external: bool,
+) -> Option<String> {
     let subclusters = words.subclusters();
     if words.bitmap == 0 {
         return None;
@@ -377,7 +399,9 @@ pub(super) fn bitmap_damage(words: L2Words, index: usize, geometry: Geometry) ->
             "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={:#x}",
             words.descriptor
         )),
-        RawL2::Standard { offset: 0, .. } if subclusters.data != 0 => {
+        RawL2::Standard { offset: 0, .. }
+            if subclusters.data != 0 && !(external && has_copied(words.descriptor)) =>
+        {
             Some("ERROR: Unallocated cluster has non-zero subcluster allocation map".into())
         }
         RawL2::Standard { offset, .. } if subclusters.data & subclusters.zeros != 0 => Some(format!(
@@ -429,8 +453,8 @@ fn decode_compressed(offset: u64, len: u64, copied: bool, bitmap: u64) -> Result
     Ok(L2Entry::Compressed(Compressed { offset: HostOffset(offset), len }))
 }
 
-fn decode_subclusters(offset: u64, copied: bool, words: L2Words) -> Result<L2Entry, Malformed> {
-    let (host, subclusters) = (Some(HostOffset(offset)).filter(|_| offset != 0), words.subclusters());
+fn decode_subclusters(host: Option<HostOffset>, copied: bool, words: L2Words) -> Result<L2Entry, Malformed> {
+    let subclusters = words.subclusters();
     if subclusters.data & subclusters.zeros != 0 || host.is_none() && subclusters.data != 0 {
         return Err(BAD_SUBCLUSTERS);
     }
@@ -449,7 +473,7 @@ pub(super) fn decode_refcount_table(raw: u64, geometry: Geometry) -> Result<Opti
         return Err("unaligned");
     }
     // Not bound to 56 bits as other offsets are, but no file is longer.
-    if raw > i64::MAX as u64 {
+    if raw > i64::MAX as u64 - geometry.cluster_size() {
         return Err("out of range");
     }
     Ok(Some(HostOffset(raw)))

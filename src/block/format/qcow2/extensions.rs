@@ -9,6 +9,8 @@ use crate::block::{Error, Kind, Result};
 
 /// Format of the backing file, a string.
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Name of the external data file, a string.
+pub(super) const DATA_FILE: u32 = 0x4441_5441;
 /// Names of feature bits.
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where persistent bitmaps are.

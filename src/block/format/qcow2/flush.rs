@@ -9,14 +9,19 @@
 //! 5. a flush, where durability is asked for;
 //! 6. only now are clusters that step 4 stopped using counted down (see [`super::alloc`]).
 //!
+//! With lazy refcounts, step 2 waits until the image is closed or the cache is full of blocks. Before the first
+//! checkpoint that leaves refcounts behind, the dirty bit is set and flushed: whoever finds it set counts anew
+//! before writing anything (see [`super::check`]). It is taken back when all refcounts are on disk.
+//!
 //! A [`Checkpoint`] copies all that is dirty at one instant, so that requests go on meanwhile: what they change
 //! after that instant comes with the next one. Dying in between leaks clusters at worst.
 
 use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
+use super::data::DataFile;
 use super::driver::Qcow2;
 use super::geometry::HostOffset;
-use super::header::{CORRUPT, Header};
+use super::header::{CORRUPT, DIRTY, Header};
 use super::overlap::Metadata;
 use crate::block::graph::Event;
 use crate::block::{Error, Kind, Result};
@@ -70,6 +75,10 @@ enum Table<'a> {
 impl Qcow2 {
     /// Makes all completed writes durable.
     pub(super) async fn flush_all(&self) -> Result<()> {
+        self.flush_with(self.may_leave_refcounts()).await
+    }
+
+    async fn flush_with(&self, late: bool) -> Result<()> {
         if self.is_broken() {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -77,7 +86,7 @@ impl Qcow2 {
             ));
         }
         self.file.debug_event(Event::FlushToOs);
-        self.write_back().await?;
+        self.write_late_or_not(late).await?;
         self.file.debug_event(Event::FlushToDisk);
         self.flush_file().await?;
         self.release().await;
@@ -89,10 +98,32 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
+        self.settle().await?;
+        self.set_dirty(false).await
+    }
+
+    /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
+    pub(super) async fn settle(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
-            self.flush_all().await?;
+            self.flush_with(false).await?;
         }
-        self.flush_all().await
+        self.end_with_sector().await?;
+        self.flush_with(false).await
+    }
+
+    /// Sets the dirty bit, or takes it back, durably.
+    async fn set_dirty(&self, dirty: bool) -> Result<()> {
+        let is_dirty = self.header.borrow().incompatible & DIRTY != 0;
+        if is_dirty == dirty || self.for_check {
+            return Ok(());
+        }
+        self.change_header(|header| header.incompatible ^= DIRTY).await?;
+        self.file.flush().await
+    }
+
+    /// Whether refcounts may be written later than what relies on them.
+    fn may_leave_refcounts(&self) -> bool {
+        self.lazy_refcounts && !self.refcounts.blocks.is_crowded()
     }
 
     /// Before a request that changes something: see to what must come first. Cheap where nothing must.
@@ -102,7 +133,7 @@ impl Qcow2 {
         }
         if self.autoclear.get() != 0 {
             // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = 0).await?;
+            self.change_header(|header| header.autoclear = header.upheld()).await?;
             self.file.flush().await?;
             self.autoclear.set(0);
         }
@@ -126,6 +157,27 @@ impl Qcow2 {
 
     /// Writes all metadata that is dirty now, in order; the last step is not yet durable.
     pub(super) async fn write_back(&self) -> Result<()> {
+        self.write_late_or_not(self.may_leave_refcounts()).await
+    }
+
+    async fn write_late_or_not(&self, late: bool) -> Result<()> {
+        match late {
+            true => self.write_all_but_refcounts().await,
+            false => self.write_in_order().await,
+        }
+    }
+
+    async fn write_all_but_refcounts(&self) -> Result<()> {
+        let _turn = self.writing.lock().await;
+        if !self.refcounts.is_clean() {
+            self.set_dirty(true).await?;
+        }
+        // No await since then: what the checkpoint shows is counted on disk, or the dirty bit is.
+        let checkpoint = self.checkpoint_of(Vec::new());
+        self.write_checkpoint(checkpoint, Table::Groups(Vec::new())).await
+    }
+
+    async fn write_in_order(&self) -> Result<()> {
         let mut room: Option<Reserved<'_>> = None;
         loop {
             if let Some((needed, wanted)) = self.refcounts.outgrown()
@@ -152,15 +204,18 @@ impl Qcow2 {
             }
             None => Table::Groups(self.refcounts.take_changed()),
         };
-        let checkpoint = Checkpoint {
+        (self.checkpoint_of(self.refcounts.blocks.take_dirty()), table)
+    }
+
+    fn checkpoint_of(&self, blocks: Vec<DirtyBytes>) -> Checkpoint<'_> {
+        Checkpoint {
             image: self,
-            blocks: self.refcounts.blocks.take_dirty(),
+            blocks,
             slices: self.l2.take_dirty(),
             l1: self.active.take_changed(),
             frees: self.frees.take_fresh(),
             finished: false,
-        };
-        (checkpoint, table)
+        }
     }
 
     async fn write_checkpoint(&self, checkpoint: Checkpoint<'_>, table: Table<'_>) -> Result<()> {
@@ -230,8 +285,11 @@ impl Qcow2 {
         self.write_all(l1, Metadata::ActiveL1).await
     }
 
-    /// Flushes the file; what the tables stopped using before is free for good then.
+    /// Flushes the data file and then the file; what the tables stopped using before is free for good then.
     async fn flush_file(&self) -> Result<()> {
+        if let Some(DataFile { node: Some(data), .. }) = &self.data_file {
+            data.flush().await?;
+        }
         let frees = self.frees.take_written();
         match self.file.flush().await {
             Ok(()) => {

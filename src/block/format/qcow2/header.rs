@@ -8,7 +8,7 @@
 //! ```
 
 use super::codec::Codec;
-use super::extensions::{self, BACKING_FORMAT, Extension, be32, be64};
+use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
 use crate::block::{Error, Kind, Result};
@@ -25,14 +25,18 @@ const V3_LEN: u32 = 104;
 pub(super) const DIRTY: u64 = 1;
 /// Incompatible: do not write.
 pub(super) const CORRUPT: u64 = 1 << 1;
+/// Incompatible: the guest's data is in a file of its own.
+pub(super) const EXTERNAL_DATA: u64 = 1 << 2;
 /// Incompatible: clusters are not compressed as zlib does.
 pub(super) const COMPRESSION_TYPE: u64 = 1 << 3;
 /// Incompatible: L2 entries are extended.
 pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// What this build has of the incompatible features.
-const SUPPORTED: u64 = DIRTY | CORRUPT | COMPRESSION_TYPE | EXTENDED_L2;
+const SUPPORTED: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
 /// Compatible: refcounts may be updated late.
 pub(super) const LAZY_REFCOUNTS: u64 = 1;
+/// Autoclear: that file reads as the guest's disk.
+pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
 /// Names of incompatible bits 2 to 4, for images that do not name them themselves.
 const LATER_FEATURES: [&str; 3] = ["external data file", "compression type", "extended L2 entries"];
 
@@ -143,6 +147,9 @@ impl Header {
                 (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
             let message = format!("Unsupported qcow2 feature(s): {}", names.join(", "));
             return Err(Error::new(Kind::Unsupported, message));
+        }
+        if self.autoclear & DATA_FILE_RAW != 0 && self.incompatible & EXTERNAL_DATA == 0 {
+            return Err(invalid("data-file-raw requires a data file"));
         }
         if self.geometry.subcluster_size() < MIN_SUBCLUSTER {
             let size = self.geometry.subcluster_size();
@@ -299,6 +306,19 @@ impl Header {
     /// Whether the image has zero clusters, feature bits and wide refcounts.
     pub(super) fn is_v3(&self) -> bool {
         self.version >= 3
+    }
+
+    /// Autoclear bits of what stays true whatever is done to the image here: all others are cleared before
+    /// anything changes. A raw data file cannot read as the guest's disk where a backing file shows through.
+    pub(super) fn upheld(&self) -> u64 {
+        if self.backing_file.is_none() { self.autoclear & DATA_FILE_RAW } else { 0 }
+    }
+
+    /// The external data file's name, where the header names it.
+    pub(super) fn data_file(&self) -> Option<String> {
+        let extension = self.extensions.iter().find(|extension| extension.magic == DATA_FILE)?;
+        let name = extension.data.split(|&byte| byte == 0).next()?;
+        Some(String::from_utf8_lossy(name).into_owned())
     }
 
     /// The backing file's format, where the header names it.

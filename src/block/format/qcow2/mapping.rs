@@ -168,7 +168,10 @@ impl Qcow2 {
     fn decode_entry(&self, slice: &Piece, index: usize) -> std::result::Result<L2Entry, Malformed> {
         let range = self.entry_range(index);
         let words = slice.with(|bytes| L2Words::read(&bytes[range]));
-        L2Entry::decode(words, self.geometry, self.v3)
+        match self.has_data_file() {
+            true => L2Entry::decode_external(words, self.geometry),
+            false => L2Entry::decode(words, self.geometry, self.v3),
+        }
     }
 
     /// Sets the entry at `index` of a slice.
@@ -186,8 +189,23 @@ impl Qcow2 {
         index * size..(index + 1) * size
     }
 
+    /// Refuses a cluster of a data file that is not in its place.
+    fn check_external(&self, entry: L2Entry, at: GuestOffset) -> Result<()> {
+        match entry.host() {
+            Some(host) if self.has_data_file() && host.0 != at.0 => {
+                let message = format!(
+                    "External data file host cluster offset {:#x} does not match guest cluster offset: {:#x}",
+                    host.0, at.0
+                );
+                Err(Error::new(Kind::Corrupt, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
         let first = self.entry(slice, slot.index)?;
+        self.check_external(first, self.geometry.guest_start(at))?;
         let mut extent = self.extent_in(first, self.geometry.in_cluster(at.0));
         for index in slot.index + 1..self.geometry.slice_entries() {
             if extent.len >= len || !self.geometry.is_aligned(at.0 + extent.len) {

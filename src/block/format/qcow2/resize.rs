@@ -3,6 +3,7 @@
 //! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
 //! of the old or the new size whenever the process dies.
 
+use super::cache::Piece;
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
@@ -24,9 +25,13 @@ impl Qcow2 {
         let old = self.size.get();
         self.l2.set_capacity(l2_slices(self.geometry, size));
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
+        self.grow_data_file(old, size, preallocation).await?;
         if size > old {
             self.hide_backing(old, size).await?;
         }
+        // A raw data file decides what is read: all of it is mapped.
+        let tables_only = preallocation == Preallocation::Off && self.is_raw();
+        let preallocation = if tables_only { Preallocation::Metadata } else { preallocation };
         self.preallocate(old, size, preallocation).await?;
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
@@ -110,6 +115,22 @@ impl Qcow2 {
         self.zero_subclusters(GuestOffset(first), GuestOffset(last)).await
     }
 
+    /// Makes the data file as long as the disk, with zeros in what is added to the disk.
+    async fn grow_data_file(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
+        if !self.has_data_file() || size < old {
+            return Ok(());
+        }
+        let node = self.data_node()?;
+        let stale = node.size().min(size);
+        if stale > old {
+            node.write_zeroes(old, stale - old, true).await?;
+        }
+        if node.size() < size || self.is_raw() && node.size() > size {
+            node.truncate(size, preallocation).await?;
+        }
+        Ok(())
+    }
+
     /// Allocates all clusters of a range that are not.
     async fn preallocate(&self, from: u64, to: u64, mode: Preallocation) -> Result<()> {
         if mode == Preallocation::Off {
@@ -137,7 +158,11 @@ impl Qcow2 {
         let is_free = |count: &u64| {
             self.entry(&slice, slot.index + *count as usize).is_ok_and(|entry| entry == L2Entry::Unallocated)
         };
-        let new = self.reserve((0..wanted).take_while(is_free).count() as u64).await?;
+        let free = (0..wanted).take_while(is_free).count() as u64;
+        if self.has_data_file() {
+            return Ok(self.preallocate_placed(&slice, slot.index, at, free));
+        }
+        let new = self.reserve(free).await?;
         let run = new.run;
         self.extend_file(run.first.0 + run.count, mode).await?;
         let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
@@ -158,6 +183,19 @@ impl Qcow2 {
         }
         new.keep();
         Ok(at.add(run.count << self.geometry.cluster_bits))
+    }
+
+    /// Maps a run to its place in the data file, where zeros are. Returns where it ended.
+    fn preallocate_placed(&self, slice: &Piece, index: usize, at: GuestOffset, count: u64) -> GuestOffset {
+        for count in 0..count {
+            let host = HostOffset(at.0 + (count << self.geometry.cluster_bits));
+            let entry = match self.geometry.extended_l2 && !self.is_raw() {
+                true => L2Entry::unused(host),
+                false => L2Entry::Data { host, copied: true },
+            };
+            self.set_entry(slice, index + count as usize, entry);
+        }
+        at.add(count << self.geometry.cluster_bits)
     }
 
     /// Writes zeros to clusters that nothing refers to.

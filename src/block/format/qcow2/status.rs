@@ -49,7 +49,8 @@ impl Qcow2 {
             mapped: None,
             recurse: false,
         };
-        let at = |host: HostOffset| -> Option<(Rc<Node>, u64)> { Some((self.data_node().clone(), host.0)) };
+        let node = self.data_node().ok();
+        let at = |host: HostOffset| -> Option<(Rc<Node>, u64)> { Some((node?.clone(), host.0)) };
         match place {
             Place::Unallocated { host } => {
                 BlockStatus { allocated: false, mapped: host.and_then(at), ..status }

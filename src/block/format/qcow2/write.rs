@@ -29,6 +29,8 @@ enum Target<'a> {
     Kept(HostOffset),
     /// Newly taken.
     New(Reserved<'a>),
+    /// Their place in the external data file, which nothing says yet; anything may stand there.
+    Placed(HostOffset),
 }
 
 /// The old content of a part of a cluster.
@@ -82,6 +84,10 @@ impl Qcow2 {
         let (target, len) = match self.kept_run(&slice, slot.index, skip, clusters)? {
             Some((_, 0)) => return Ok(0),
             Some((host, len)) => (Target::Kept(host), len),
+            None if self.has_data_file() => {
+                let count = self.new_run(&slice, slot.index, clusters)?;
+                (Target::Placed(HostOffset(start.0)), (count << self.geometry.cluster_bits) - skip)
+            }
             None => {
                 let reserved = self.reserve(self.new_run(&slice, slot.index, clusters)?).await?;
                 let len = (reserved.run.count << self.geometry.cluster_bits) - skip;
@@ -177,12 +183,12 @@ impl Qcow2 {
         filled: &Range<u64>,
     ) -> Result<()> {
         let (host, untouched) = match target {
-            Target::Kept(host) => (*host, false),
+            Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), reserved.untouched),
         };
         let end = at.add(from.len() as u64);
         let head = self.old_content(GuestOffset(filled.start), at.0 - filled.start, untouched).await?;
-        let tail = self.old_content(end, filled.end - end.0, untouched).await?;
+        let tail = self.old_content(end, self.written_end(end, filled) - end.0, untouched).await?;
         let mut first = at;
         let mut parts = Vec::with_capacity(3);
         if let Around::Bytes(bytes) = head {
@@ -196,6 +202,11 @@ impl Qcow2 {
         let start = host.add(first.0 - self.geometry.guest_start(at).0);
         self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
+    }
+
+    /// Where what is written ends, of a request that ends at `end`. A data file is no longer than the disk.
+    fn written_end(&self, end: GuestOffset, filled: &Range<u64>) -> u64 {
+        if self.has_data_file() { filled.end.min(self.size.get()).max(end.0) } else { filled.end }
     }
 
     /// What stands in `len` bytes of one cluster now. `untouched`: what is not written reads as zeros.
@@ -250,7 +261,7 @@ impl Qcow2 {
     /// Shows the data that was written: `filled`, which begins in the cluster of the entry at `index`.
     fn link(&self, slice: &Piece, index: usize, filled: Range<u64>, target: Target<'_>) -> Result<()> {
         let (host, new) = match &target {
-            Target::Kept(host) => (*host, false),
+            Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), true),
         };
         let (size, start) =

@@ -10,6 +10,9 @@
 //! | compressed | zero | zero | zero (version 2: unallocated) |
 //! | zero with a cluster | zero | – | zero |
 //!
+//! In an external data file, which is not counted, the places of clusters that are zeroed by unmapping or
+//! discarded are given back to the host at once. A raw one takes the request itself, and no entry changes.
+//!
 //! Version 2 has no zero clusters: without a backing file unallocated ones do as well, with one both requests
 //! are refused, and the pipeline writes zeros.
 
@@ -17,7 +20,7 @@ use super::alloc::InFlight;
 use super::cache::Piece;
 use super::driver::Qcow2;
 use super::entries::L2Entry;
-use super::geometry::GuestOffset;
+use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
 use crate::block::{Error, Kind, Result};
 use std::ops::Range;
@@ -37,6 +40,9 @@ impl Qcow2 {
     /// Makes a range read as zeros.
     pub(super) async fn zero_disk(&self, at: GuestOffset, len: u64, may_unmap: bool) -> Result<()> {
         let _user = self.begin_change().await?;
+        if self.is_raw() {
+            return self.data_node()?.write_zeroes(at.0, len, may_unmap).await;
+        }
         let (end, size) = (at.add(len), self.geometry.subcluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = self.last_boundary(end, self.geometry.subcluster_start(end));
@@ -67,6 +73,9 @@ impl Qcow2 {
     /// Gives up a range. Only whole clusters change.
     pub(super) async fn discard_disk(&self, at: GuestOffset, len: u64) -> Result<()> {
         let _user = self.begin_change().await?;
+        if self.is_raw() {
+            return self.data_node()?.discard(at.0, len).await;
+        }
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = self.last_boundary(end, self.geometry.guest_start(end));
@@ -140,16 +149,21 @@ impl Qcow2 {
 
     /// Changes the entries of one slice. Returns where it ended: at what has to be written instead, if not at
     /// the end.
-    async fn change_slice(&self, at: GuestOffset, last: GuestOffset, change: Change) -> Result<GuestOffset> {
-        let (_, index) = self.geometry.slice_of(at);
-        let start = self.geometry.guest_start(at);
+    async fn change_slice(
+        &self,
+        first: GuestOffset,
+        last: GuestOffset,
+        change: Change,
+    ) -> Result<GuestOffset> {
+        let (_, index) = self.geometry.slice_of(first);
+        let start = self.geometry.guest_start(first);
         let in_slice = (self.geometry.slice_entries() - index) as u64;
         let clusters = self.geometry.clusters_for(last.0 - start.0).min(in_slice);
         let locked = start.0..start.0 + (clusters << self.geometry.cluster_bits);
         let end = locked.end.min(last.0);
         let _turn = self.guests.lock(locked, true).await;
-        let (slice, slot) = self.writable_slot(at).await?;
-        let mut at = at.0;
+        let (slice, slot) = self.writable_slot(first).await?;
+        let mut at = first.0;
         for index in slot.index..slot.index + clusters as usize {
             let cluster = self.geometry.guest_start(GuestOffset(at)).0;
             let part = at - cluster..(end - cluster).min(self.geometry.cluster_size());
@@ -158,6 +172,12 @@ impl Qcow2 {
                 break;
             }
             at = next;
+        }
+        if self.has_data_file() && change != Change::Keep {
+            // Under the lock, so that nobody writes there again before: entries on disk may still show the
+            // place, where zeros are as good as what was there.
+            let len = at.min(self.size.get()).saturating_sub(first.0);
+            self.discard_data(HostOffset(first.0), len).await;
         }
         Ok(GuestOffset(at))
     }

@@ -139,10 +139,10 @@ impl Checker<'_> {
     /// Clusters whose entry in the refcount table makes no sense.
     fn cannot_compare(&mut self, clusters: Range<u64>, raw: u64, what: &str, index: u64) {
         let offset = without_reserved(raw);
-        if !std::mem::replace(&mut self.told_corrupt, true) {
+        if what == "unaligned" && !std::mem::replace(&mut self.told_corrupt, true) {
             self.tally.say(|| {
                 format!(
-                    "qcow2: Image is corrupt: Refblock offset {offset:#x} {what} (reftable index: {}); \
+                    "qcow2: Image is corrupt: Refblock offset {offset:#x} unaligned (reftable index: {}); \
                      further non-fatal corruption events will be suppressed",
                     c_hex(index)
                 )

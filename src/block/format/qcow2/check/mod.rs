@@ -90,6 +90,7 @@ impl<'a> Checker<'a> {
             references: References::new(clusters, geometry.refcount_max()),
             repair,
             zeros: image.v3,
+            external: image.has_data_file(),
             file_len,
             rebuild: false,
         };
@@ -158,10 +159,11 @@ impl<'a> Checker<'a> {
 
     /// Features that we do not know rely on these bits; their clusters are counted as leaked.
     async fn drop_unknown_autoclear_bits(&self) -> Result<()> {
-        if self.image.header.borrow().autoclear & !BITMAPS_VALID == 0 {
+        let kept = BITMAPS_VALID | self.image.header.borrow().upheld();
+        if self.image.header.borrow().autoclear & !kept == 0 {
             return Ok(());
         }
-        self.image.change_header(|header| header.autoclear &= BITMAPS_VALID).await?;
+        self.image.change_header(|header| header.autoclear &= kept).await?;
         self.flush().await
     }
 

@@ -1,7 +1,7 @@
 //! What a check has found so far: findings, and references to clusters. Knows the rules that entries of tables
 //! must keep; reads nothing.
 
-use super::super::entries::{RawL2, bitmap_damage, l2_words, raw_l2};
+use super::super::entries::{RawL2, bitmap_damage, has_copied, l2_words, raw_l2};
 use super::super::geometry::Geometry;
 use super::references::References;
 use crate::block::graph::driver::{CheckReport, Repair};
@@ -37,6 +37,8 @@ pub(super) struct Tally {
     pub(super) repair: Option<Repair>,
     /// The version has zero clusters.
     pub(super) zeros: bool,
+    /// Clusters of data are in a file of their own, where nothing is counted.
+    pub(super) external: bool,
     pub(super) file_len: u64,
     /// Refcounts are so wrong that they must be made anew.
     pub(super) rebuild: bool,
@@ -142,8 +144,14 @@ impl Tally {
         let mut expected = 0;
         let words = l2_words(table, self.geometry).enumerate().filter(|(_, words)| !words.is_empty());
         for (index, words) in words {
-            let damage = bitmap_damage(words, index, self.geometry);
+            let damage = bitmap_damage(words, index, self.geometry, self.external);
             match raw_l2(words, self.geometry) {
+                RawL2::Compressed { .. } if self.external => {
+                    let raw = words.descriptor;
+                    self.corrupt(look.times, || {
+                        format!("ERROR compressed cluster {index} with data file, entry=0x{raw:x}")
+                    });
+                }
                 RawL2::Compressed { offset, len, copied } => {
                     match damage {
                         Some(damage) => self.corrupt(look.times, || damage),
@@ -159,7 +167,8 @@ impl Tally {
                     if let Some(damage) = damage {
                         self.corrupt(look.times, || damage);
                     }
-                    if offset == 0 {
+                    // The copied flag tells the first cluster of a data file from none.
+                    if offset == 0 && !(self.external && has_copied(words.descriptor)) {
                         continue;
                     }
                     if !self.geometry.is_aligned(offset) && self.judge_unaligned(offset, zero, look) {
@@ -199,7 +208,9 @@ impl Tally {
             }
             *expected = offset + self.geometry.cluster_size();
         }
-        self.count(offset, self.geometry.cluster_size(), look.times);
+        if !self.external {
+            self.count(offset, self.geometry.cluster_size(), look.times);
+        }
     }
 
     fn count_compressed(&mut self, offset: u64, len: u64, copied: bool, look: Look) {

@@ -87,6 +87,7 @@ fn qemu_img_finds_ours_clean_and_equal_and_not_larger_than_its_own() {
             let disk = written(&options(1 << bits, codec, bytes.len()), None, &bytes, bytes.len());
             assert!(disk.read_all() == bytes);
             disk.close();
+            assert_eq!(disk.bytes().len() % 512, 0, "the last sector is not there as a whole");
             folder.write("disk", &disk.bytes());
             folder.write("bytes", &bytes);
             folder.run("qemu-img check -f qcow2 disk");

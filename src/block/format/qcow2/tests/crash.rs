@@ -12,7 +12,9 @@
 //! [`log_writes`]: crate::block::filter::log_writes
 
 use super::memory::{Disk, Folder};
-use super::operations::{Expect, Row, Seen, Step, facts, is_full_sweep, observe, options, rows, sweep_seed};
+use super::operations::{
+    Expect, Row, Seen, Step, facts, is_dirty, is_full_sweep, observe, options, rows, sweep_seed,
+};
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::log_writes::{Entry, Log, Replay};
 use rand::rngs::StdRng;
@@ -21,9 +23,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Files tried at a moment, besides that of a killed process.
-const POWER_FAILURES: usize = 3;
+const POWER_FAILURES: usize = 5;
 /// Files tried of a row, unless all are.
-const POINTS: usize = 1500;
+const POINTS: usize = 2000;
 /// How many of a row the real qemu-img looks at.
 const JUDGED_BY_QEMU: usize = 4;
 /// One of so many is written to again.
@@ -159,8 +161,9 @@ impl<'a> Judge<'a> {
 
     fn ask_qemu(&self, file: &[u8], at: usize) {
         self.folder.write("disk", file);
+        let repair = if is_dirty(file) { "-r all" } else { "" };
         // 3: leaks alone.
-        let status = self.folder.try_run("qemu-img check -f qcow2 disk").status.code();
+        let status = self.folder.try_run(&format!("qemu-img check {repair} -f qcow2 disk")).status.code();
         assert!(matches!(status, Some(0 | 3)), "{}: qemu-img check: {status:?}", self.place(at));
     }
 }
@@ -238,7 +241,10 @@ fn death_while_an_image_is_made_leaves_no_image_or_all_of_it() {
         let engine = Engine::new(Backend::Threads).unwrap();
         let (state, log) = (Rc::new(State::default()), Rc::new(Log::default()));
         let logged = LogWrites::new(MemoryFile::node(&engine, &state), log.clone());
-        engine.block_on(create(&engine, &Node::new("log", Box::new(logged)), &options)).unwrap().unwrap();
+        engine
+            .block_on(create(&engine, &Node::new("log", Box::new(logged)), None, &options))
+            .unwrap()
+            .unwrap();
         let entries = log.entries().to_vec();
         let mut replay = Replay::new(&entries, &[]);
         loop {

@@ -46,7 +46,7 @@ fn their_report(folder: &Folder) -> Option<CheckReport> {
 }
 
 /// An image with data, zero and compressed clusters and a snapshot.
-fn sample(folder: &Folder, options: &str) -> Vec<u8> {
+pub(super) fn sample(folder: &Folder, options: &str) -> Vec<u8> {
     folder.run(&format!("qemu-img create -q -f qcow2 -o {options} plain 1M"));
     folder.run("qemu-io -f qcow2 plain -c 'write -P 1 0 100k' -c 'write -P 2 300k 50k'");
     folder.run(&format!("qemu-img convert -c -f qcow2 -O qcow2 -o {options} plain disk"));
@@ -63,7 +63,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Offsets of 8-byte entries that hold something: of the L1 table, the L2 tables and the refcount table.
-fn entries(bytes: &[u8], cluster: usize) -> Vec<usize> {
+pub(super) fn entries(bytes: &[u8], cluster: usize) -> Vec<usize> {
     let used = |from: usize, len: usize| {
         (from..from + len)
             .step_by(8)
@@ -222,7 +222,7 @@ fn headers_that_lie_are_refused_without_following_them() {
         (32, &[0, 0, 0, 1], "Encrypted qcow2 images are not supported"),
         (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
         (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
-        (79, &[4], "Unsupported qcow2 feature(s): external data file"),
+        (95, &[2], "data-file-raw requires a data file"),
         (79, &[8], "qcow2: Compression type incompatible feature bit must not be set"),
         (72, &[0x80], "Unsupported qcow2 feature(s): Unknown incompatible feature: 8000000000000000"),
         (96, &[0, 0, 0, 7], "Reference count entry width too large; may not exceed 64 bits"),

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// Errors tried in a row, unless all are.
-const POINTS: usize = 300;
+const POINTS: usize = 400;
 
 /// What goes wrong in a run.
 #[derive(Clone, Debug)]

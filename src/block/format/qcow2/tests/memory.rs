@@ -137,7 +137,7 @@ impl Disk {
         let engine = Engine::new(backend).unwrap();
         let state = Rc::new(State::default());
         let file = MemoryFile::node(&engine, &state);
-        engine.block_on(create(&engine, &file, options)).unwrap().unwrap();
+        engine.block_on(create(&engine, &file, None, options)).unwrap().unwrap();
         Disk::open(engine, state, backing)
     }
 

@@ -3,8 +3,10 @@
 mod compressed;
 mod crash;
 mod damaged;
+mod data_file;
 mod errors;
 mod interop;
 mod memory;
 mod model;
 mod operations;
+mod repair;
