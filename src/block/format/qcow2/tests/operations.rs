@@ -365,7 +365,7 @@ fn subclusters(seed: u64) -> [Row; 3] {
     let size = 400 << 10;
     let plain = CreateOptions { extended_l2: true, ..options(size, 16384, 16, 3) };
     let kept = CreateOptions { preallocation: Preallocation::Metadata, ..plain.clone() };
-    let steps = || workload(seed, size as usize, 5000, 40);
+    let steps = || workload(seed, size as usize, 16384, 40);
     let row = |name: &str, options, backing| new_row(name.into(), &options, backing, steps());
     [
         row("writes to subclusters", plain.clone(), None),
