@@ -147,6 +147,51 @@ fn damaged(lab: &Lab) {
 }
 
 #[test]
+fn subclusters_that_make_no_sense_are_told_in_the_same_words() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o extended_l2=on x 4M");
+    let writes = ["write -P 1 0 64k", "write -c -P 2 64k 64k", "write -P 3 130k 1k", "write -z 192k 3k"];
+    lab.qemu_io("qcow2", "x", &writes);
+    let at = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l2_of = move |bytes: &[u8]| (at(bytes, at(bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+    let word = |bytes: &mut [u8], index: usize, value: u64| {
+        let place = l2_of(bytes) + 8 * index;
+        bytes[place..place + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    lab.patched("x", "both", |bytes| word(bytes, 1, 1 << 32 | 1));
+    lab.patched("x", "all", |bytes| word(bytes, 5, u64::MAX));
+    lab.patched("x", "nowhere", |bytes| word(bytes, 0, 0));
+    lab.patched("x", "unallocated", |bytes| word(bytes, 7, 2));
+    lab.patched("x", "zero-and-unallocated", |bytes| word(bytes, 9, 1 << 35 | 1 << 3));
+    lab.patched("x", "compressed", |bytes| word(bytes, 3, 1));
+    lab.patched("x", "compressed-zero", |bytes| word(bytes, 3, 1 << 32));
+    lab.patched("x", "unaligned", |bytes| word(bytes, 0, 1 << 63 | 0x50200));
+    lab.patched("x", "unaligned-zero", |bytes| {
+        word(bytes, 0, 1 << 63 | 0x50200);
+        word(bytes, 1, 1 << 32);
+    });
+    lab.patched("x", "reserved", |bytes| word(bytes, 0, 1 << 63 | 0x50002));
+    lab.patched("x", "old-zero-flag", |bytes| word(bytes, 0, 1 << 63 | 0x50001));
+    lab.patched("x", "old-zero-flag-alone", |bytes| word(bytes, 12, 1));
+    let names = [
+        "x",
+        "both",
+        "all",
+        "nowhere",
+        "unallocated",
+        "zero-and-unallocated",
+        "compressed",
+        "compressed-zero",
+        "unaligned",
+        "unaligned-zero",
+        "reserved",
+        "old-zero-flag",
+        "old-zero-flag-alone",
+    ];
+    same_for(&lab, &names);
+}
+
+#[test]
 fn damage_is_told_in_the_same_words() {
     let lab = Lab::new();
     damaged(&lab);

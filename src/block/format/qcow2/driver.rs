@@ -447,7 +447,7 @@ impl Driver for Rc<Qcow2> {
             refcount_bits: self.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
-            extended_l2: false,
+            extended_l2: self.geometry.extended_l2,
             encryption: self.encryption.as_ref().map(Encryption::facts),
             data_file: header.data_file(),
             data_file_raw: self.data_file.as_ref().map(|data| data.raw),

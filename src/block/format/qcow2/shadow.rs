@@ -15,9 +15,9 @@
 
 use super::alloc::Reserved;
 use super::driver::Qcow2;
-use super::entries::{refcount, references, set_refcount, takes_copied, with_copied};
+use super::entries::{L2Words, refcount, references, set_refcount, takes_copied, with_copied};
 use super::extensions::be64;
-use super::geometry::{ENTRY, HostCluster, HostOffset};
+use super::geometry::{HostCluster, HostOffset};
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};
@@ -118,8 +118,9 @@ impl<'a> Shadow<'a> {
         done: &mut usize,
         change: Change,
     ) -> Result<std::result::Result<(), Missing>> {
-        for entry in table[*done * ENTRY as usize..].chunks_exact(ENTRY as usize) {
-            let clusters = references(be64(entry), self.image.geometry).map_err(malformed)?;
+        let size = self.image.geometry.l2_entry() as usize;
+        for entry in table[*done * size..].chunks_exact(size) {
+            let clusters = references(L2Words::read(entry), self.image.geometry).map_err(malformed)?;
             if let Err(missing) = self.have(&clusters) {
                 return Ok(Err(missing));
             }
@@ -147,18 +148,19 @@ impl<'a> Shadow<'a> {
         done: &mut usize,
         changed: &mut bool,
     ) -> Result<std::result::Result<(), Missing>> {
-        for entry in table[*done * ENTRY as usize..].chunks_exact_mut(ENTRY as usize) {
+        let size = self.image.geometry.l2_entry() as usize;
+        for entry in table[*done * size..].chunks_exact_mut(size) {
             let old = be64(entry);
             *done += 1;
             if !takes_copied(old) {
                 continue;
             }
-            let cluster = references(old, self.image.geometry).map_err(malformed)?.start;
+            let cluster = references(L2Words::read(entry), self.image.geometry).map_err(malformed)?.start;
             match self.known(cluster) {
                 Ok(Some(count)) => {
                     let new = with_copied(old, count == 1);
                     if new != old {
-                        entry.copy_from_slice(&new.to_be_bytes());
+                        entry[..8].copy_from_slice(&new.to_be_bytes());
                         *changed = true;
                     }
                 }

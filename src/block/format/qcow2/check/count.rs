@@ -5,7 +5,7 @@
 //! are longer than the budget in all overlap, and are not followed any more.
 
 use super::super::encrypt::luks_place;
-use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
+use super::super::entries::{L2Entry, decode_refcount_table, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
@@ -160,9 +160,12 @@ impl Checker<'_> {
     /// Makes entries of an L2 table plain zeros.
     async fn zero_entries(&mut self, table: u64, zeroed: &[usize], look: Look) -> Result<()> {
         let own = look.active.then_some(Metadata::ActiveL2);
+        let geometry = self.image.geometry;
+        let mut zero = vec![0; geometry.l2_entry() as usize];
+        L2Entry::Zero { host: None, copied: false }.encode(geometry).write(&mut zero);
         for &index in zeroed {
-            let at = HostOffset(table).add(index as u64 * ENTRY);
-            self.write_metadata(at, &plain_zero().to_be_bytes(), own).await?;
+            let at = HostOffset(table).add(index as u64 * geometry.l2_entry());
+            self.write_metadata(at, &zero, own).await?;
         }
         self.image.l2.forget(HostOffset(table), self.image.geometry.cluster_size());
         self.tally.report.corruptions_fixed += zeroed.len() as u64;

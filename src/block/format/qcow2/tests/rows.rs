@@ -25,9 +25,11 @@ const SECTOR: usize = 512;
 pub(super) fn rows(seed: u64) -> Vec<Row> {
     let mut rows = writes(seed);
     rows.extend(copies_on_write(seed));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, false));
-    rows.push(snapshots_and_compressed_clusters(seed, 4096, false));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, true));
+    rows.extend(subclusters(seed));
+    rows.push(snapshots_and_compressed_clusters(seed, 512, ""));
+    rows.push(snapshots_and_compressed_clusters(seed, 4096, ""));
+    rows.push(snapshots_and_compressed_clusters(seed, 512, ",lazy_refcounts=on"));
+    rows.push(snapshots_and_compressed_clusters(seed, 16384, ",extended_l2=on"));
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
@@ -61,17 +63,29 @@ fn copies_on_write(seed: u64) -> Vec<Row> {
     kinds.into_iter().map(row).collect()
 }
 
+fn subclusters(seed: u64) -> [Row; 3] {
+    let size = 400 << 10;
+    let plain = CreateOptions { extended_l2: true, ..options(size, 16384, 16, 3) };
+    let kept = CreateOptions { preallocation: Preallocation::Metadata, ..plain.clone() };
+    let steps = || workload(seed, size as usize, 16384, 40);
+    let row = |name: &str, options, backing| new_row(name.into(), &options, backing, steps());
+    [
+        row("writes to subclusters", plain.clone(), None),
+        row("writes to subclusters over a backing file", overlay(plain), Some(base(300_077))),
+        row("writes to subclusters of clusters that are kept", overlay(kept), Some(base(300_077))),
+    ]
+}
+
 /// An image that qemu-img made, with clusters that are shared.
-fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, lazy: bool) -> Row {
+fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, more: &str) -> Row {
     let folder = Folder::new();
     folder.write("bytes", &base(100 << 10));
-    let lazily = if lazy { "on" } else { "off" };
-    let options = format!("cluster_size={cluster},lazy_refcounts={lazily}");
+    let options = format!("cluster_size={cluster}{more}");
     folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
     folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 30k'");
     folder.run("qemu-img snapshot -c one disk");
     folder.run("qemu-io -f qcow2 disk -c 'write -P 6 20k 30k'");
-    let name = format!("writes beside a snapshot and compressed clusters of {cluster}, lazy {lazily}");
+    let name = format!("writes beside a snapshot and compressed clusters of {cluster}{more}");
     let steps = workload(seed, 100 << 10, cluster, 30);
     Row { name, bytes: folder.read("disk"), backing: None, steps, damaged: false }
 }
