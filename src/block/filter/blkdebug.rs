@@ -121,6 +121,7 @@ mod tests {
     use crate::block::open::open;
     use crate::block::ops::create::{Template, create};
     use crate::block::options::{CacheMode, OpenOptions};
+    use crate::block::secret::Secrets;
     use crate::util::keyval::Options;
 
     /// An image of qcow2 in a folder, opened by a name with a configuration in it.
@@ -130,7 +131,7 @@ mod tests {
         let engine = Engine::new(Backend::Auto).unwrap();
         let given = Options::parse("size=1M", None);
         let values = Template::new("qcow2", true).unwrap().values(&given).unwrap();
-        engine.block_on(create(&engine, &path("disk"), &values)).unwrap().unwrap();
+        engine.block_on(create(&engine, &path("disk"), &values, &Secrets::default())).unwrap().unwrap();
         std::fs::write(path("config"), config).unwrap();
         let name = format!("blkdebug:{}:{}", path("config"), path("disk"));
         let options = OpenOptions { read_only: false, cache: CacheMode::WRITEBACK, ..OpenOptions::default() };

@@ -4,12 +4,15 @@
 //! again only while a budget lasts, and then counted as often as it was named; L1 tables and bitmap tables that
 //! are longer than the budget in all overlap, and are not followed any more.
 
+use super::super::encrypt::luks_place;
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
+use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
 use super::super::snapshot::Snapshot;
 use super::tally::Look;
 use super::{Checker, tables};
+use crate::block::graph::driver::SnapshotInfo;
 use crate::block::{Error, Kind, Result};
 use std::collections::BTreeMap;
 
@@ -69,20 +72,39 @@ impl Checker<'_> {
         }
         self.count_later().await?;
         let table = image.snapshot_table.borrow().clone();
-        self.tally.count(table.start, table.end - table.start, 1);
+        self.snapshots.counted = self.tally.count(table.start, table.end - table.start, 1);
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
         self.count_bitmaps().await?;
+        if let Some(place) = luks_place(&image.header.borrow())? {
+            self.tally.count(place.start, place.end - place.start, 1);
+        }
         self.count_refcount_blocks();
         Ok(())
     }
 
     async fn count_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
         let len = u64::from(snapshot.l1_entries) * ENTRY;
+        if let Some(what) = self.wrong_l1(snapshot) {
+            let SnapshotInfo { id, name, .. } = &snapshot.info;
+            let message = || format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted");
+            self.tally.corrupt(1, message);
+            return Ok(());
+        }
         self.seen.take_upper(len)?;
         let l1 = self.image.file.read_bytes(snapshot.l1_offset.0, len as usize).await?;
         let l1: Vec<u64> = tables::entries(&l1).collect();
         self.count_view(snapshot.l1_offset, &l1, false).await
+    }
+
+    /// Why the L1 table of a snapshot cannot be one.
+    fn wrong_l1(&self, snapshot: &Snapshot) -> Option<String> {
+        let (offset, entries) = (snapshot.l1_offset.0, snapshot.l1_entries);
+        if !self.image.geometry.is_aligned(offset) {
+            return Some(format!("l1_offset={offset:#x}: L1 table is not cluster aligned"));
+        }
+        let too_large = u64::from(entries) * ENTRY > MAX_L1_BYTES;
+        too_large.then(|| format!("l1_size={entries:#x}: L1 table is too large"))
     }
 
     /// An L1 table and all below it. `active`: it is the live disk's.
@@ -149,13 +171,12 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let directory = self.image.bitmaps.place();
+        let (directory, tables) = (self.image.bitmaps.place(), self.image.bitmaps.tables());
         if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        for table in self.image.bitmap_tables() {
-            let range = table.range();
-            self.count_bitmap(range.start, range.end - range.start).await?;
+        for table in tables {
+            self.count_bitmap(table.start, table.end - table.start).await?;
         }
         Ok(())
     }

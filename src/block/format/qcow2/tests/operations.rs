@@ -124,7 +124,9 @@ pub(super) fn observe(
             let report = image.check().await?;
             let (facts, mut snapshots) = (facts(&image), Vec::new());
             for snapshot in image.snapshots.borrow().clone() {
-                let view = View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries).await?;
+                let view =
+                    View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size)
+                        .await?;
                 snapshots.push((snapshot.info.name, content(&image, &view).await?));
             }
             let content = content(&image, &image.active).await?;
@@ -150,7 +152,7 @@ fn repaired(engine: &Rc<Engine>, bytes: Vec<u8>) -> Result<Vec<u8>> {
 
 async fn content(image: &Qcow2, view: &View) -> Result<Vec<u8>> {
     let reach = view.l1.borrow().len() as u64 * image.geometry.l2_reach();
-    let len = reach.min(image.size()) as usize;
+    let len = reach.min(view.disk_size.get()) as usize;
     let bytes = Buffer::new(len).iov(len);
     image.read_view(view, GuestOffset(0), &bytes).await?;
     Ok(bytes.to_vec())

@@ -4,13 +4,14 @@
 use super::memory::{Disk, Folder};
 use super::model::{base, compressible};
 use super::operations::{Request, Row, Step, change};
-use crate::block::Error;
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::Repair;
+use crate::block::graph::snapshots::{NewSnapshot, Selector};
 use crate::block::options::Preallocation;
+use crate::block::{Buffer, Error};
 use futures_util::future::FutureExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -30,6 +31,7 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
+    rows.extend(snapshots_change(seed));
     rows.extend(repairs(seed));
     rows.push(bitmaps(seed));
     rows
@@ -235,6 +237,89 @@ fn grow(size: usize, mode: Preallocation) -> Step {
         move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
         move |seen| seen.content.resize(size, 0),
     )
+}
+
+/// Internal snapshots come, are replaced and applied, and go, with writes in between and VM state behind the disk.
+fn snapshots_change(seed: u64) -> Vec<Row> {
+    let kinds = [(512, 16, 3, false), (4096, 4, 3, true), (65536, 64, 3, false), (512, 16, 2, false)];
+    let row = |(cluster, bits, version, with_backing): (u64, u64, u32, bool)| {
+        let small = options(100 << 10, cluster, bits, version);
+        let backing = with_backing.then(|| base(250 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = Vec::new();
+        let writes = |steps: &mut Vec<Step>| {
+            steps.extend(workload(seed + steps.len() as u64, 100 << 10, cluster as usize, 4));
+        };
+        writes(&mut steps);
+        steps.push(take_snapshot("one", false));
+        writes(&mut steps);
+        steps.push(take_snapshot("two", false));
+        writes(&mut steps);
+        steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
+        writes(&mut steps);
+        if version > 2 {
+            steps.push(grow(130 << 10, Preallocation::Off));
+        }
+        steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
+        steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
+        writes(&mut steps);
+        steps.extend([take_snapshot("three", true), delete_snapshot("one"), delete_snapshot("three")]);
+        writes(&mut steps);
+        let name = format!(
+            "snapshots, version {version}, clusters of {cluster}, {bits} bits, backing {with_backing}"
+        );
+        new_row(name, &small, backing, steps)
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+/// A snapshot with VM state, in place of those of its name or beside them.
+fn take_snapshot(name: &'static str, replace: bool) -> Step {
+    let make = move |node: Rc<Node>| {
+        let new = NewSnapshot { name: name.into(), vm_state_size: 9000, ..NewSnapshot::default() };
+        async move {
+            let snapshots = node.driver().snapshots().unwrap();
+            let done = if replace { snapshots.replace(&new).await } else { snapshots.create(&new).await };
+            done.map(drop)
+        }
+        .boxed_local()
+    };
+    change(if replace { "replace" } else { "create" }, make, move |seen| {
+        seen.snapshots.retain(|(other, _)| !replace || other != name);
+        seen.snapshots.push((name.into(), seen.content.clone()));
+    })
+}
+
+fn apply_snapshot(name: &'static str) -> Step {
+    let make = move |node: Rc<Node>| {
+        async move { node.driver().snapshots().unwrap().apply(&Selector::Name(name.into())).await }
+            .boxed_local()
+    };
+    change("apply", make, move |seen| {
+        let found = seen.snapshots.iter().find(|(other, _)| other == name);
+        seen.content.clone_from(&found.unwrap().1);
+    })
+}
+
+fn delete_snapshot(name: &'static str) -> Step {
+    let make = move |node: Rc<Node>| {
+        async move { node.driver().snapshots().unwrap().delete(&Selector::Name(name.into())).await }
+            .boxed_local()
+    };
+    change("delete", make, move |seen| seen.snapshots.retain(|(other, _)| other != name))
+}
+
+/// Bytes behind the disk, which nobody sees.
+fn store_vm_state() -> Step {
+    let make = |node: Rc<Node>| {
+        async move {
+            let bytes = Buffer::from_bytes(&[0x5a; 9000]).iov(9000);
+            node.driver().vm_state().unwrap().write(0, &bytes).await?;
+            node.flush().await
+        }
+        .boxed_local()
+    };
+    change("VM state", make, |_| {})
 }
 
 fn new_row(name: String, options: &CreateOptions, backing: Option<Vec<u8>>, steps: Vec<Step>) -> Row {
