@@ -98,11 +98,8 @@ impl Image {
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
             None if report.check_errors == 0 => Image::read(file).await,
-            why => {
-                let why = why.map_or(String::new(), |error| format!(": {error}"));
-                let error = Error::new(Kind::Corrupt, format!("Could not repair dirty image{why}"));
-                Err(error.remedy(REPAIR))
-            }
+            Some(error) => Err(error.context("Could not repair dirty image").remedy(REPAIR)),
+            None => Err(Error::new(Kind::Corrupt, "Could not repair dirty image").remedy(REPAIR)),
         }
     }
 

@@ -33,6 +33,7 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
+    rows.extend(snapshots_change(seed));
     rows.extend(repairs(seed));
     rows.push(bitmaps(seed));
     rows.extend(snapshots_change(seed));
