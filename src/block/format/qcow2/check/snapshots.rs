@@ -109,7 +109,7 @@ impl Checker<'_> {
     }
 
     fn take_snapshots(&self, header: &Header, table: Range<u64>) {
-        let snapshots: Vec<_> = self.snapshots.entries.iter().map(|entry| entry.snapshot(header)).collect();
+        let snapshots: Vec<_> = self.snapshots.entries.iter().map(|entry| entry.snapshot()).collect();
         let valid = snapshots.iter().filter(|snapshot| snapshot.check_l1(header).is_ok());
         let l1_tables = valid.map(|snapshot| {
             snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
