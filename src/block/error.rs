@@ -27,6 +27,8 @@ pub enum Kind {
     Corrupt,
     /// A write to something opened read-only.
     ReadOnly,
+    /// What was named is not there.
+    NotFound,
     /// A request outside the disk, or not aligned as it must be.
     OutOfRange,
     /// An option or a name that makes no sense.
@@ -64,6 +66,13 @@ impl Error {
     #[must_use]
     pub fn context(mut self, what: impl fmt::Display) -> Error {
         self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Says it in other words.
+    #[must_use]
+    pub fn replaced(mut self, message: impl Into<String>) -> Error {
+        self.message = message.into();
         self
     }
 
@@ -109,6 +118,7 @@ impl Error {
             Kind::Locked => libc::EAGAIN,
             Kind::TooLarge => libc::EFBIG,
             Kind::InvalidFormat | Kind::InvalidArgument | Kind::OutOfRange => libc::EINVAL,
+            Kind::NotFound => libc::ENOENT,
             Kind::Unsupported => libc::ENOTSUP,
             Kind::ReadOnly => libc::EPERM,
         })

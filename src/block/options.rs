@@ -1,6 +1,8 @@
 //! How an image is opened: format, access, cache mode.
 
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
 
 /// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,13 @@ pub struct OpenOptions {
     pub lazy_refcounts: Option<bool>,
     /// Open it for a check or a repair alone: damage is no reason to refuse it.
     pub check: bool,
+    /// What is left to the drivers: options of the format by their names in QEMU, and those of the backing file
+    /// with `backing.` in front. A name that a driver does not know is refused.
+    pub driver: Options,
+    /// What passphrases are taken from.
+    pub secrets: Secrets,
+    /// Data will neither be read nor written: an encrypted image needs no key.
+    pub metadata_only: bool,
     /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
     /// The external data file, in place of the one that the top image names (`data-file.filename=`).
@@ -87,6 +96,9 @@ impl Default for OpenOptions {
             exclusive: false,
             lazy_refcounts: None,
             check: false,
+            driver: Options::default(),
+            secrets: Secrets::default(),
+            metadata_only: false,
             backing: true,
             data_file: None,
         }

@@ -2,6 +2,7 @@
 
 use crate::block::drive::Drive;
 use crate::block::options::{CacheMode, DetectZeroes, OpenOptions};
+use crate::block::secret::Secrets;
 use crate::devices::virtio::blk::BlkOptions;
 use crate::util::keyval::Options;
 use crate::vm::builder::DiskConfig;
@@ -21,6 +22,8 @@ pub(super) struct DriveSpec {
     lazy_refcounts: Option<bool>,
     data_file: Option<String>,
     serial: String,
+    /// Options of the format.
+    driver: Options,
 }
 
 impl DriveSpec {
@@ -37,6 +40,7 @@ impl DriveSpec {
             lazy_refcounts: None,
             data_file: None,
             serial: String::new(),
+            driver: Options::default(),
         }
     }
 
@@ -74,7 +78,14 @@ impl DriveSpec {
                 return Err(bad(&format!("this machine has disks of if=virtio only, not '{other}'")));
             }
         }
+        let mut driver = Options::default();
+        for name in ["encrypt.key-secret", "encrypt.format", "key-secret"] {
+            if let Some(value) = options.take(name) {
+                driver.set(name, &value);
+            }
+        }
         let spec = DriveSpec {
+            driver,
             id: options.take("id"),
             file,
             format: options.take("format"),
@@ -90,11 +101,11 @@ impl DriveSpec {
         Ok(spec)
     }
 
-    /// Opens the image. `force_share` reads it although others use it.
+    /// Opens the image, with a passphrase from `secrets`. `force_share` reads it although others use it.
     ///
     /// # Errors
     /// What the block layer says, with file, cause and remedy.
-    fn open(&self, id: &str, force_share: bool) -> Result<DiskConfig> {
+    fn open(&self, id: &str, force_share: bool, secrets: &Secrets) -> Result<DiskConfig> {
         if force_share && self.read_only == Some(false) {
             return Err(Error::new(format!("{}: --force-share only reads", self.file))
                 .remedy("leave out readonly=off"));
@@ -109,6 +120,9 @@ impl DriveSpec {
             backing: true,
             data_file: self.data_file.clone(),
             exclusive: true,
+            driver: self.driver.clone(),
+            secrets: secrets.clone(),
+            metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
             check: false,
         };
@@ -122,9 +136,9 @@ impl DriveSpec {
 ///
 /// # Errors
 /// The first that cannot be opened, or a name that two disks have.
-pub(super) fn open_all(specs: &[DriveSpec], force_share: bool) -> Result<Vec<DiskConfig>> {
+pub(super) fn open_all(specs: &[DriveSpec], force_share: bool, secrets: &Secrets) -> Result<Vec<DiskConfig>> {
     let ids = ids(specs)?;
-    specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share)).collect()
+    specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share, secrets)).collect()
 }
 
 /// The names of the disks; those without one are named as QEMU does, "virtio0" and so on.

@@ -15,6 +15,8 @@ pub(super) const DATA_FILE: u32 = 0x4441_5441;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where persistent bitmaps are.
 pub(super) const BITMAPS: u32 = 0x2385_2875;
+/// Where the LUKS header is.
+pub(super) const ENCRYPTION: u32 = 0x0537_be77;
 /// Bytes of an entry of the feature name table.
 const FEATURE_NAME: usize = 48;
 

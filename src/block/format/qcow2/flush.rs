@@ -98,7 +98,7 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
-        self.flush_with(false).await?;
+        self.settle().await?;
         let stored = self.store_bitmaps().await;
         self.settle().await?;
         self.set_dirty(false).await?;
@@ -138,6 +138,10 @@ impl Qcow2 {
         if self.bitmaps.must_track() {
             self.track_bitmaps().await?;
         }
+        if self.unsettled.get() {
+            self.file.flush().await?;
+            self.unsettled.set(false);
+        }
         if self.frees.is_crowded() {
             self.flush_all().await?;
         }
@@ -147,13 +151,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whoever relies on an autoclear feature that we do not have must see it gone before anything changes.
+    /// Whoever relies on an autoclear feature that is not upheld here must see it gone before anything changes.
     pub(super) async fn clear_autoclear(&self) -> Result<()> {
-        let bits = self.autoclear.get();
-        if bits == 0 {
+        if self.autoclear.get() == 0 {
             return Ok(());
         }
-        self.change_header(|header| header.autoclear &= !bits).await?;
+        self.change_header(|header| header.autoclear = header.upheld()).await?;
         self.file.flush().await?;
         self.autoclear.set(0);
         Ok(())
@@ -163,6 +166,7 @@ impl Qcow2 {
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.unsettled.get()
             || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()

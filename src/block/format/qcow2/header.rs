@@ -7,7 +7,9 @@
 //!   72 incompatible  80 compatible  88 autoclear  96 refcount_order  100 header_length  104 compression_type
 //! ```
 
+use super::bitmap::BITMAPS_VALID;
 use super::codec::Codec;
+use super::encrypt;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
@@ -144,11 +146,11 @@ impl Header {
             return Err(invalid("data-file-raw requires a data file"));
         }
         self.check_compression_type()?;
-        match self.crypt_method {
-            0 => Ok(()),
-            1 | 2 => Err(Error::new(Kind::Unsupported, "Encrypted qcow2 images are not supported")),
-            other => Err(invalid(format!("Unsupported encryption method {other}"))),
+        if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {
+            let what = "Encryption of images with an external data file is not supported yet";
+            return Err(Error::new(Kind::Unsupported, what));
         }
+        encrypt::luks_place(self).map(drop)
     }
 
     fn check_compression_type(&self) -> Result<()> {
@@ -302,7 +304,10 @@ impl Header {
     /// Autoclear bits of what stays true whatever is done to the image here: all others are cleared before
     /// anything changes. A raw data file cannot read as the guest's disk where a backing file shows through.
     pub(super) fn upheld(&self) -> u64 {
-        if self.backing_file.is_none() { self.autoclear & DATA_FILE_RAW } else { 0 }
+        let raw = if self.backing_file.is_none() { DATA_FILE_RAW } else { 0 };
+        let has_bitmaps = self.extensions.iter().any(|extension| extension.magic == extensions::BITMAPS);
+        let bitmaps = if has_bitmaps { BITMAPS_VALID } else { 0 };
+        self.autoclear & (raw | bitmaps)
     }
 
     /// The external data file's name, where the header names it.

@@ -15,7 +15,8 @@
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | | `driver`: the whole as a node |
+//! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 
 mod alloc;
 mod bitmap;
@@ -26,6 +27,7 @@ mod compressed;
 pub mod create;
 mod data;
 mod driver;
+pub mod encrypt;
 mod entries;
 mod extensions;
 mod flush;
@@ -36,14 +38,20 @@ mod overlap;
 mod read;
 mod refcount;
 mod resize;
+mod shadow;
 mod snapshot;
+mod snapshot_ops;
+mod snapshot_view;
 mod status;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod trees;
+mod vm_state;
 mod write;
 mod zero;
 
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;
+pub use encrypt::{EncryptOptions, Unlock};

@@ -5,10 +5,12 @@
 //!   32 VM state size  36 extra data length
 //!   40 extra data: VM state size (8), disk size (8), icount (8) | ID | name | padding to 8
 //! ```
+//! Entries that exist are kept byte for byte when the table is written anew: extra data that we do not know,
+//! IDs and names that are no text.
 
 use super::extensions::{be32, be64};
 use super::geometry::{ENTRY, HOST_END, HostOffset};
-use super::header::{Header, MAX_L1_BYTES};
+use super::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::{Error, Kind, Result};
@@ -17,6 +19,8 @@ use std::rc::Rc;
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
+/// Extra data that we write.
+const EXTRA: usize = 24;
 /// Limits that QEMU sets too.
 pub(super) const MAX_EXTRA: usize = 1024;
 pub(super) const MAX_TABLE: u64 = 64 << 20;
@@ -26,7 +30,76 @@ pub(super) const MAX_TABLE: u64 = 64 << 20;
 pub(super) struct Snapshot {
     pub(super) l1_offset: HostOffset,
     pub(super) l1_entries: u32,
+    /// Bytes of its disk.
+    pub(super) disk_size: u64,
     pub(super) info: SnapshotInfo,
+    /// The entry as it stands on disk, without padding.
+    bytes: Vec<u8>,
+}
+
+impl Snapshot {
+    /// A snapshot that is to be added.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for a name that is too long.
+    pub(super) fn new(
+        info: SnapshotInfo,
+        l1_offset: HostOffset,
+        l1_entries: u32,
+        disk_size: u64,
+    ) -> Result<Snapshot> {
+        let name_len = u16::try_from(info.name.len())
+            .map_err(|_| Error::new(Kind::InvalidArgument, "Snapshot name is too long"))?;
+        // Older readers find what they can hold.
+        let small_size = u32::try_from(info.vm_state_size).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(FIXED + EXTRA + info.id.len() + info.name.len());
+        bytes.extend(l1_offset.0.to_be_bytes());
+        bytes.extend(l1_entries.to_be_bytes());
+        bytes.extend((info.id.len() as u16).to_be_bytes());
+        bytes.extend(name_len.to_be_bytes());
+        bytes.extend(info.date.0.to_be_bytes());
+        bytes.extend(info.date.1.to_be_bytes());
+        bytes.extend(info.vm_clock_nsec.to_be_bytes());
+        bytes.extend(small_size.to_be_bytes());
+        bytes.extend((EXTRA as u32).to_be_bytes());
+        bytes.extend(info.vm_state_size.to_be_bytes());
+        bytes.extend(disk_size.to_be_bytes());
+        // All ones: recorded without instruction count.
+        bytes.extend(info.icount.unwrap_or(u64::MAX).to_be_bytes());
+        bytes.extend(info.id.bytes());
+        bytes.extend(info.name.bytes());
+        Ok(Snapshot { l1_offset, l1_entries, disk_size, info, bytes })
+    }
+
+    /// The range of the file that its L1 table takes.
+    pub(super) fn l1_range(&self) -> Range<u64> {
+        self.l1_offset.0..self.l1_offset.0 + u64::from(self.l1_entries) * ENTRY
+    }
+}
+
+/// The ID of the next snapshot: the highest number that an ID begins with, and one more.
+pub(super) fn next_id(snapshots: &[Snapshot]) -> String {
+    let number = |snapshot: &Snapshot| {
+        let digits: String = snapshot.info.id.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u64>().unwrap_or(0)
+    };
+    snapshots.iter().map(number).max().unwrap_or(0).saturating_add(1).to_string()
+}
+
+/// The bytes of a table of `snapshots`.
+///
+/// # Errors
+/// [`Kind::Unsupported`] where it would be larger than readers accept.
+pub(super) fn encode(snapshots: &[Snapshot]) -> Result<Vec<u8>> {
+    let mut table = Vec::new();
+    for snapshot in snapshots {
+        table.extend(&snapshot.bytes);
+        table.resize(table.len().next_multiple_of(8), 0);
+    }
+    if table.len() as u64 > MAX_TABLE || snapshots.len() > MAX_SNAPSHOTS as usize {
+        return Err(Error::new(Kind::Unsupported, "Too many snapshots").remedy("delete some of them"));
+    }
+    Ok(table)
 }
 
 /// Reads the snapshot table that `header` describes, and says where it stands.
@@ -84,6 +157,8 @@ impl RawEntry {
         Snapshot {
             l1_offset: HostOffset(be64(fixed)),
             l1_entries: be32(&fixed[8..]),
+            // Version 2 may leave it out: its disks keep their size while there are snapshots.
+            disk_size: extra_field(&self.extra, 8).unwrap_or(header.size),
             info: SnapshotInfo {
                 id: String::from_utf8_lossy(id).into_owned(),
                 name: String::from_utf8_lossy(name).into_owned(),
@@ -93,7 +168,14 @@ impl RawEntry {
                 // All ones: recorded without instruction count.
                 icount: extra_field(&self.extra, 16).filter(|&icount| icount != u64::MAX),
             },
+            bytes: self.bytes_with(&self.extra),
         }
+    }
+
+    /// As it is to stand in a table, with other extra data.
+    fn bytes_with(&self, extra: &[u8]) -> Vec<u8> {
+        let extra_len = (extra.len() as u32).to_be_bytes();
+        [&self.fixed[..36], &extra_len, extra, &self.strings].concat()
     }
 
     fn vm_state_size(&self) -> u64 {
@@ -115,10 +197,7 @@ impl RawEntry {
                 extra.extend(value.to_be_bytes());
             }
         }
-        let mut bytes = self.fixed[..36].to_vec();
-        bytes.extend((extra.len() as u32).to_be_bytes());
-        bytes.extend(extra);
-        bytes.extend(&self.strings);
+        let mut bytes = self.bytes_with(&extra);
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         bytes
     }

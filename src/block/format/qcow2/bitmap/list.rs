@@ -86,6 +86,11 @@ impl BitmapList {
         self.place.borrow().clone()
     }
 
+    /// The bytes of the file that the tables take; what stands in them is an offset of a cluster of bits, 0 or 1.
+    pub(in super::super) fn tables(&self) -> Vec<Range<u64>> {
+        self.list.borrow().iter().map(|bitmap| bitmap.entry.table.range()).collect()
+    }
+
     /// What there is to know without reading them.
     pub(in super::super) fn infos(&self) -> Vec<BitmapInfo> {
         self.list.borrow().iter().map(Bitmap::info).collect()

@@ -70,9 +70,4 @@ impl Qcow2 {
         let entries: Option<_> = entries.map(|raw| TableEntry::decode(raw, self.geometry)).collect();
         entries.ok_or_else(invalid)
     }
-
-    /// The tables of all bitmaps, of inconsistent ones too.
-    pub(in super::super) fn bitmap_tables(&self) -> Vec<Table> {
-        self.bitmaps.get().iter().map(|bitmap| bitmap.entry.table).collect()
-    }
 }

@@ -8,10 +8,11 @@
 use super::super::alloc::{Free, Reserved};
 use super::super::driver::Qcow2;
 use super::super::geometry::{ENTRY, HostOffset};
+use super::super::header::Header;
 use super::super::overlap::Metadata;
 use super::super::refcount::Run;
 use super::bits::{Bits, Part};
-use super::directory::{self, MAX_DIRECTORY, Table, TableEntry, table_entries};
+use super::directory::{self, BITMAPS_VALID, MAX_DIRECTORY, Table, TableEntry, table_entries};
 use super::list::Bitmap;
 use crate::block::{Error, Kind, Result};
 use std::ops::Range;
@@ -63,8 +64,7 @@ impl Qcow2 {
         self.clear_autoclear().await?;
         let place = self.write_new_directory(&list, &mut room).await?;
         self.flush_all().await?;
-        let count = list.len();
-        self.change_header(|header| directory::set_extension(header, count, &place)).await?;
+        self.switch_header(list.len(), &place).await?;
         room.keep();
         self.overlap.set_range(Metadata::BitmapDirectory, place.clone());
         let kept: Vec<Table> = list.iter().map(|bitmap| bitmap.entry.table).collect();
@@ -72,6 +72,28 @@ impl Qcow2 {
         let gone = old.iter().map(|bitmap| bitmap.entry.table).filter(|table| !kept.contains(table));
         self.give_back(old_place, gone.collect()).await;
         self.file.flush().await
+    }
+
+    /// Makes the header name the directory of `count` bitmaps, or none. The extension may lie in another sector than
+    /// the autoclear bit: it comes and goes while the bit says that it counts for nothing.
+    async fn switch_header(&self, count: usize, place: &Range<u64>) -> Result<()> {
+        if count == 0 {
+            self.change_header(|header| header.autoclear &= !BITMAPS_VALID).await?;
+            self.file.flush().await?;
+            // The bitmaps are gone already, and what is left of them is ignored.
+            let _ = self.change_header(|header| directory::set_extension(header, 0, place)).await;
+            return Ok(());
+        }
+        let is_first = self.header.borrow().autoclear & BITMAPS_VALID == 0;
+        if is_first {
+            let not_yet = |header: &mut Header| {
+                directory::set_extension(header, count, place);
+                header.autoclear &= !BITMAPS_VALID;
+            };
+            self.change_header(not_yet).await?;
+            self.file.flush().await?;
+        }
+        self.change_header(|header| directory::set_extension(header, count, place)).await
     }
 
     async fn write_new_directory<'a>(&'a self, list: &[Bitmap], room: &mut Room<'a>) -> Result<Range<u64>> {

@@ -4,6 +4,7 @@
 //! again only while a budget lasts, and then counted as often as it was named; L1 tables and bitmap tables that
 //! are longer than the budget in all overlap, and are not followed any more.
 
+use super::super::encrypt::luks_place;
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::MAX_L1_BYTES;
@@ -75,6 +76,9 @@ impl Checker<'_> {
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
         self.count_bitmaps().await?;
+        if let Some(place) = luks_place(&image.header.borrow())? {
+            self.tally.count(place.start, place.end - place.start, 1);
+        }
         self.count_refcount_blocks();
         Ok(())
     }
@@ -137,9 +141,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {
@@ -162,13 +171,12 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let directory = self.image.bitmaps.place();
+        let (directory, tables) = (self.image.bitmaps.place(), self.image.bitmaps.tables());
         if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        for table in self.image.bitmap_tables() {
-            let range = table.range();
-            self.count_bitmap(range.start, range.end - range.start).await?;
+        for table in tables {
+            self.count_bitmap(table.start, table.end - table.start).await?;
         }
         Ok(())
     }

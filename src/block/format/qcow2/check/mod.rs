@@ -26,7 +26,6 @@ use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY};
 use super::overlap::Metadata;
-use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
@@ -52,7 +51,7 @@ impl Check for Qcow2 {
 
 impl Qcow2 {
     async fn check_and_repair(&self, repair: Option<Repair>) -> Result<CheckReport> {
-        self.close().await?;
+        self.close_all().await?;
         let mut checker = Checker::new(self, repair)?;
         checker.check_snapshot_table().await?;
         let done = checker.run().await;

@@ -17,13 +17,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Ranges = Vec<Range<u64>>;
 
-static SOCKETS: AtomicUsize = AtomicUsize::new(0);
+static SERVERS: AtomicUsize = AtomicUsize::new(0);
 
 /// What QEMU says is dirty, asked over NBD.
 fn dirty_by_qemu(folder: &Folder, image: &str, bitmap: &str) -> Ranges {
-    // One each: a server that ends takes its socket away, whoever made it.
-    let socket = folder.path(&format!("socket{}", SOCKETS.fetch_add(1, Ordering::Relaxed)));
-    let server = format!("qemu-nbd --fork -r -f qcow2 -B {bitmap} -k {} {image}", socket.display());
+    // A server ends some time after its client: it has a copy, and a socket that no other has.
+    let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+    let (socket, copy) = (folder.path(&format!("socket{number}")), format!("copy{number}"));
+    folder.write(&copy, &folder.read(image));
+    let server = format!("qemu-nbd --fork -r -f qcow2 -B {bitmap} -k {} {copy}", socket.display());
     folder.run(&server);
     let node = "driver=nbd,server.type=unix,server.path=";
     let context = format!("x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}");
@@ -54,6 +56,10 @@ fn granules(changes: &[Range<u64>], granularity: u64, size: u64) -> Ranges {
         }
     }
     ranges
+}
+
+fn only(range: Range<u64>) -> Ranges {
+    std::iter::once(range).collect()
 }
 
 fn bitmaps(disk: &Disk) -> &dyn Bitmaps {
@@ -136,7 +142,7 @@ fn what_qemu_writes_is_dirty_to_us() {
             assert_eq!(dirty(&disk, name), granules(&changes, granularity, 20 << 20));
             assert_eq!(dirty_by_qemu(&folder, "disk", name), dirty(&disk, name));
         }
-        assert_eq!(disk.run(bitmaps(&disk).dirty("fine", 5 << 20, 1)).unwrap(), [5 << 20..9 << 20]);
+        assert_eq!(disk.run(bitmaps(&disk).dirty("fine", 5 << 20, 1)).unwrap(), only(5 << 20..9 << 20));
     }
 }
 
@@ -194,8 +200,8 @@ fn a_full_bitmap_takes_no_cluster_of_bits_and_qemu_reads_it() {
     let disk = open(&folder, "disk");
     disk.run(disk.node.write_zeroes(0, 3 << 20, true)).unwrap();
     hand_over(&folder, &disk, "disk");
-    assert_eq!(dirty_by_qemu(&folder, "disk", "full"), [0..3 << 20]);
-    assert_eq!(dirty(&open(&folder, "disk"), "full"), [0..3 << 20]);
+    assert_eq!(dirty_by_qemu(&folder, "disk", "full"), only(0..3 << 20));
+    assert_eq!(dirty(&open(&folder, "disk"), "full"), only(0..3 << 20));
 }
 
 #[test]
@@ -390,13 +396,20 @@ fn death_at_any_moment_leaves_no_bitmap_that_looks_valid_and_misses_a_change() {
 
 #[test]
 fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
+    let mut rng = StdRng::seed_from_u64(seed("operations"));
+    // In the larger cluster the extension and the autoclear bit lie in two sectors.
+    for cluster in [512, 65536] {
+        dies_well_in_operations(cluster, &mut rng);
+    }
+}
+
+fn dies_well_in_operations(cluster: u64, rng: &mut StdRng) {
     let folder = Folder::new();
-    folder.run("qemu-img create -q -f qcow2 -o cluster_size=512 disk 3M");
+    folder.run(&format!("qemu-img create -q -f qcow2 -o cluster_size={cluster} disk 3M"));
     folder.run("qemu-img bitmap --add -g 512 disk first");
     folder.run("qemu-io -f qcow2 disk -c 'write 1M 100k' -c 'write 2M 3k'");
     let mut disk = open(&folder, "disk");
-    let mut rng = StdRng::seed_from_u64(seed("operations"));
-    for operation in 0..7 {
+    for operation in 0..8 {
         disk.reopen();
         disk.log.clear();
         let initial = disk.bytes();
@@ -409,10 +422,11 @@ fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
                 3 => all.clear("first").await,
                 4 => all.remove("first").await,
                 5 => all.add("third", None, true).await,
-                _ => {
+                6 => {
                     all.remove("second").await?;
                     all.remove("third").await
                 }
+                _ => all.add("again", None, true).await,
             }
         };
         disk.run(done).unwrap();
@@ -424,7 +438,7 @@ fn death_within_an_operation_leaves_the_old_or_the_new_bitmaps() {
         };
         let (old, new) = (state(initial.clone()), state(disk.bytes()));
         assert_ne!(old, new);
-        die_everywhere(&initial, &log, &mut rng, |at, file| {
+        die_everywhere(&initial, &log, rng, |at, file| {
             let now = state(file);
             let between = operation == 6 && now.0.len() == 1;
             assert!(now == old || now == new || between, "operation {operation} at {at}: {:?}", now.0);
@@ -476,7 +490,7 @@ fn directories_that_break_a_rule_are_refused_in_qemus_words() {
     folder.run("qemu-img bitmap --add disk one");
     folder.run("qemu-img bitmap --add -g 512 disk two");
     let good = folder.read("disk");
-    let cases: [(usize, usize, usize, u64); 25] = [
+    let cases: [(usize, usize, usize, u64); 24] = [
         (0, 0, 4, 0),
         (0, 0, 4, 65536),
         (0, 0, 4, 3),
@@ -498,7 +512,6 @@ fn directories_that_break_a_rule_are_refused_in_qemus_words() {
         (1, 16, 1, 0),
         (1, 17, 1, 8),
         (1, 17, 1, 32),
-        (1, 18, 2, 0),
         (1, 18, 2, 1024),
         (1, 20, 4, 8),
         (1, 20, 4, u32::MAX as u64),
