@@ -117,7 +117,7 @@ pub(super) async fn read(file: &Rc<Node>, header: &Header) -> Result<(Vec<Snapsh
         if at - start > MAX_TABLE || at > file.size().next_multiple_of(header.geometry.cluster_size()) {
             return Err(invalid("Snapshot table is too large"));
         }
-        let snapshot = entry.snapshot();
+        let snapshot = entry.snapshot(header);
         snapshot.check_l1(header)?;
         snapshots.push(snapshot);
     }
@@ -151,7 +151,7 @@ impl RawEntry {
     }
 
     /// The snapshot that it describes.
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self, header: &Header) -> Snapshot {
         let (fixed, id_len) = (&self.fixed, usize::from(self.fixed[12]) << 8 | usize::from(self.fixed[13]));
         let (id, name) = self.strings.split_at(id_len);
         Snapshot {
