@@ -214,6 +214,57 @@ fn repairs_say_and_do_the_same() {
     }
 }
 
+/// An entry of the snapshot table as it stands in `bytes`, with other extra data.
+fn snapshot_with_extra(bytes: &[u8], extra_len: usize) -> Vec<u8> {
+    let mut entry = bytes[..36].to_vec();
+    entry.extend((extra_len as u32).to_be_bytes());
+    entry.resize(40 + extra_len, 0);
+    // ID and name of one letter each stand behind 24 bytes.
+    entry.extend(&bytes[64..66]);
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    entry
+}
+
+/// Ways to damage the snapshot table, which `table` is the place of.
+const TABLE_DAMAGE: &[(&str, fn(&mut Vec<u8>, usize))] = &[
+    ("no-extra", |b, table| replace_table(b, table, 0, 24)),
+    ("little-extra", |b, table| replace_table(b, table, 16, 8)),
+    ("much-extra", |b, table| replace_table(b, table, 1032, 24)),
+    ("huge-extra", |b, table| b[table + 36..table + 40].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff])),
+    ("l1-too-large", |b, table| b[table + 8..table + 12].copy_from_slice(&0x50_0000u32.to_be_bytes())),
+    ("l1-unaligned", |b, table| b[table + 6] |= 2),
+    ("l1-beyond", |b, table| put(b, table, 0x1000_0000)),
+    ("hundred", |b, _| b[63] = 100),
+    ("table-unaligned", |b, _| b[70] |= 2),
+];
+
+fn replace_table(bytes: &mut Vec<u8>, table: usize, first: usize, second: usize) {
+    let old = bytes[table..table + 138].to_vec();
+    let entries = [snapshot_with_extra(&old, first), snapshot_with_extra(&old[72..], second)].concat();
+    bytes.resize(bytes.len().max(table + entries.len()), 0);
+    bytes[table..table + entries.len()].copy_from_slice(&entries);
+}
+
+#[test]
+fn damaged_snapshot_tables_are_told_and_repaired_the_same() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 x 4M").qemu_io("qcow2", "x", &["write -P 1 0 64k"]);
+    lab.qemu_img("snapshot -c a x").qemu_io("qcow2", "x", &["write -P 2 0 64k"]).qemu_img("snapshot -c b x");
+    for (name, damage) in TABLE_DAMAGE {
+        lab.patched("x", name, |bytes| damage(bytes, at(bytes, 64) as usize));
+        same_for(&lab, &[name]);
+        let lines = ["leaks", "all", "all --output=json"].map(|what| format!("check -r {what} {name}"));
+        lab.same_result(&lines.each_ref().map(String::as_str), Some(name));
+    }
+    // QEMU itself fails to repair this one.
+    lab.patched("x", "too-many", |bytes| bytes[60..64].copy_from_slice(&[0, 1, 0, 1]));
+    same_for(&lab, &["too-many"]);
+    lab.same_result(&["check -r leaks too-many"], None);
+    let output = lab.ours("check -q -r all too-many");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    lab.qemu_img("check -q too-many");
+}
+
 /// What qemu-img cannot repair, or only by making the file as long as a damaged entry says.
 #[test]
 fn refcounts_are_made_anew_where_their_blocks_are_nowhere() {
