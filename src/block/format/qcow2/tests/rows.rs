@@ -256,7 +256,7 @@ fn grow(size: usize, mode: Preallocation) -> Step {
 
 /// Internal snapshots come, are replaced and applied, and go, with writes in between and VM state behind the disk.
 fn snapshots_change(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 16, 3, false), (4096, 4, 3, true), (65536, 64, 3, false), (512, 16, 2, false)];
+    let kinds = [(512, 16, 3, false), (4096, 4, 3, true), (16384, 64, 3, false), (512, 16, 2, false)];
     let row = |(cluster, bits, version, with_backing): (u64, u64, u32, bool)| {
         let small = options(100 << 10, cluster, bits, version);
         let backing = with_backing.then(|| base(250 << 10));
