@@ -100,7 +100,7 @@ fn check(
             let CheckReport { corruptions_fixed, leaks_fixed, .. } = report;
             report = CheckReport { corruptions_fixed, leaks_fixed, ..check_once(checker, None).await? };
         }
-        node.close().await.map_err(|error| failed(&error))?;
+        node.close().await.map_err(|error| Failure::message(check_failed(&error)))?;
         Ok((node.driver().format_name(), report))
     })?
 }
@@ -118,18 +118,18 @@ async fn check_once(checker: &dyn Check, repair: Option<Repair>) -> Result<Check
         None => checker.check().await,
         Some(what) => checker.repair(what).await,
     };
-    let report = report.map_err(|error| Failure::block("Check failed", &error))?;
+    let report = report
+        .map_err(|error| Failure::Twice { first: error.message().to_owned(), then: check_failed(&error) })?;
     report.messages.iter().for_each(|message| output::say(message));
     match &report.gave_up {
         None => Ok(report),
-        Some(error) => Err(failed(error)),
+        Some(error) => Err(Failure::message(check_failed(error))),
     }
 }
 
-/// A check that ended early, after it told what it found.
-fn failed(error: &Error) -> Failure {
-    let why = errno_text(&io::Error::from_raw_os_error(error.errno()));
-    Failure::message(format!("Check failed: {why}"))
+/// What is said last of a check that ended early.
+fn check_failed(error: &Error) -> String {
+    format!("Check failed: {}", errno_text(&io::Error::from_raw_os_error(error.errno())))
 }
 
 fn exit_status(report: &CheckReport) -> u8 {

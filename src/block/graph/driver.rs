@@ -8,6 +8,7 @@ use crate::block::crypto::hash::Hash;
 use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -141,6 +142,16 @@ pub trait Driver {
 
     /// What only this format has to say of an image, for `info`.
     fn specifics(&self) -> Option<Specifics> {
+        None
+    }
+
+    /// Internal snapshots, where the format has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Storage for VM state, where the format has it.
+    fn vm_state(&self) -> Option<&dyn VmState> {
         None
     }
 

@@ -7,7 +7,7 @@ use super::codec::Codec;
 use super::compressed::Decompressed;
 use super::data::DataFile;
 use super::encrypt::{Encryption, Unlock, luks_place};
-use super::geometry::{ENTRY, Geometry, GuestOffset};
+use super::geometry::{Geometry, GuestOffset, HostOffset};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
@@ -16,6 +16,7 @@ use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Repair, Specifics};
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
@@ -66,11 +67,14 @@ impl Image {
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
         header.check_has_refcounts()?;
-        Image::read_tables(file, header).await
+        let mut image = Image::read_tables(file, header).await?;
+        (image.snapshots, image.snapshot_table) = snapshot::read(file, &image.header).await?;
+        image.note_snapshots();
+        Ok(image)
     }
 
-    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt or lack its
-    /// refcounts.
+    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt, or lack its
+    /// refcounts, and its snapshot table is not read before the check does it.
     ///
     /// # Errors
     /// As [`Image::read`].
@@ -104,30 +108,31 @@ impl Image {
 
     async fn read_tables(file: &Rc<Node>, header: Header) -> Result<Image> {
         let overlap = Rc::new(Overlap::new(header.geometry));
-        let active = View::read(file, header.l1_offset, header.l1_entries).await?;
+        let active = View::read(file, header.l1_offset, header.l1_entries, header.size).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
-        let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
-        overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
         let bitmaps = BitmapList::read(file, &header).await?;
+        let geometry = header.geometry;
+        note_metadata(&overlap, geometry, &active, &refcounts, &[], 0..0);
         overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
+        if let Some(place) = luks_place(&header)? {
+            overlap.set_range(Metadata::EncryptionHeader, place);
+        }
         let (file, encryption) = (file.clone(), Encryption::locked(&header)?);
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
-        let image = Image {
+        Ok(Image {
             header,
             file,
             active,
             refcounts,
             overlap,
-            snapshots,
-            snapshot_table,
+            snapshots: Vec::new(),
+            snapshot_table: 0..0,
             encryption,
             bitmaps,
             for_check: false,
             lazy_refcounts,
             data: None,
-        };
-        image.note_metadata();
-        Ok(image)
+        })
     }
 
     /// Unlocks an encrypted image; without this its data can neither be read nor written.
@@ -196,7 +201,7 @@ impl Image {
         engine: &Rc<Engine>,
         backing: Option<Rc<Node>>,
         read_only: bool,
-    ) -> Result<Qcow2> {
+    ) -> Result<Rc<Qcow2>> {
         if !read_only && !self.for_check {
             self.check_writable()?;
         }
@@ -205,7 +210,7 @@ impl Image {
         let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
-        Ok(Qcow2 {
+        Ok(Rc::new(Qcow2 {
             engine: engine.clone(),
             file: self.file,
             backing,
@@ -218,6 +223,7 @@ impl Image {
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
             autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
+            unsettled: Cell::new(false),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             encryption: self.encryption,
@@ -227,6 +233,7 @@ impl Image {
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
+            open_views: RefCell::default(),
             snapshot_table: RefCell::new(self.snapshot_table),
             bitmaps: self.bitmaps,
             frees: Frees::default(),
@@ -238,7 +245,7 @@ impl Image {
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
             unwritten: Cell::new(None),
-        })
+        }))
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -253,25 +260,31 @@ impl Image {
         Ok(())
     }
 
-    /// Tells the overlap checks where the tables are. Entries that are not valid are met when they are used.
-    fn note_metadata(&self) {
-        let (header, geometry) = (&self.header, self.header.geometry);
-        let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * ENTRY;
-        self.overlap.set_range(Metadata::ActiveL1, header.l1_offset.0..l1_end);
-        self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
-        for offset in self.refcounts.block_offsets() {
-            self.overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
-        }
-        let add = |offset| self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
-        self.active.each_table(geometry, add);
-        let l1_tables = self.snapshots.iter().map(|snapshot| {
-            snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
-        });
-        self.overlap.set_inactive_l1(l1_tables);
-        if let Ok(Some(place)) = luks_place(header) {
-            self.overlap.set_range(Metadata::EncryptionHeader, place);
-        }
+    fn note_snapshots(&self) {
+        self.overlap.set_range(Metadata::SnapshotTable, self.snapshot_table.clone());
+        self.overlap.set_inactive_l1(self.snapshots.iter().map(Snapshot::l1_range));
     }
+}
+
+/// Tells the overlap checks where the tables are, as read or as switched to. Entries that are not valid are met
+/// when they are used.
+pub(super) fn note_metadata(
+    overlap: &Overlap,
+    geometry: Geometry,
+    active: &View,
+    refcounts: &Refcounts,
+    snapshots: &[Snapshot],
+    snapshot_table: Range<u64>,
+) {
+    overlap.forget_tables();
+    overlap.set_range(Metadata::ActiveL1, active.range());
+    overlap.set_range(Metadata::RefcountTable, refcounts.table_range());
+    overlap.set_range(Metadata::SnapshotTable, snapshot_table);
+    for offset in refcounts.block_offsets() {
+        overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
+    }
+    active.each_table(geometry, |offset| overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset)));
+    overlap.set_inactive_l1(snapshots.iter().map(Snapshot::l1_range));
 }
 
 /// An open image.
@@ -298,6 +311,8 @@ pub(super) struct Qcow2 {
     pub(super) switching: Mutex<()>,
     /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// A switch of the header may or may not outlive a power failure: nothing may change before a flush.
+    pub(super) unsettled: Cell<bool>,
     /// Where the guest's data is, if not in `file`.
     pub(super) data_file: Option<DataFile>,
     /// The live disk.
@@ -306,6 +321,8 @@ pub(super) struct Qcow2 {
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
+    /// L1 tables of snapshots that someone reads.
+    pub(super) open_views: RefCell<Vec<HostOffset>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
     pub(super) bitmaps: BitmapList,
@@ -334,7 +351,7 @@ impl Qcow2 {
 }
 
 #[async_trait(?Send)]
-impl Driver for Qcow2 {
+impl Driver for Rc<Qcow2> {
     fn format_name(&self) -> &'static str {
         "qcow2"
     }
@@ -443,14 +460,22 @@ impl Driver for Qcow2 {
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        Some(self)
+        Some(&**self)
     }
 
     fn checker(&self) -> Option<&dyn Check> {
+        Some(&**self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 
+    fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(&**self)
+    }
+
     fn key_slots(&self) -> Option<&dyn KeySlotChanges> {
-        Some(self)
+        Some(&**self)
     }
 }

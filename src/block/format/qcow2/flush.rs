@@ -138,6 +138,10 @@ impl Qcow2 {
         if self.bitmaps.must_track() {
             self.track_bitmaps().await?;
         }
+        if self.unsettled.get() {
+            self.file.flush().await?;
+            self.unsettled.set(false);
+        }
         if self.frees.is_crowded() {
             self.flush_all().await?;
         }
@@ -162,6 +166,7 @@ impl Qcow2 {
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.unsettled.get()
             || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()

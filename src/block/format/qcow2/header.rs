@@ -185,7 +185,6 @@ impl Header {
     /// Places and sizes of all tables.
     fn check_tables(&self) -> Result<()> {
         let refcount_table_bytes = u64::from(self.refcount_table_clusters) << self.geometry.cluster_bits;
-        let snapshots = u64::from(self.snapshot_count);
         let l1_bytes = u64::from(self.l1_entries) * ENTRY;
         self.check_table(
             self.refcount_table_offset,
@@ -193,7 +192,6 @@ impl Header {
             MAX_REFCOUNT_TABLE_BYTES,
             "Reference count table",
         )?;
-        self.check_table(self.snapshots_offset, snapshots, u64::from(MAX_SNAPSHOTS), "Snapshot table")?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
         if l1_bytes > 0 && self.l1_offset.0 == 0 {
             return Err(invalid("Table at offset 0"));
@@ -215,6 +213,11 @@ impl Header {
             (_, 0) => Err(invalid("Table at offset 0")),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a snapshot table of `count` entries that cannot be where the header says.
+    pub(super) fn check_snapshot_table(&self, count: u32) -> Result<()> {
+        self.check_table(self.snapshots_offset, count.into(), MAX_SNAPSHOTS.into(), "Snapshot table")
     }
 
     fn check_table(&self, offset: HostOffset, len: u64, max: u64, name: &str) -> Result<()> {

@@ -15,6 +15,7 @@
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
+//! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 
 mod alloc;
@@ -37,11 +38,16 @@ mod overlap;
 mod read;
 mod refcount;
 mod resize;
+mod shadow;
 mod snapshot;
+mod snapshot_ops;
+mod snapshot_view;
 mod status;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod trees;
+mod vm_state;
 mod write;
 mod zero;
 

@@ -99,6 +99,18 @@ impl Overlap {
         overlap
     }
 
+    /// Forgets the trees and what counts them: all but header, encryption header and bitmaps.
+    pub(super) fn forget_tables(&self) {
+        let stays = |kind: Metadata| {
+            matches!(kind, Metadata::Header | Metadata::EncryptionHeader | Metadata::BitmapDirectory)
+        };
+        let mut places = self.places.borrow_mut();
+        places.ranges.retain(|(kind, _)| stays(*kind));
+        places.inactive_l1.clear();
+        places.l2_tables.0.clear();
+        places.refcount_blocks.0.clear();
+    }
+
     /// Notes a table of one cluster.
     pub(super) fn add(&self, kind: Metadata, cluster: HostCluster) {
         if let Some(set) = self.places.borrow_mut().set(kind) {

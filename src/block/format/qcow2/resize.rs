@@ -22,6 +22,10 @@ impl Qcow2 {
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
         self.prepare_change().await?;
+        if size > self.size.get() {
+            // It stands where the disk will be.
+            self.discard_vm_state().await?;
+        }
         self.begin_bitmap_resize().await?;
         let old = self.size.get();
         self.l2.set_capacity(l2_slices(self.geometry, size));
@@ -37,6 +41,7 @@ impl Qcow2 {
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
+        self.active.disk_size.set(size);
         self.resize_bitmaps(size);
         self.file.flush().await
     }
@@ -60,12 +65,14 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn l1_entries(&self) -> u64 {
+    pub(super) fn l1_entries(&self) -> u64 {
         self.active.l1.borrow().len() as u64
     }
 
-    /// Moves the L1 table to a place where it has `entries` entries.
-    async fn grow_l1(&self, entries: u64) -> Result<()> {
+    /// Moves the L1 table to a place where it has `entries` entries. Requests may be in flight.
+    pub(super) async fn grow_l1(&self, entries: u64) -> Result<()> {
+        // Nobody may make an L2 table while the L1 table is copied.
+        let _turn = self.tables.lock().await;
         if entries <= self.l1_entries() {
             return Ok(());
         }

@@ -7,10 +7,12 @@
 use super::super::encrypt::luks_place;
 use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
+use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
 use super::super::snapshot::Snapshot;
 use super::tally::Look;
 use super::{Checker, tables};
+use crate::block::graph::driver::SnapshotInfo;
 use crate::block::{Error, Kind, Result};
 use std::collections::BTreeMap;
 
@@ -70,7 +72,7 @@ impl Checker<'_> {
         }
         self.count_later().await?;
         let table = image.snapshot_table.borrow().clone();
-        self.tally.count(table.start, table.end - table.start, 1);
+        self.snapshots.counted = self.tally.count(table.start, table.end - table.start, 1);
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
         self.count_bitmaps().await?;
@@ -83,10 +85,26 @@ impl Checker<'_> {
 
     async fn count_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
         let len = u64::from(snapshot.l1_entries) * ENTRY;
+        if let Some(what) = self.wrong_l1(snapshot) {
+            let SnapshotInfo { id, name, .. } = &snapshot.info;
+            let message = || format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted");
+            self.tally.corrupt(1, message);
+            return Ok(());
+        }
         self.seen.take_upper(len)?;
         let l1 = self.image.file.read_bytes(snapshot.l1_offset.0, len as usize).await?;
         let l1: Vec<u64> = tables::entries(&l1).collect();
         self.count_view(snapshot.l1_offset, &l1, false).await
+    }
+
+    /// Why the L1 table of a snapshot cannot be one.
+    fn wrong_l1(&self, snapshot: &Snapshot) -> Option<String> {
+        let (offset, entries) = (snapshot.l1_offset.0, snapshot.l1_entries);
+        if !self.image.geometry.is_aligned(offset) {
+            return Some(format!("l1_offset={offset:#x}: L1 table is not cluster aligned"));
+        }
+        let too_large = u64::from(entries) * ENTRY > MAX_L1_BYTES;
+        too_large.then(|| format!("l1_size={entries:#x}: L1 table is too large"))
     }
 
     /// An L1 table and all below it. `active`: it is the live disk's.
@@ -123,9 +141,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {

@@ -18,6 +18,7 @@ mod copied;
 mod count;
 mod rebuild;
 mod references;
+mod snapshots;
 mod tables;
 mod tally;
 
@@ -25,7 +26,6 @@ use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY};
 use super::overlap::Metadata;
-use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
@@ -51,8 +51,9 @@ impl Check for Qcow2 {
 
 impl Qcow2 {
     async fn check_and_repair(&self, repair: Option<Repair>) -> Result<CheckReport> {
-        self.close().await?;
+        self.close_all().await?;
         let mut checker = Checker::new(self, repair)?;
+        checker.check_snapshot_table().await?;
         let done = checker.run().await;
         let mut report = checker.tally.report;
         if let Err(error) = done {
@@ -68,6 +69,7 @@ struct Checker<'a> {
     tally: Tally,
     tables: TableReader,
     seen: Seen,
+    snapshots: snapshots::Table,
     /// Clusters whose refcounts could not be read, in order.
     unknown: Vec<Range<u64>>,
     /// Behind the last cluster in use.
@@ -99,6 +101,7 @@ impl<'a> Checker<'a> {
             tally,
             tables: TableReader::new(&image.file),
             seen: Seen::default(),
+            snapshots: snapshots::Table::default(),
             unknown: Vec::new(),
             end: 1,
             told_corrupt: false,
@@ -112,6 +115,7 @@ impl<'a> Checker<'a> {
         }
         self.check_refcounts().await?;
         self.check_copied_flags().await?;
+        self.restore_snapshot_table().await?;
         self.tally.report.image_end_offset = self.end << self.image.geometry.cluster_bits;
         let report = &self.tally.report;
         if self.tally.repair.is_some() && report.check_errors + report.corruptions == 0 {

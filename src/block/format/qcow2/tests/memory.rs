@@ -211,7 +211,7 @@ pub(super) fn driver(
     state: &Rc<State>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-) -> Result<Qcow2> {
+) -> Result<Rc<Qcow2>> {
     driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only)
 }
 
@@ -220,7 +220,7 @@ fn driver_of_file(
     file: &Rc<Node>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-) -> Result<Qcow2> {
+) -> Result<Rc<Qcow2>> {
     let image = match read_only {
         true => engine.block_on(Image::read(file)).unwrap()?,
         false => engine.block_on(Image::read_for_writing(engine, file)).unwrap()?,

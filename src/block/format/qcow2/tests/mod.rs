@@ -12,3 +12,5 @@ mod memory;
 mod model;
 mod operations;
 mod repair;
+mod rows;
+mod snapshots;
