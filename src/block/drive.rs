@@ -12,7 +12,7 @@
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
 use crate::block::open::open;
-use crate::block::options::{OpenOptions, Preallocation};
+use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
 use crate::block::{Error, Iov, Kind, Result};
 use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 use futures_util::future::LocalBoxFuture;
@@ -240,7 +240,13 @@ impl Local {
     pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_range(offset, from.len() as u64)?;
         let _entered = self.enter().await;
-        self.root.write(offset, from).await?;
+        let detect = self.facts.options.detect_zeroes;
+        if detect != DetectZeroes::Off && from.is_zero() {
+            let may_unmap = detect == DetectZeroes::Unmap;
+            self.root.write_zeroes(offset, from.len() as u64, may_unmap).await?;
+        } else {
+            self.root.write(offset, from).await?;
+        }
         self.write_through().await
     }
 

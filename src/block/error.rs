@@ -19,12 +19,16 @@ pub enum Kind {
     Locked,
     /// The bytes are not what the format demands.
     InvalidFormat,
+    /// Larger than readers accept.
+    TooLarge,
     /// The image uses a feature that this build does not have.
     Unsupported,
     /// The image contradicts itself; nothing was written.
     Corrupt,
     /// A write to something opened read-only.
     ReadOnly,
+    /// What was named is not there.
+    NotFound,
     /// A request outside the disk, or not aligned as it must be.
     OutOfRange,
     /// An option or a name that makes no sense.
@@ -62,6 +66,13 @@ impl Error {
     #[must_use]
     pub fn context(mut self, what: impl fmt::Display) -> Error {
         self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Says it in other words.
+    #[must_use]
+    pub fn replaced(mut self, message: impl Into<String>) -> Error {
+        self.message = message.into();
         self
     }
 
@@ -105,7 +116,9 @@ impl Error {
             Kind::Io | Kind::Corrupt => libc::EIO,
             Kind::NoSpace => libc::ENOSPC,
             Kind::Locked => libc::EAGAIN,
+            Kind::TooLarge => libc::EFBIG,
             Kind::InvalidFormat | Kind::InvalidArgument | Kind::OutOfRange => libc::EINVAL,
+            Kind::NotFound => libc::ENOENT,
             Kind::Unsupported => libc::ENOTSUP,
             Kind::ReadOnly => libc::EPERM,
         })

@@ -12,6 +12,8 @@ use std::rc::Rc;
 
 /// Alignment of every [`Buffer`], in bytes: enough for direct I/O on any host device.
 pub const BUFFER_ALIGN: usize = 4096;
+/// Zeros are looked for in copies of this many bytes.
+const ZERO_BLOCK: usize = 4096;
 
 /// A list of memory ranges and a handle on their owner.
 #[derive(Clone)]
@@ -123,6 +125,15 @@ impl Iov {
         });
     }
 
+    /// Whether all bytes are zeros, as they are now: a guest may change them meanwhile.
+    pub fn is_zero(&self) -> bool {
+        let mut block = [0; ZERO_BLOCK];
+        (0..self.len).step_by(ZERO_BLOCK).all(|at| {
+            let copied = self.copy_to(at, &mut block[..(self.len - at).min(ZERO_BLOCK)]);
+            block[..copied].iter().fold(0, |seen, &byte| seen | byte) == 0
+        })
+    }
+
     /// A copy of all bytes.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut out = vec![0; self.len];
@@ -229,6 +240,19 @@ mod tests {
             assert_eq!(all.slice(start, len).to_vec(), expect, "{start}+{len}");
         }
         assert_eq!(all.slice(90, 100).slice(5, 20).to_vec(), bytes[95..115]);
+    }
+
+    #[test]
+    fn a_single_byte_anywhere_is_not_zeros() {
+        for len in [1, 4095, 4096, 4097, 10_000] {
+            let list = Iov::concat(&[Buffer::new(7).iov(7), Buffer::new(len).iov(len)]);
+            assert!(list.is_zero());
+            for at in [0, len / 2, len + 6] {
+                list.fill(at, 1, 1);
+                assert!(!list.is_zero(), "{at} of {len}");
+                list.fill(at, 1, 0);
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,9 @@
 //! borrow is held across an await. [`drive::Drive`] is the handle that other threads hold.
 
 pub mod aio;
+pub mod crypto;
 pub mod drive;
+pub mod encryption;
 pub mod error;
 pub mod filter;
 pub mod format;
@@ -30,6 +32,7 @@ pub mod options;
 pub mod probe;
 pub mod protocol;
 pub mod range_lock;
+pub mod secret;
 
 pub use error::{Error, Kind, Result};
 pub use iov::{Buffer, Iov};

@@ -6,8 +6,10 @@
 //! A user's name may begin with `blkdebug:CONFIG:`; then the image's file fails as the configuration says.
 
 use crate::block::aio::Engine;
+use crate::block::crypto::Key;
 use crate::block::filter::BlkDebug;
 use crate::block::filter::blkdebug::{self, Faults};
+use crate::block::format::luks::Luks;
 use crate::block::format::qcow2;
 use crate::block::format::raw::Raw;
 use crate::block::graph::{Driver, Node};
@@ -15,10 +17,11 @@ use crate::block::options::OpenOptions;
 use crate::block::probe::{self, PROBE_LEN};
 use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
 use std::rc::Rc;
 
 /// The formats that there are drivers for.
-const FORMATS: &[&str] = &["qcow2", "raw"];
+const FORMATS: &[&str] = &["luks", "qcow2", "raw"];
 /// Most images in a backing chain.
 const MAX_CHAIN: usize = 256;
 
@@ -56,6 +59,7 @@ impl Opener<'_> {
         match format {
             "raw" => self.open_raw(file, filename, options, guess.is_some()),
             "qcow2" => self.open_qcow2(file, filename, options).await,
+            "luks" => self.open_luks(file, filename, options).await,
             other => Err(unknown_format(other, filename, guess.is_some())),
         }
     }
@@ -93,6 +97,7 @@ impl Opener<'_> {
         options: &OpenOptions,
         guessed: bool,
     ) -> Result<Rc<Node>> {
+        finish("raw", &options.driver)?;
         if guessed && !options.read_only {
             warn_guessed_raw(filename);
         }
@@ -125,6 +130,14 @@ impl Opener<'_> {
             None => "check the image with: cowvm imgtool check",
         };
         let named = |error: Error| error.path(filename).remedy(remedy);
+        let mut own = options.driver.clone();
+        let below = OpenOptions { driver: own.take_group("backing."), ..options.clone() };
+        let unlock = qcow2::Unlock {
+            format: own.take("encrypt.format"),
+            passphrase: passphrase(&mut own, "encrypt.key-secret", options).map_err(named)?,
+            metadata_only: options.metadata_only,
+        };
+        finish("qcow2", &own)?;
         let file = self.file_node(filename, file);
         let image = match (options.check, write) {
             (true, _) => qcow2::Image::read_for_check(&file).await,
@@ -132,6 +145,7 @@ impl Opener<'_> {
             (false, false) => qcow2::Image::read(&file).await,
         };
         let mut image = image.map_err(named)?;
+        image.unlock(self.engine, &unlock).await.map_err(|error| error.path(filename))?;
         if let Some(lazy) = options.lazy_refcounts {
             image.set_lazy_refcounts(lazy).map_err(named)?;
         }
@@ -142,12 +156,31 @@ impl Opener<'_> {
         }
         let backing = match image.backing_file() {
             Some(name) if options.backing => {
-                Some(Box::pin(self.open_backing(name, image.backing_format(), filename, options)).await?)
+                Some(Box::pin(self.open_backing(name, image.backing_format(), filename, &below)).await?)
             }
             _ => None,
         };
         let driver = image.into_driver(self.engine, backing, options.read_only).map_err(named)?;
         Ok(Node::new(filename, driver))
+    }
+
+    async fn open_luks(
+        &mut self,
+        file: FileDriver,
+        filename: &str,
+        options: &OpenOptions,
+    ) -> Result<Rc<Node>> {
+        let write = !options.read_only;
+        if !options.force_share {
+            file.lock(Access { write, resize: write, share_writes: false })?;
+        }
+        let mut own = options.driver.clone();
+        let named = |error: Error| error.path(filename);
+        let key = passphrase(&mut own, "key-secret", options).map_err(named)?;
+        finish("luks", &own)?;
+        let file = self.file_node(filename, file);
+        let opened = Luks::open(self.engine, file, key.as_ref(), options.metadata_only, !write).await;
+        Ok(Node::new(filename, Box::new(opened.map_err(named)?)))
     }
 
     /// The file that the guest's data is in, if not in the image; it is opened as the image is.
@@ -201,8 +234,11 @@ impl Opener<'_> {
         overlay: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
+        let mut driver = options.driver.clone();
+        let format = driver.take("driver").or(format);
         let options = OpenOptions {
             format,
+            driver,
             read_only: true,
             check: false,
             lazy_refcounts: None,
@@ -212,6 +248,21 @@ impl Opener<'_> {
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
     }
+}
+
+/// The passphrase that the secret named by `option` holds; none is looked for where only metadata is read.
+fn passphrase(own: &mut Options, option: &str, options: &OpenOptions) -> Result<Option<Key>> {
+    match own.take(option) {
+        Some(id) if !options.metadata_only => options.secrets.passphrase(&id).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Refuses options that a driver has left over.
+fn finish(format: &str, left: &Options) -> Result<()> {
+    let Some((name, _)) = left.pairs().first() else { return Ok(()) };
+    let message = format!("Block format '{format}' does not support the option '{name}'");
+    Err(Error::new(Kind::InvalidArgument, message))
 }
 
 /// Reads the configuration that `blkdebug:CONFIG:FILE` names (none if CONFIG is empty). Returns FILE.
@@ -262,7 +313,7 @@ pub fn check_protocol(filename: &str) -> Result<()> {
 }
 
 fn unknown_format(format: &str, filename: &str, guessed: bool) -> Error {
-    let remedy = if guessed { "convert it to qcow2 or raw first" } else { "use raw or qcow2" };
+    let remedy = if guessed { "convert it to qcow2 or raw first" } else { "use raw, qcow2 or luks" };
     Error::new(Kind::Unsupported, format!("Unknown driver '{format}'")).path(filename).remedy(remedy)
 }
 

@@ -1,6 +1,8 @@
 //! How an image is opened: format, access, cache mode.
 
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
 
 /// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,18 @@ impl CacheMode {
     }
 }
 
+/// What is done about writes of nothing but zeros (`detect-zeroes=` of QEMU's `-drive`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are not looked for.
+    #[default]
+    Off,
+    /// They become requests for zeros; the space stays.
+    On,
+    /// They become requests for zeros that may give back the space.
+    Unmap,
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -47,6 +61,8 @@ pub struct OpenOptions {
     pub cache: CacheMode,
     /// Discards reach the host file (`discard=unmap`).
     pub unmap: bool,
+    /// Whether writes of nothing but zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
     /// Take no locks, and open although others write (`-U`).
     pub force_share: bool,
     /// Keep other processes from writing even where the format could bear it (a disk of a running guest).
@@ -55,6 +71,13 @@ pub struct OpenOptions {
     pub lazy_refcounts: Option<bool>,
     /// Open it for a check or a repair alone: damage is no reason to refuse it.
     pub check: bool,
+    /// What is left to the drivers: options of the format by their names in QEMU, and those of the backing file
+    /// with `backing.` in front. A name that a driver does not know is refused.
+    pub driver: Options,
+    /// What passphrases are taken from.
+    pub secrets: Secrets,
+    /// Data will neither be read nor written: an encrypted image needs no key.
+    pub metadata_only: bool,
     /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
     /// The external data file, in place of the one that the top image names (`data-file.filename=`).
@@ -68,10 +91,14 @@ impl Default for OpenOptions {
             read_only: true,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            detect_zeroes: DetectZeroes::Off,
             force_share: false,
             exclusive: false,
             lazy_refcounts: None,
             check: false,
+            driver: Options::default(),
+            secrets: Secrets::default(),
+            metadata_only: false,
             backing: true,
             data_file: None,
         }

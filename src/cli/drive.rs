@@ -1,7 +1,8 @@
 //! Disks on the command line: `-hda FILE` and `-drive key=value,…`, in QEMU's words.
 
 use crate::block::drive::Drive;
-use crate::block::options::{CacheMode, OpenOptions};
+use crate::block::options::{CacheMode, DetectZeroes, OpenOptions};
+use crate::block::secret::Secrets;
 use crate::devices::virtio::blk::BlkOptions;
 use crate::util::keyval::Options;
 use crate::vm::builder::DiskConfig;
@@ -17,9 +18,12 @@ pub(super) struct DriveSpec {
     read_only: Option<bool>,
     cache: CacheMode,
     unmap: bool,
+    detect_zeroes: DetectZeroes,
     lazy_refcounts: Option<bool>,
     data_file: Option<String>,
     serial: String,
+    /// Options of the format.
+    driver: Options,
 }
 
 impl DriveSpec {
@@ -32,9 +36,11 @@ impl DriveSpec {
             read_only: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
+            detect_zeroes: DetectZeroes::Off,
             lazy_refcounts: None,
             data_file: None,
             serial: String::new(),
+            driver: Options::default(),
         }
     }
 
@@ -56,19 +62,37 @@ impl DriveSpec {
             Some("unmap" | "on") => true,
             Some(other) => return Err(bad(&format!("discard= is ignore or unmap, not '{other}'"))),
         };
+        let detect_zeroes = match options.take("detect-zeroes").as_deref() {
+            None | Some("off") => DetectZeroes::Off,
+            Some("on") => DetectZeroes::On,
+            Some("unmap") if unmap => DetectZeroes::Unmap,
+            Some("unmap") => {
+                let what = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
+                return Err(bad(&what));
+            }
+            Some(other) => return Err(bad(&format!("detect-zeroes= is off, on or unmap, not '{other}'"))),
+        };
         match options.take("if").as_deref() {
             None | Some("virtio") => {}
             Some(other) => {
                 return Err(bad(&format!("this machine has disks of if=virtio only, not '{other}'")));
             }
         }
+        let mut driver = Options::default();
+        for name in ["encrypt.key-secret", "encrypt.format", "key-secret"] {
+            if let Some(value) = options.take(name) {
+                driver.set(name, &value);
+            }
+        }
         let spec = DriveSpec {
+            driver,
             id: options.take("id"),
             file,
             format: options.take("format"),
             read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
             cache,
             unmap,
+            detect_zeroes,
             lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
             data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
@@ -77,11 +101,11 @@ impl DriveSpec {
         Ok(spec)
     }
 
-    /// Opens the image. `force_share` reads it although others use it.
+    /// Opens the image, with a passphrase from `secrets`. `force_share` reads it although others use it.
     ///
     /// # Errors
     /// What the block layer says, with file, cause and remedy.
-    fn open(&self, id: &str, force_share: bool) -> Result<DiskConfig> {
+    fn open(&self, id: &str, force_share: bool, secrets: &Secrets) -> Result<DiskConfig> {
         if force_share && self.read_only == Some(false) {
             return Err(Error::new(format!("{}: --force-share only reads", self.file))
                 .remedy("leave out readonly=off"));
@@ -91,10 +115,14 @@ impl DriveSpec {
             read_only: self.read_only.unwrap_or(force_share),
             cache: self.cache,
             unmap: self.unmap,
+            detect_zeroes: self.detect_zeroes,
             force_share,
             backing: true,
             data_file: self.data_file.clone(),
             exclusive: true,
+            driver: self.driver.clone(),
+            secrets: secrets.clone(),
+            metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
             check: false,
         };
@@ -108,9 +136,9 @@ impl DriveSpec {
 ///
 /// # Errors
 /// The first that cannot be opened, or a name that two disks have.
-pub(super) fn open_all(specs: &[DriveSpec], force_share: bool) -> Result<Vec<DiskConfig>> {
+pub(super) fn open_all(specs: &[DriveSpec], force_share: bool, secrets: &Secrets) -> Result<Vec<DiskConfig>> {
     let ids = ids(specs)?;
-    specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share)).collect()
+    specs.iter().zip(&ids).map(|(spec, id)| spec.open(id, force_share, secrets)).collect()
 }
 
 /// The names of the disks; those without one are named as QEMU does, "virtio0" and so on.
@@ -141,9 +169,12 @@ mod tests {
     #[test]
     fn all_keys_are_understood() {
         let spec = DriveSpec::parse(
-            "file=/a,,b.img,format=qcow2,id=d,readonly=on,cache=none,discard=unmap,serial=S1,if=virtio",
+            "file=/a,,b.img,format=qcow2,id=d,readonly=on,cache=none,discard=unmap,serial=S1,if=virtio,\
+             detect-zeroes=unmap,data-file.filename=d",
         )
         .unwrap();
+        assert_eq!(spec.detect_zeroes, DetectZeroes::Unmap);
+        assert_eq!(spec.data_file.as_deref(), Some("d"));
         assert_eq!((spec.file.as_str(), spec.format.as_deref()), ("/a,b.img", Some("qcow2")));
         assert_eq!((spec.id.as_deref(), spec.serial.as_str()), (Some("d"), "S1"));
         assert_eq!((spec.read_only, spec.unmap, spec.cache.direct), (Some(true), true, true));
@@ -155,6 +186,8 @@ mod tests {
         assert!(refusal("file=a,speed=9").contains("'speed'"));
         assert!(refusal("file=a,cache=fast").contains("fast"));
         assert!(refusal("file=a,discard=maybe").contains("'maybe'"));
+        assert!(refusal("file=a,detect-zeroes=yes").contains("'yes'"));
+        assert!(refusal("file=a,detect-zeroes=unmap").contains("without setting discard"));
         assert!(refusal("file=a,readonly=perhaps").contains("'readonly'"));
         assert!(refusal("file=a,if=ide").contains("'ide'"));
     }

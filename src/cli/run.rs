@@ -1,5 +1,6 @@
 //! `cowvm run`: from arguments to a machine, and what is left to say when it has ended.
 
+use crate::block::secret::Secrets;
 use crate::cli::drive::{self, DriveSpec};
 use crate::cli::session::{End, Session};
 use crate::cli::signals::Signals;
@@ -49,9 +50,12 @@ pub(super) struct RunArgs {
     /// Fourth disk
     #[arg(long, value_name = "FILE")]
     hdd: Option<String>,
-    /// A disk with options: file=,format=,id=,readonly=on|off,cache=,discard=ignore|unmap,serial=
+    /// A disk with options: file=,format=,id=,readonly=on|off,cache=,discard=ignore|unmap,serial=,encrypt.key-secret=
     #[arg(long, value_name = "KEY=VALUE,...")]
     drive: Vec<String>,
+    /// A passphrase for encrypted disks: secret,id=ID,file=FILE[,format=base64]
+    #[arg(long, value_name = "secret,id=ID,...")]
+    object: Vec<String>,
     /// Open the disks read-only although other programs use them
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -68,7 +72,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let signals =
         Signals::take_over().map_err(|error| Error::new(format!("cannot take signals: {error}")))?;
     let plan = Plan::new(parse_memory(&args.memory)?, parse_smp(&args.smp)?)?;
-    let disks = drive::open_all(&args.disks_or_demo()?, args.force_share)?;
+    let disks = drive::open_all(&args.disks_or_demo()?, args.force_share, &args.secrets()?)?;
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
     let console =
         Console::new(stdout).map_err(|error| Error::new(format!("cannot start a thread: {error}")))?;
@@ -116,6 +120,12 @@ impl RunArgs {
         let path = demo::make_temporary_disk()?;
         eprint!("{}", demo::announcement(&path));
         Ok(vec![DriveSpec::plain("hda", &path)])
+    }
+
+    fn secrets(&self) -> Result<Secrets> {
+        let mut secrets = Secrets::default();
+        self.object.iter().try_for_each(|text| secrets.define(text))?;
+        Ok(secrets)
     }
 
     fn boot_source(&self) -> BootSource {

@@ -1,13 +1,13 @@
 //! `check`: the consistency of an image, and repairs.
 
 use super::getopt::{Flag, Parser};
+use super::open::{self, Sources};
 use super::output::{self, Failure, Form};
-use super::{Command, HELP, engine, json, only_image, open};
+use super::{Command, HELP, engine, json, only_image};
 use crate::block::Error;
 use crate::block::error::errno_text;
 use crate::block::graph::Node;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
-use crate::block::options::OpenOptions;
 use serde_json::Value;
 use std::io;
 
@@ -21,8 +21,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("cache", "CACHE", "cache mode: writeback (default), none, …").short('T'),
         Flag::value("repair", "leaks|all", "repair what is wrong").short('r'),
         Flag::value("output", "human|json", "form of the result"),
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
-        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("force-share", "look at the image although another process may write it").short('U'),
         Flag::switch("quiet", "say nothing but errors").short('q'),
     ],
@@ -38,30 +38,29 @@ const LEAKS: u8 = 3;
 const NO_CHECK: u8 = 63;
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut options, mut form, mut quiet, mut repair) = (open::for_reading(), Form::Human, false, None);
+    let (mut source, mut form, mut quiet, mut repair) = (Sources::new(), Form::Human, false, None);
     while let Some((name, value)) = parser.next()? {
         match name {
+            _ if source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
-            "format" => options.format = Some(value),
-            "cache" => options.cache = open::source_cache(&value)?,
+            "cache" => source.options.cache = open::source_cache(&value)?,
             "repair" => repair = Some(what_to_repair(&value)?),
             "output" => form = Form::parse(&value)?,
-            "force-share" => options.force_share = true,
             _ => quiet = true,
         }
     }
     let filename = only_image(parser)?;
-    if repair.is_some() && options.force_share {
+    if repair.is_some() && source.options.force_share {
         let message = "force-share=on can only be used with read-only images";
         return Err(Failure::message(format!("Could not open '{filename}': {message}")));
     }
-    options.check = true;
-    options.read_only = repair.is_none();
+    source.options.check = true;
+    source.options.read_only = repair.is_none();
     let tell = |report: &CheckReport| match form {
         Form::Human if !quiet => output::write(&fixed_to_text(report)),
         _ => Ok(()),
     };
-    let (format, report) = check(&filename, &options, repair, tell)?;
+    let (format, report) = check(&filename, &source, repair, tell)?;
     match form {
         _ if quiet => {}
         Form::Json => output::write(&json::to_text(&to_json(&filename, format, &report)))?,
@@ -87,13 +86,13 @@ fn what_to_repair(what: &str) -> Result<Repair, Failure> {
 /// Checks the image, and if anything was repaired tells that and checks it once more.
 fn check(
     filename: &str,
-    options: &OpenOptions,
+    source: &Sources,
     repair: Option<Repair>,
     tell: impl FnOnce(&CheckReport) -> io::Result<()>,
 ) -> Result<(&'static str, CheckReport), Failure> {
     let engine = engine()?;
     engine.block_on(async {
-        let node = open::image(&engine, filename, options).await?;
+        let node = source.open(&engine, filename).await?;
         let checker = checker(&node)?;
         let mut report = check_once(checker, repair).await?;
         if report.corruptions_fixed + report.leaks_fixed > 0 {
@@ -101,7 +100,7 @@ fn check(
             let CheckReport { corruptions_fixed, leaks_fixed, .. } = report;
             report = CheckReport { corruptions_fixed, leaks_fixed, ..check_once(checker, None).await? };
         }
-        node.close().await.map_err(|error| failed(&error))?;
+        node.close().await.map_err(|error| Failure::message(check_failed(&error)))?;
         Ok((node.driver().format_name(), report))
     })?
 }
@@ -119,18 +118,18 @@ async fn check_once(checker: &dyn Check, repair: Option<Repair>) -> Result<Check
         None => checker.check().await,
         Some(what) => checker.repair(what).await,
     };
-    let report = report.map_err(|error| Failure::block("Check failed", &error))?;
+    let report = report
+        .map_err(|error| Failure::Twice { first: error.message().to_owned(), then: check_failed(&error) })?;
     report.messages.iter().for_each(|message| output::say(message));
     match &report.gave_up {
         None => Ok(report),
-        Some(error) => Err(failed(error)),
+        Some(error) => Err(Failure::message(check_failed(error))),
     }
 }
 
-/// A check that ended early, after it told what it found.
-fn failed(error: &Error) -> Failure {
-    let why = errno_text(&io::Error::from_raw_os_error(error.errno()));
-    Failure::message(format!("Check failed: {why}"))
+/// What is said last of a check that ended early.
+fn check_failed(error: &Error) -> String {
+    format!("Check failed: {}", errno_text(&io::Error::from_raw_os_error(error.errno())))
 }
 
 fn exit_status(report: &CheckReport) -> u8 {

@@ -3,6 +3,7 @@
 use super::create::check_filename;
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
+use super::open::Sources;
 use super::output::Failure;
 use super::progress::Progress;
 use super::{Command, HELP, engine, open, size_argument};
@@ -10,8 +11,10 @@ use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::copy::{CopyOptions, copy, total_size};
 use crate::block::ops::create::{Template, Values, create};
+use crate::block::ops::encrypt_options::key_option;
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, graph::ChildRole};
+use crate::util::keyval::Options;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -21,9 +24,9 @@ pub(super) const COMMAND: Command = Command {
             FILENAME... OUTPUT",
     flags: &[
         HELP,
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
-        Flag::switch("image-opts", "sources are option strings").later(),
-        Flag::switch("source-image-opts", "sources are option strings").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        Flag::switch("image-opts", "sources are option strings"),
+        Flag::switch("source-image-opts", "sources are option strings"),
         Flag::value("source-format", "FMT", "format of the sources (default: guessed)").short('f'),
         Flag::value("source-cache", "CACHE", "cache mode of the sources (default: writeback)").short('T'),
         Flag::value("snapshot", "SNAPSHOT", "copy an internal snapshot").short('l').later(),
@@ -69,7 +72,7 @@ const MAX_SPARSE: u64 = 16 << 20;
 #[derive(Debug)]
 struct Request {
     sources: Vec<String>,
-    source: OpenOptions,
+    source: Sources,
     output: String,
     format: String,
     cache: CacheMode,
@@ -101,6 +104,7 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
             "help" => return Err(Failure::Help),
             "output-cache" => cache = Some(value),
             "source-cache" => source_cache = Some(value),
+            _ if request.source.take(name, &value)? => {}
             _ => request.take(name, value)?,
         }
     }
@@ -115,7 +119,8 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
         return Err(Failure::message("-o has no effect when skipping image creation"));
     }
     request.cache = cache.map_or(Ok(CacheMode::UNSAFE), |word| open::target_cache(&word))?;
-    request.source.cache = source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
+    request.source.options.cache =
+        source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
     Ok(Some(request))
 }
 
@@ -124,7 +129,7 @@ impl Request {
     fn new() -> Request {
         Request {
             sources: Vec::new(),
-            source: open::for_reading(),
+            source: Sources::new(),
             output: String::new(),
             format: "raw".to_owned(),
             cache: CacheMode::UNSAFE,
@@ -144,7 +149,6 @@ impl Request {
     /// Takes one option.
     fn take(&mut self, name: &str, value: String) -> Result<(), Failure> {
         match name {
-            "source-format" => self.source.format = Some(value),
             "output-format" => self.format = value,
             "options" => self.options.add(&value)?,
             "backing" => self.backing = Some(value),
@@ -155,8 +159,7 @@ impl Request {
             "no-create" => self.create = false,
             "compress" => self.compress = true,
             "progress" => self.progress = true,
-            "quiet" => self.quiet = true,
-            _ => self.source.force_share = true,
+            _ => self.quiet = true,
         }
         Ok(())
     }
@@ -188,18 +191,20 @@ async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> 
     let progress = Progress::start(request.progress && !request.quiet);
     let mut sources = Vec::new();
     for source in &request.sources {
-        sources.push(open::image(engine, source, &request.source).await?);
+        sources.push(request.source.open(engine, source).await?);
     }
     let size = total_size(&sources);
-    let backing = if request.create {
+    let made = if request.create {
         let values = prepare(request, size)?;
         let what = format!("{}: error while converting {}", request.output, request.format);
-        create(engine, &request.output, &values).await.map_err(|error| Failure::block(&what, &error))?;
-        values.get("backing_file").map(str::to_owned)
+        let secrets = &request.source.options.secrets;
+        let created = create(engine, &request.output, &values, secrets).await;
+        created.map_err(|error| Failure::block(&what, &error))?;
+        Some(values)
     } else {
         None
     };
-    let target = open_target(engine, request).await?;
+    let target = open_target(engine, request, made.as_ref()).await?;
     if request.compress && !Template::new(&request.format, true).is_ok_and(|format| format.has_compression())
     {
         return Err(Failure::message("Compression not supported for this file format"));
@@ -207,7 +212,7 @@ async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> 
     if target.size() < size {
         return Err(Failure::message("output file is smaller than input file"));
     }
-    let options = copy_options(request, &target, backing.is_some());
+    let options = copy_options(request, &target, made.as_ref());
     copy_all(&sources, &target, &options, &progress).await?;
     finish(&target, request).await?;
     progress.report(100.0);
@@ -261,8 +266,19 @@ fn check_compression(template: &Template, values: &Values) -> Result<(), Failure
     Err(Failure::message(message))
 }
 
-async fn open_target(engine: &Rc<Engine>, request: &Request) -> Result<Rc<Node>, Failure> {
+/// `made`: what it was made with, if it was.
+async fn open_target(
+    engine: &Rc<Engine>,
+    request: &Request,
+    made: Option<&Values>,
+) -> Result<Rc<Node>, Failure> {
+    let mut driver = Options::default();
+    if let Some((option, id)) = made.and_then(key_option) {
+        driver.set(option, id);
+    }
     let options = OpenOptions {
+        driver,
+        secrets: request.source.options.secrets.clone(),
         format: Some(request.format.clone()),
         read_only: false,
         cache: request.cache,
@@ -272,14 +288,15 @@ async fn open_target(engine: &Rc<Engine>, request: &Request) -> Result<Rc<Node>,
     open::image(engine, &request.output, &options).await
 }
 
-fn copy_options(request: &Request, target: &Node, has_backing: bool) -> CopyOptions {
+fn copy_options(request: &Request, target: &Node, made: Option<&Values>) -> CopyOptions {
+    let has_backing = made.is_some_and(|values| values.get("backing_file").is_some());
     let backing = target.child(ChildRole::Backing);
     CopyOptions {
         sparse: request.sparse,
         workers: request.workers,
         out_of_order: request.out_of_order,
         compress: request.compress,
-        target_is_zero: request.create && !has_backing,
+        target_is_zero: made.is_some_and(Values::reads_as_zeros) && !has_backing,
         target_backing: backing.filter(|_| has_backing).map(|backing| backing.size()),
     }
 }

@@ -2,12 +2,14 @@
 
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
+use super::open::define;
 use super::output::{self, Failure};
 use super::{Command, HELP, engine, size_argument};
 use crate::block::aio::Engine;
 use crate::block::open::{beside, open};
 use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::OpenOptions;
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind};
 use std::rc::Rc;
 
@@ -18,7 +20,7 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::switch("quiet", "say nothing but errors").short('q'),
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
         Flag::value("format", "FMT", "format of the image (default: raw)").short('f'),
         Flag::value("backing", "BACKING_FILE", "keep only what differs from this file").short('b'),
         Flag::value("backing-format", "BACKING_FMT", "format of the backing file").short('F'),
@@ -41,6 +43,7 @@ struct Request {
     options: OptionLists,
     backing: Option<String>,
     backing_format: Option<String>,
+    secrets: Secrets,
     /// The backing file is not looked at.
     blind: bool,
     quiet: bool,
@@ -61,6 +64,7 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
+            "object" => define(&mut request.secrets, &value)?,
             "quiet" => request.quiet = true,
             "format" => request.format = value,
             "backing" => request.backing = Some(value),
@@ -101,7 +105,7 @@ async fn make(engine: &Rc<Engine>, request: &Request) -> Result<(), Error> {
             format!("Formatting '{}', fmt={} {}\n", request.filename, request.format, values.describe());
         output::write(&line)?;
     }
-    create(engine, &request.filename, &values).await
+    create(engine, &request.filename, &values, &request.secrets).await
 }
 
 /// A new image is a file: a name with a protocol in front is refused.
@@ -157,8 +161,13 @@ async fn look_at_backing(
         return if format.is_some() { Ok(None) } else { Err(no_format("")) };
     }
     // A base that others use at this moment is as good as any.
-    let options =
-        OpenOptions { format: format.map(str::to_owned), force_share: true, ..OpenOptions::default() };
+    let options = OpenOptions {
+        format: format.map(str::to_owned),
+        force_share: true,
+        // No data is read.
+        metadata_only: true,
+        ..OpenOptions::default()
+    };
     let base = open(engine, &beside(&request.filename, name), &options).await.map_err(not_opened)?;
     let size = base.size();
     let detected = base.driver().format_name();

@@ -74,8 +74,7 @@ fn describe(option: &CreateOption) -> String {
         ValueKind::Number => "num",
         ValueKind::Switch => "bool (on/off)",
     };
-    let missing = if option.is_supported() { "" } else { " (not supported yet)" };
-    format!("  {:<22} - {}{missing}\n", format!("{}=<{kind}>", option.name), option.help)
+    format!("  {:<22} - {}\n", format!("{}=<{kind}>", option.name), option.help)
 }
 
 #[cfg(test)]

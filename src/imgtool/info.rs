@@ -1,11 +1,14 @@
 //! `info`: what an image says of itself.
 
 use super::getopt::{Flag, Parser};
+use super::open::Sources;
 use super::output::{self, Failure, Form};
-use super::{Command, HELP, engine, json, only_image, open};
-use crate::block::graph::driver::{Qcow2Specifics, SnapshotInfo, Specifics};
+use super::{Command, HELP, engine, json, only_image};
+use crate::block::crypto::luks::STRIPES;
+use crate::block::graph::bitmaps::BitmapInfo;
+use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics};
 use crate::block::ops::info::{NodeInfo, inspect};
-use crate::block::options::OpenOptions;
+use crate::util::keyval::Options;
 use crate::util::size::human_size;
 use crate::util::time::local_date;
 use serde_json::{Map, Value, json};
@@ -20,8 +23,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
         Flag::value("output", "human|json", "form of the result"),
         Flag::switch("backing-chain", "show the backing files too, from the top down").short('b'),
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
-        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("force-share", "look at the image although another process may write it").short('U'),
     ],
     operands: &[("FILENAME", "the image")],
@@ -29,18 +32,17 @@ pub(super) const COMMAND: Command = Command {
 };
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut options, mut form, mut chain) = (open::for_reading(), Form::Human, false);
+    let (mut source, mut form, mut chain) = (Sources::new(), Form::Human, false);
     while let Some((name, value)) = parser.next()? {
         match name {
+            _ if source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
-            "format" => options.format = Some(value),
             "output" => form = Form::parse(&value)?,
-            "backing-chain" => chain = true,
-            _ => options.force_share = true,
+            _ => chain = true,
         }
     }
     let filename = only_image(parser)?;
-    let images = collect(filename, options, chain)?;
+    let images = collect(&filename, &source, chain)?;
     let text = match (form, &images[..]) {
         (Form::Human, _) => images.iter().map(to_text).collect::<Vec<_>>().join("\n"),
         (Form::Json, [image]) if !chain => json::to_text(&to_json(image)),
@@ -51,8 +53,9 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
 }
 
 /// The facts of one image, or of all of its chain.
-fn collect(filename: String, mut options: OpenOptions, chain: bool) -> Result<Vec<NodeInfo>, Failure> {
+fn collect(operand: &str, source: &Sources, chain: bool) -> Result<Vec<NodeInfo>, Failure> {
     let engine = engine()?;
+    let (filename, mut options) = source.named(operand)?;
     engine.block_on(async {
         let (mut images, mut seen) = (Vec::new(), HashSet::new());
         let mut next = Some(filename);
@@ -62,21 +65,44 @@ fn collect(filename: String, mut options: OpenOptions, chain: bool) -> Result<Ve
                 return Err(Failure::message(message));
             }
             let image = inspect(&engine, &name, &options).await;
-            let image = image.map_err(|error| Failure::open(&name, &error))?;
+            let shown = if images.is_empty() { operand } else { &name };
+            let mut image = image.map_err(|error| Failure::open(shown, &error))?;
             next = None;
             if let (true, Some((_, full, format))) = (chain, image.backing()) {
                 (next, options.format) = (Some(full), format);
             }
+            if let Some(described) = describe(&image, &options.driver) {
+                image.filename = described;
+            }
+            options.driver = options.driver.take_group("backing.");
             images.push(image);
         }
         Ok(images)
     })?
 }
 
+/// The name of an image that takes more than a file's name to open: the secret with its key.
+fn describe(image: &NodeInfo, driver: &Options) -> Option<String> {
+    let file = json!({"driver": "file", "filename": image.filename});
+    let members = match (driver.get("encrypt.key-secret"), driver.get("key-secret")) {
+        (Some(id), _) => json!({"encrypt.key-secret": id, "driver": image.format, "file": file}),
+        (None, Some(id)) => json!({"driver": image.format, "file": file, "key-secret": id}),
+        (None, None) => return None,
+    };
+    Some(format!("json:{}", json::to_line(&members)))
+}
+
 fn to_text(image: &NodeInfo) -> String {
     let mut text = format!("image: {}\nfile format: {}\n", image.filename, image.format);
     text += &format!("virtual size: {} ({} bytes)\n", human_size(image.virtual_size), image.virtual_size);
     text += &disk_size(image);
+    if is_encrypted(image) {
+        text += "encrypted: yes\n";
+    }
+    if let Some(Specifics::Luks(facts)) = &image.specifics {
+        text += "Format specific information:\n";
+        text += &facts_text(&luks_facts(facts, None));
+    }
     if let Some(facts) = image.qcow2() {
         text += &qcow2_text(image, facts);
     }
@@ -114,28 +140,99 @@ fn qcow2_text(image: &NodeInfo, facts: &Qcow2Specifics) -> String {
         text.extend(facts.snapshots.iter().map(snapshot_text));
     }
     text += "Format specific information:\n";
-    for (name, value) in facts_of(facts) {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text += &format!("    {}: {value}\n", name.replace('-', " "));
+    text + &facts_text(&facts_of(facts))
+}
+
+fn facts_text(facts: &Map<String, Value>) -> String {
+    facts.iter().map(|(name, value)| fact_text(name, value, 1)).collect()
+}
+
+fn is_encrypted(image: &NodeInfo) -> bool {
+    let luks = matches!(image.specifics, Some(Specifics::Luks(_)));
+    luks || image.qcow2().is_some_and(|facts| facts.encryption.is_some())
+}
+
+/// A fact for people: lists and what is in them are indented, `level` times.
+fn fact_text(name: &str, value: &Value, level: usize) -> String {
+    let head = format!("{}{}:", "    ".repeat(level), name.replace('-', " "));
+    match value {
+        Value::Array(items) => {
+            let items = items.iter().enumerate();
+            let items = items.map(|(at, item)| fact_text(&format!("[{at}]"), item, level + 1));
+            format!("{head}\n{}", items.collect::<String>())
+        }
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, member)| fact_text(name, member, level + 1));
+            format!("{head}\n{}", members.collect::<String>())
+        }
+        Value::String(text) => format!("{head} {text}\n"),
+        plain => format!("{head} {plain}\n"),
     }
-    text
 }
 
 /// The facts that only qcow2 has, by the names that programs know; an old version has fewer.
-fn facts_of(facts: &Qcow2Specifics) -> Vec<(&'static str, Value)> {
-    let mut list = vec![("compat", json!(facts.compat)), ("compression-type", json!(facts.compression_type))];
+fn facts_of(facts: &Qcow2Specifics) -> Map<String, Value> {
+    let mut members = Map::new();
+    let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
+    put("compat", json!(facts.compat));
+    put("compression-type", json!(facts.compression_type));
     let new = facts.compat != "0.10";
     if new {
-        list.push(("lazy-refcounts", json!(facts.lazy_refcounts)));
+        put("lazy-refcounts", json!(facts.lazy_refcounts));
     }
-    list.push(("refcount-bits", json!(facts.refcount_bits)));
+    if !facts.bitmaps.is_empty() {
+        put("bitmaps", facts.bitmaps.iter().map(bitmap_json).collect());
+    }
+    put("refcount-bits", json!(facts.refcount_bits));
+    match &facts.encryption {
+        Some(EncryptionFacts::Aes) => drop(put("encrypt", json!({"format": "aes"}))),
+        Some(EncryptionFacts::Luks(luks)) => drop(put("encrypt", luks_facts(luks, Some("luks")).into())),
+        None => {}
+    }
     if new {
-        list.extend(facts.data_file.as_ref().map(|name| ("data-file", json!(name))));
-        list.extend(facts.data_file_raw.map(|raw| ("data-file-raw", json!(raw))));
-        list.push(("corrupt", json!(facts.corrupt)));
-        list.push(("extended-l2", json!(facts.extended_l2)));
+        facts.data_file.iter().for_each(|name| drop(put("data-file", json!(name))));
+        facts.data_file_raw.iter().for_each(|raw| drop(put("data-file-raw", json!(raw))));
+        put("corrupt", json!(facts.corrupt));
+        put("extended-l2", json!(facts.extended_l2));
     }
-    list
+    members
+}
+
+/// The facts of a LUKS header; with `format` where it is one of several.
+fn luks_facts(facts: &LuksFacts, format: Option<&str>) -> Map<String, Value> {
+    let mut members = Map::new();
+    let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
+    put("ivgen-alg", json!(facts.iv));
+    put("detached-header", json!(false));
+    put("hash-alg", json!(facts.hash));
+    put("cipher-alg", json!(facts.cipher));
+    put("uuid", json!(facts.uuid));
+    if let Some(format) = format {
+        put("format", json!(format));
+    }
+    if let Some(hash) = facts.iv_hash {
+        put("ivgen-hash-alg", json!(hash));
+    }
+    put("cipher-mode", json!(facts.mode));
+    put("slots", facts.slots.iter().map(|&(offset, iterations)| slot_json(offset, iterations)).collect());
+    put("payload-offset", json!(facts.payload_offset));
+    put("master-key-iters", json!(facts.digest_iterations));
+    members
+}
+
+fn slot_json(offset: u64, iterations: Option<u32>) -> Value {
+    match iterations {
+        Some(count) => {
+            json!({"active": true, "iters": count, "key-offset": offset, "stripes": STRIPES})
+        }
+        None => json!({"active": false, "key-offset": offset}),
+    }
+}
+
+fn bitmap_json(bitmap: &BitmapInfo) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.enabled)];
+    let flags: Vec<&str> = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
+    json!({"flags": flags, "name": bitmap.name, "granularity": bitmap.granularity})
 }
 
 fn child_text(file: &NodeInfo) -> String {
@@ -195,6 +292,7 @@ fn to_json(image: &NodeInfo) -> Value {
     put("actual-size", image.actual_size.map(Value::from));
     put("format-specific", image.specifics.as_ref().map(specifics_json));
     put("full-backing-filename", backing.as_ref().map(|(_, full, _)| json!(full)));
+    put("encrypted", is_encrypted(image).then_some(json!(true)));
     put("backing-filename", backing.as_ref().map(|(name, _, _)| json!(name)));
     put("dirty-flag", Some(json!(facts.is_some_and(|facts| facts.dirty))));
     Value::Object(members)
@@ -202,11 +300,10 @@ fn to_json(image: &NodeInfo) -> Value {
 
 fn specifics_json(specifics: &Specifics) -> Value {
     match specifics {
+        Specifics::Luks(facts) => json!({"type": "luks", "data": luks_facts(facts, None)}),
         Specifics::File => json!({"type": "file", "data": {}}),
         Specifics::Qcow2(facts) => {
-            let data: Map<String, Value> =
-                facts_of(facts).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-            json!({"type": "qcow2", "data": data})
+            json!({"type": "qcow2", "data": facts_of(facts)})
         }
     }
 }

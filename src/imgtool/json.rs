@@ -11,6 +11,24 @@ pub(super) fn to_text(value: &Value) -> String {
     out
 }
 
+/// `value` on one line.
+pub(super) fn to_line(value: &Value) -> String {
+    let quoted = |text: &str| {
+        let mut out = String::new();
+        write_string(&mut out, text);
+        out
+    };
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(items) => format!("[{}]", items.iter().map(to_line).collect::<Vec<_>>().join(", ")),
+        Value::Object(members) => {
+            let member = |(key, value): (&String, &Value)| format!("{}: {}", quoted(key), to_line(value));
+            format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(", "))
+        }
+        plain => plain.to_string(),
+    }
+}
+
 fn write_value(out: &mut String, value: &Value, level: usize) {
     match value {
         Value::String(text) => write_string(out, text),

@@ -1,11 +1,11 @@
 //! `map`: which part of the disk stands where, in which file of the backing chain.
 
 use super::getopt::{Flag, Parser};
+use super::open::Sources;
 use super::output::{self, Failure, Form};
-use super::{Command, HELP, engine, only_image, open, size_argument};
+use super::{Command, HELP, engine, only_image, size_argument};
 use crate::block::graph::Node;
 use crate::block::ops::map::{Extent, Walk};
-use crate::block::options::OpenOptions;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -19,8 +19,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("max-length", "LENGTH", "end after so many bytes (default: at the disk's end)")
             .short('l'),
         Flag::value("output", "human|json", "form of the result"),
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
-        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("force-share", "look at the image although another process may write it").short('U'),
     ],
     operands: &[("FILENAME", "the image")],
@@ -31,33 +31,26 @@ pub(super) const COMMAND: Command = Command {
 const PORTION: usize = 64 << 10;
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut options, mut form) = (open::for_reading(), Form::Human);
+    let (mut source, mut form) = (Sources::new(), Form::Human);
     let (mut start, mut max) = (0, None);
     while let Some((name, value)) = parser.next()? {
         match name {
+            _ if source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
-            "format" => options.format = Some(value),
             "start-offset" => start = size_argument("start offset", &value)?,
             "max-length" => max = Some(size_argument("max length", &value)?),
-            "output" => form = Form::parse(&value)?,
-            _ => options.force_share = true,
+            _ => form = Form::parse(&value)?,
         }
     }
     let filename = only_image(parser)?;
-    map(&filename, &options, form, start, max)?;
+    map(&filename, &source, form, start, max)?;
     Ok(0)
 }
 
-fn map(
-    filename: &str,
-    options: &OpenOptions,
-    form: Form,
-    start: u64,
-    max: Option<u64>,
-) -> Result<(), Failure> {
+fn map(filename: &str, source: &Sources, form: Form, start: u64, max: Option<u64>) -> Result<(), Failure> {
     let engine = engine()?;
     engine.block_on(async {
-        let node = open::image(&engine, filename, options).await?;
+        let node = source.open(&engine, filename).await?;
         let end = max.map_or(u64::MAX, |max| start.saturating_add(max));
         match form {
             Form::Human => print_table(&node, start, end).await,

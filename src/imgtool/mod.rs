@@ -12,6 +12,7 @@
 //! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
 //! that are not there yet are refused by name; names of files must be UTF-8.
 
+mod bitmap;
 mod check;
 mod convert;
 mod create;
@@ -50,11 +51,11 @@ struct Command {
 
 /// All commands, in the order of the alphabet.
 static COMMANDS: &[Command] =
-    &[check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
+    &[bitmap::COMMAND, check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
 
 /// Commands of qemu-img that are still to come.
 static LATER: &[&str] =
-    &["amend", "bench", "bitmap", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
+    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
 
 /// The option that every command has.
 const HELP: Flag = Flag::switch("help", "print this help").short('h');

@@ -5,11 +5,81 @@ use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::open::open;
 use crate::block::options::{CacheMode, OpenOptions};
+use crate::block::secret::Secrets;
+use crate::block::{Error, Kind};
+use crate::util::keyval::Options;
 use std::rc::Rc;
 
 /// How a command that only reads opens images; other processes must not write them meanwhile.
 pub(super) fn for_reading() -> OpenOptions {
     OpenOptions { exclusive: true, ..OpenOptions::default() }
+}
+
+/// The images that a command reads, as the command line describes them: `-f`, `-U`, `--object`, `--image-opts`.
+#[derive(Clone, Debug)]
+pub(super) struct Sources {
+    pub(super) options: OpenOptions,
+    /// Operands are option strings.
+    described: bool,
+}
+
+impl Sources {
+    /// No option was given yet.
+    pub(super) fn new() -> Sources {
+        Sources { options: for_reading(), described: false }
+    }
+
+    /// Takes one of the options above, by its long name; false if it is none of them.
+    pub(super) fn take(&mut self, name: &str, value: &str) -> Result<bool, Failure> {
+        match name {
+            "format" | "source-format" => self.options.format = Some(value.to_owned()),
+            "force-share" => self.options.force_share = true,
+            "object" => define(&mut self.options.secrets, value)?,
+            "image-opts" | "source-image-opts" => self.described = true,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The file that an operand names, and how it is to be opened.
+    pub(super) fn named(&self, operand: &str) -> Result<(String, OpenOptions), Failure> {
+        match (self.described, &self.options.format) {
+            (false, _) => Ok((operand.to_owned(), self.options.clone())),
+            (true, Some(_)) => Err(Failure::message("--image-opts and --format are mutually exclusive")),
+            (true, None) => described(operand, &self.options).map_err(|error| Failure::open(operand, &error)),
+        }
+    }
+
+    /// Opens the image that an operand names.
+    pub(super) async fn open(&self, engine: &Rc<Engine>, operand: &str) -> Result<Rc<Node>, Failure> {
+        let (filename, options) = self.named(operand)?;
+        open(engine, &filename, &options).await.map_err(|error| Failure::open(operand, &error))
+    }
+}
+
+/// Defines an object (`--object`).
+pub(super) fn define(secrets: &mut Secrets, text: &str) -> Result<(), Failure> {
+    secrets.define(text).map_err(|error| Failure::message(error.message()))
+}
+
+/// Reads an option string: `driver=qcow2,file.filename=a.qcow2,…`.
+fn described(text: &str, common: &OpenOptions) -> Result<(String, OpenOptions), Error> {
+    let invalid = |message: String| Error::new(Kind::InvalidArgument, message);
+    let mut driver = Options::parse(text, None);
+    let mut file = driver.take_group("file.");
+    let filename = file
+        .take("filename")
+        .ok_or_else(|| invalid("A block device must be specified for \"file\"".to_owned()))?;
+    if let Some(other) = file.take("driver").filter(|driver| driver != "file") {
+        return Err(invalid(format!("Unknown driver '{other}'")));
+    }
+    if let Some((name, _)) = file.pairs().first() {
+        return Err(invalid(format!("Block protocol 'file' does not support the option '{name}'")));
+    }
+    let format = driver.take("driver");
+    // A name is a file's here, whatever it looks like.
+    let filename = if filename.contains(':') { format!("file:{filename}") } else { filename };
+    Ok((filename, OpenOptions { format, driver, ..common.clone() }))
 }
 
 /// Opens an image.

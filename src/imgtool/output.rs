@@ -36,6 +36,8 @@ pub(super) enum Failure {
     Usage(String),
     /// Anything else: what to say, and what to do about it.
     Other { message: String, remedy: Option<String>, code: u8 },
+    /// What went wrong, and what could not be done because of it.
+    Twice { first: String, then: String },
     /// `--help`: not a failure, but the end.
     Help,
 }
@@ -70,6 +72,7 @@ impl Failure {
                 say(&format!("{full}: {mistake}\nTry '{full} --help' for more info"))
             }
             Failure::Usage(message) => say(&format!("{name}: {message}\nTry '{full} --help' for more info")),
+            Failure::Twice { first, then } => say(&format!("{name}: {first}\n{name}: {then}")),
             Failure::Other { message, remedy, code } => {
                 say(&format!("{name}: {message}"));
                 match remedy {

@@ -57,6 +57,21 @@ impl Options {
         value
     }
 
+    /// Removes all keys that begin with `prefix` and returns them without it.
+    pub fn take_group(&mut self, prefix: &str) -> Options {
+        let (group, rest) =
+            std::mem::take(&mut self.pairs).into_iter().partition(|(name, _)| name.starts_with(prefix));
+        self.pairs = rest;
+        let strip = |(name, value): (String, String)| (name[prefix.len()..].to_owned(), value);
+        let group: Vec<(String, String)> = group;
+        Options { pairs: group.into_iter().map(strip).collect() }
+    }
+
+    /// Sets `key`.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.pairs.push((key.to_owned(), value.to_owned()));
+    }
+
     /// Removes `key` and returns its last value as a switch.
     ///
     /// # Errors
@@ -140,6 +155,13 @@ mod tests {
         assert_eq!(pairs("file=a,,,x=1"), strings(&[("file", "a,"), ("x", "1")]));
         let name = "a,b,,c";
         assert_eq!(Options::parse(&format!("file={},q=1", escape(name)), None).get("file"), Some(name));
+    }
+
+    #[test]
+    fn a_group_is_taken_out_without_its_prefix() {
+        let mut options = Options::parse("a.x=1,b=2,a.a.x=3,a=4", None);
+        assert_eq!(options.take_group("a.").pairs(), strings(&[("x", "1"), ("a.x", "3")]));
+        assert_eq!(options.pairs(), strings(&[("b", "2"), ("a", "4")]));
     }
 
     #[test]

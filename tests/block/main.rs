@@ -9,3 +9,4 @@ mod interop;
 mod locks;
 mod model;
 mod open;
+mod zeroes;

@@ -62,6 +62,9 @@ fn raw_images_are_the_same() {
         "create -o preallocation=falloc x 1M",
         "create -o preallocation=full x 1M",
         "create -q -o nocow=off x 1.1k",
+        "create -o nocow=on,extent_size_hint=2M x 1M",
+        "create -f qcow2 -o nocow=on,extent_size_hint=0 x 1M",
+        "create -o extent_size_hint=4G y 1M",
     ];
     lab.same_result(&lines, Some("x"));
     lab.same_result(&["create old 2k"], Some("old"));

@@ -47,6 +47,15 @@ impl Lab {
         self
     }
 
+    /// Runs qemu-io commands on an image that takes the passphrase "abc".
+    pub(crate) fn qemu_io_with_key(&self, image: &str, commands: &[&str]) -> &Lab {
+        let mut line = words("--object secret,id=s,data=abc --image-opts");
+        line.extend(commands.iter().flat_map(|command| ["-c".to_owned(), (*command).to_owned()]));
+        line.push(image.to_owned());
+        must(&run(Path::new("qemu-io"), &line, &self.path("")), image);
+        self
+    }
+
     /// Runs ours.
     pub(crate) fn ours(&self, line: &str) -> Output {
         run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""))

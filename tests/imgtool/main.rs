@@ -14,6 +14,7 @@
 mod check;
 mod convert;
 mod create;
+mod encryption;
 mod harness;
 mod info;
 mod locks;

@@ -1,5 +1,6 @@
 //! Format drivers: what stands inside an image file.
 
+pub mod luks;
 pub mod raw;
 
 pub mod qcow2;

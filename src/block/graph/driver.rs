@@ -4,6 +4,11 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
+use crate::block::crypto::hash::Hash;
+use crate::block::crypto::luks::Header;
+use crate::block::encryption::SlotChange;
+use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -140,6 +145,26 @@ pub trait Driver {
         None
     }
 
+    /// Internal snapshots, where the format has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// Storage for VM state, where the format has it.
+    fn vm_state(&self) -> Option<&dyn VmState> {
+        None
+    }
+
+    /// Its key slots, where the format can have some.
+    fn key_slots(&self) -> Option<&dyn KeySlotChanges> {
+        None
+    }
+
+    /// Persistent dirty bitmaps, where the format stores them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+
     /// The consistency check, where the format has one.
     fn checker(&self) -> Option<&dyn Check> {
         None
@@ -201,9 +226,19 @@ pub struct CheckReport {
     pub gave_up: Option<Error>,
 }
 
+/// A format whose images can be unlocked by several passphrases.
+#[async_trait(?Send)]
+pub trait KeySlotChanges {
+    /// Fills or erases key slots. `force` also overwrites a slot in use and erases the last one: then the data is
+    /// lost.
+    async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()>;
+}
+
 /// What only one format has to say of an image.
 #[derive(Clone, Debug)]
 pub enum Specifics {
+    /// Of a LUKS volume.
+    Luks(LuksFacts),
     /// Of a host file: nothing yet.
     File,
     /// Of a qcow2 image.
@@ -233,12 +268,71 @@ pub struct Qcow2Specifics {
     pub data_file_raw: Option<bool>,
     /// Cluster size in bytes.
     pub cluster_size: u64,
+    /// How data is encrypted, if it is.
+    pub encryption: Option<EncryptionFacts>,
     /// The backing file's name as written in the header.
     pub backing_file: Option<String>,
     /// The backing file's format as written in the header extension.
     pub backing_format: Option<String>,
+    /// Persistent bitmaps, in the order of the directory; none where autoclear bit 0 is clear.
+    pub bitmaps: Vec<BitmapInfo>,
     /// Internal snapshots, in the order of the snapshot table.
     pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// How the data of a qcow2 image is encrypted.
+#[derive(Clone, Debug)]
+pub enum EncryptionFacts {
+    /// AES-128-CBC under the passphrase itself.
+    Aes,
+    /// As a LUKS header says.
+    Luks(LuksFacts),
+}
+
+/// What a LUKS header says.
+#[derive(Clone, Debug)]
+pub struct LuksFacts {
+    /// "aes-256" and its like.
+    pub cipher: &'static str,
+    /// "xts" and its like.
+    pub mode: &'static str,
+    /// Generator of initialisation vectors: "plain64", "essiv".
+    pub iv: &'static str,
+    /// Its hash, where it has one.
+    pub iv_hash: Option<&'static str>,
+    /// Hash of key derivation.
+    pub hash: &'static str,
+    /// The volume's UUID.
+    pub uuid: String,
+    /// Where the payload begins, in bytes from the start of the header.
+    pub payload_offset: u64,
+    /// Iterations of the master key's digest.
+    pub digest_iterations: u32,
+    /// For each key slot: where its stripes are, in bytes from the start of the header, and, if it is active, how
+    /// many iterations it takes.
+    pub slots: Vec<(u64, Option<u32>)>,
+}
+
+impl LuksFacts {
+    /// What `header` says.
+    pub fn of(header: &Header) -> LuksFacts {
+        let scheme = header.scheme;
+        LuksFacts {
+            cipher: scheme.cipher.name(),
+            mode: scheme.mode.name(),
+            iv: scheme.iv.name(),
+            iv_hash: scheme.iv.hash().map(Hash::name),
+            hash: header.hash.name(),
+            uuid: header.uuid.clone(),
+            payload_offset: header.payload,
+            digest_iterations: header.digest_iterations,
+            slots: header
+                .slots
+                .iter()
+                .map(|slot| (slot.offset, slot.active.then_some(slot.iterations)))
+                .collect(),
+        }
+    }
 }
 
 /// One entry of the snapshot table.

@@ -1,11 +1,13 @@
 //! The graph: what a driver is ([`driver`]), what a node is ([`node`]), the one pipeline that every request
-//! passes ([`io`]), allocation status over a chain ([`status`]), and the moments at which tests break in
-//! ([`event`]).
+//! passes ([`io`]), allocation status over a chain ([`status`]), the moments at which tests break in
+//! ([`event`]), and what only some formats can do ([`bitmaps`], [`snapshots`]).
 
+pub mod bitmaps;
 pub mod driver;
 pub mod event;
 pub mod io;
 pub mod node;
+pub mod snapshots;
 pub mod status;
 
 pub use driver::{BlockStatus, ChildRole, Driver, Limits};

@@ -3,19 +3,21 @@
 //! A [`Template`] is what a format (and the file that it will be in) lets users choose. Values are read and
 //! checked in it; nothing on the host is touched before all of them make sense.
 
+use super::encrypt_options;
 use crate::block::aio::Engine;
-use crate::block::format::qcow2;
+use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
 use crate::block::open::{check_protocol, sibling};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
-use crate::block::protocol::file::FileDriver;
+use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
+use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
 use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 /// Formats that images can be made in.
-pub const CREATABLE: &[&str] = &["qcow2", "raw"];
+pub const CREATABLE: &[&str] = &["luks", "qcow2", "raw"];
 /// What QEMU has besides, and what may stand in an image as its backing file's format.
 const FOREIGN: &[&str] = &[
     "blkdebug",
@@ -31,7 +33,6 @@ const FOREIGN: &[&str] = &[
     "http",
     "https",
     "iscsi",
-    "luks",
     "nbd",
     "nfs",
     "parallels",
@@ -66,7 +67,6 @@ enum Support {
     Full,
     /// Only this value: the others need a feature that is still to come.
     Only(&'static str),
-    None,
 }
 
 /// An option that a new image can have.
@@ -93,15 +93,6 @@ impl CreateOption {
 
     const fn only(self, value: &'static str) -> CreateOption {
         CreateOption { support: Support::Only(value), ..self }
-    }
-
-    const fn later(self) -> CreateOption {
-        CreateOption { support: Support::None, ..self }
-    }
-
-    /// Whether any value of it works.
-    pub fn is_supported(&self) -> bool {
-        self.support != Support::None
     }
 
     /// Brings a value into the form that it is stored and shown in.
@@ -138,7 +129,6 @@ impl CreateOption {
                 keyval::parse_switch(self.name, value) == keyval::parse_switch(self.name, only)
             }
             (Support::Only(only), _) => value == only,
-            (Support::None, _) => false,
         };
         let message = || format!("the option '{}={value}' is not supported yet", self.name);
         if fine { Ok(()) } else { Err(Error::new(Kind::Unsupported, message())) }
@@ -151,15 +141,15 @@ const SIZE: CreateOption = CreateOption::new("size", Size, "size of the disk");
 
 /// In the order in which qemu-img shows them.
 const QCOW2: &[CreateOption] = &[
-    CreateOption::new("encryption", Switch, "encrypt with AES; weak, do not use").only("off"),
-    CreateOption::new("encrypt.format", Text, "kind of encryption").later(),
-    CreateOption::new("encrypt.key-secret", Text, "secret that holds the passphrase").later(),
-    CreateOption::new("encrypt.cipher-alg", Text, "cipher").later(),
-    CreateOption::new("encrypt.cipher-mode", Text, "mode of the cipher").later(),
-    CreateOption::new("encrypt.ivgen-alg", Text, "generator of initialisation vectors").later(),
-    CreateOption::new("encrypt.ivgen-hash-alg", Text, "hash of that generator").later(),
-    CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation").later(),
-    CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes").later(),
+    CreateOption::new("encryption", Switch, "encrypt with AES; weak, do not use"),
+    CreateOption::new("encrypt.format", Text, "kind of encryption"),
+    CreateOption::new("encrypt.key-secret", Text, "secret that holds the passphrase"),
+    CreateOption::new("encrypt.cipher-alg", Text, "cipher"),
+    CreateOption::new("encrypt.cipher-mode", Text, "mode of the cipher"),
+    CreateOption::new("encrypt.ivgen-alg", Text, "generator of initialisation vectors"),
+    CreateOption::new("encrypt.ivgen-hash-alg", Text, "hash of that generator"),
+    CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation"),
+    CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes"),
     CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
     CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
@@ -173,12 +163,23 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("lazy_refcounts", Switch, "write refcounts late").default("off"),
     CreateOption::new("refcount_bits", Number, "width of a refcount").default("16"),
 ];
+const LUKS: &[CreateOption] = &[
+    SIZE,
+    CreateOption::new("key-secret", Text, "secret that holds the passphrase"),
+    CreateOption::new("cipher-alg", Text, "cipher"),
+    CreateOption::new("cipher-mode", Text, "mode of the cipher"),
+    CreateOption::new("ivgen-alg", Text, "generator of initialisation vectors"),
+    CreateOption::new("ivgen-hash-alg", Text, "hash of that generator"),
+    CreateOption::new("hash-alg", Text, "hash of the key derivation"),
+    CreateOption::new("iter-time", Number, "milliseconds that the key derivation takes"),
+    CreateOption::new("detached-header", Switch, "put the header into a file of its own").only("off"),
+];
 const RAW: &[CreateOption] = &[SIZE];
 /// What the host file adds.
 const FILE: &[CreateOption] = &[
-    CreateOption::new("nocow", Switch, "no copy-on-write on btrfs").only("off"),
+    CreateOption::new("nocow", Switch, "no copy-on-write on btrfs"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, falloc, full"),
-    CreateOption::new("extent_size_hint", Size, "smallest extent on XFS").only("0"),
+    CreateOption::new("extent_size_hint", Size, "smallest extent on XFS"),
 ];
 
 /// The options that a new image of some format can have.
@@ -197,9 +198,10 @@ impl Template {
         let (format, own) = match format {
             "qcow2" => ("qcow2", QCOW2),
             "raw" => ("raw", RAW),
+            "luks" => ("luks", LUKS),
             _ if FOREIGN.contains(&format) => {
                 let message = format!("the format '{format}' is not supported yet");
-                return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2 or raw"));
+                return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2, raw or luks"));
             }
             _ => return Err(invalid(format!("Unknown file format '{format}'"))),
         };
@@ -270,6 +272,12 @@ impl Values {
         self.get("size").and_then(|size| size.parse().ok())
     }
 
+    /// Whether the new image reads as zeros, where it has no backing file.
+    pub fn reads_as_zeros(&self) -> bool {
+        // Nobody encrypts the zeros of a new LUKS volume.
+        self.template.format != "luks"
+    }
+
     /// All values that are set, as `name=value name=value`.
     pub fn describe(&self) -> String {
         let set = self.template.options.iter().zip(&self.values).filter_map(|(option, value)| {
@@ -295,52 +303,85 @@ impl Values {
         self.template.options.iter().position(|option| option.name == name)
     }
 
-    fn switch(&self, name: &str) -> bool {
+    /// Whether there is an option of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.index(name).is_some()
+    }
+
+    /// Whether a switch is on.
+    pub(super) fn is_on(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| keyval::parse_switch(name, value) == Ok(true))
     }
 }
 
-/// Makes an image; an existing file of that name is replaced.
+/// Makes an image; an existing file of that name is replaced. Passphrases come from `secrets`.
 ///
 /// # Errors
 /// In qemu-img's words. Values that make no sense are refused before anything is written.
-pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
+pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
     values.refuse_unsupported()?;
     match values.template.format {
         "raw" => create_raw(engine, filename, values).await,
-        _ => create_qcow2(engine, filename, values).await,
+        "luks" => create_luks(engine, filename, values, secrets).await,
+        _ => create_qcow2(engine, filename, values, secrets).await,
     }
 }
 
 /// The bytes of a new image matter only when it is complete.
-fn new_file(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
+fn new_file(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<FileDriver> {
+    let attributes = file_attributes(values)?;
     let options = OpenOptions { cache: CacheMode::WRITEBACK, read_only: false, ..OpenOptions::default() };
-    FileDriver::create(engine, filename, &options)
+    let file = FileDriver::create(engine, filename, &options)?;
+    file.set_attributes(attributes);
+    Ok(file)
+}
+
+fn file_attributes(values: &Values) -> Result<FileAttributes> {
+    let hint = values.get("extent_size_hint").and_then(|hint| hint.parse::<u64>().ok());
+    let hint = hint.map_or(Ok(DEFAULT_EXTENT_SIZE_HINT), u32::try_from);
+    let extent_size_hint = hint.map_err(|_| invalid("Extent size hint is too large"))?;
+    Ok(FileAttributes { nocow: values.is_on("nocow"), extent_size_hint })
+}
+
+/// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
+fn file_preallocation(values: &Values) -> Result<Preallocation> {
+    match values.get("preallocation") {
+        None | Some("off") => Ok(Preallocation::Off),
+        Some("falloc") => Ok(Preallocation::Falloc),
+        Some("full") => Ok(Preallocation::Full),
+        Some("metadata") if values.template.format == "luks" => Ok(Preallocation::Off),
+        Some("metadata") => Err(invalid("Unsupported preallocation mode: metadata")),
+        Some(other) => Err(invalid(format!("invalid parameter value: {other}"))),
+    }
+}
+
+async fn create_luks(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
+    let preallocation = file_preallocation(values)?;
+    let (options, size) = (encrypt_options::luks(values, "")?, values.size().unwrap_or(0));
+    let passphrase = encrypt_options::passphrase(values, secrets)?;
+    let file = Node::new(filename, Box::new(new_file(engine, filename, values)?));
+    let done = luks::create(engine, &file, &options, &passphrase, size, preallocation).await;
+    done.and(file.close().await).map_err(|error| explain_too_large(error, values))
 }
 
 async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
-    let preallocation = match values.get("preallocation") {
-        None | Some("off") => Preallocation::Off,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some("metadata") => return Err(invalid("Unsupported preallocation mode: metadata")),
-        Some(other) => return Err(invalid(format!("invalid parameter value: {other}"))),
-    };
+    let preallocation = file_preallocation(values)?;
     let size = values.size().unwrap_or(0);
     let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
-    let file = new_file(engine, filename)?;
+    let file = new_file(engine, filename, values)?;
     file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))?;
     // The disk must not look like an image of another format that was in the file.
     let first = usize::try_from(size.min(512)).unwrap_or(0);
     Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
 }
 
-async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
-    let options = qcow2_options(values)?;
+async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
+    let mut options = qcow2_options(values)?;
+    options.encryption = encrypt_options::qcow2(values, secrets)?;
     options.validate()?;
-    let file = new_file(engine, filename)?;
+    let file = new_file(engine, filename, values)?;
     let data = match &options.data_file {
-        Some(name) => Some(new_data_file(engine, &file, filename, name)?),
+        Some(name) => Some(new_data_file(engine, &file, filename, name, values)?),
         None => None,
     };
     let file = Node::new(filename, Box::new(file));
@@ -349,10 +390,16 @@ async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values) -> R
 }
 
 /// The data file of a new image, where the image will look for it: in its own folder.
-fn new_data_file(engine: &Rc<Engine>, image: &FileDriver, filename: &str, name: &str) -> Result<Rc<Node>> {
+fn new_data_file(
+    engine: &Rc<Engine>,
+    image: &FileDriver,
+    filename: &str,
+    name: &str,
+    values: &Values,
+) -> Result<Rc<Node>> {
     check_protocol(name)?;
     let name = sibling(filename, name);
-    let file = new_file(engine, &name)?;
+    let file = new_file(engine, &name, values)?;
     if file.identity() == image.identity() {
         return Err(invalid("The data file must be another file than the image").path(filename));
     }
@@ -390,14 +437,15 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         version,
         cluster_size: number("cluster_size"),
         refcount_bits: number("refcount_bits"),
-        extended_l2: values.switch("extended_l2"),
-        lazy_refcounts: values.switch("lazy_refcounts"),
+        extended_l2: values.is_on("extended_l2"),
+        lazy_refcounts: values.is_on("lazy_refcounts"),
         compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
         backing_format: backing_format.map(str::to_owned),
         data_file: values.get("data_file").map(str::to_owned),
-        data_file_raw: values.switch("data_file_raw"),
+        data_file_raw: values.is_on("data_file_raw"),
         preallocation,
+        encryption: None,
     })
 }
 
@@ -478,12 +526,10 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["encryption=on", "nocow=on"] {
-            let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
-            assert!(error.message().contains(given), "{}", error.message());
-        }
-        let fine = "encryption=no,extended_l2=false,nocow=off";
-        assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
+        let given = "detached-header=on";
+        let error = values("luks", given).unwrap().refuse_unsupported().unwrap_err();
+        assert!(error.message().contains(given), "{}", error.message());
+        assert!(values("luks", "detached-header=no").unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");
     }

@@ -65,7 +65,7 @@ impl NodeInfo {
 /// # Errors
 /// As [`open`].
 pub async fn inspect(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<NodeInfo> {
-    let options = OpenOptions { backing: false, ..options.clone() };
+    let options = OpenOptions { backing: false, metadata_only: true, ..options.clone() };
     let node = open(engine, filename, &options).await?;
     let info = NodeInfo::of(&node);
     node.close().await?;

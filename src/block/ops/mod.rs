@@ -2,6 +2,7 @@
 
 pub mod copy;
 pub mod create;
+pub mod encrypt_options;
 pub mod info;
 pub mod map;
 

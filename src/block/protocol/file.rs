@@ -3,8 +3,10 @@
 //! Owns the descriptor, the image locks (module `lock`) and what the file system knows of holes. Requests end at
 //! the file's length in bytes; writes beyond it make the file larger.
 
+mod attributes;
 mod lock;
 
+pub use attributes::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes};
 pub use lock::Access;
 
 use crate::block::aio::{Engine, HostFile};
@@ -112,6 +114,11 @@ impl FileDriver {
     /// [`Kind::Locked`] in qemu-img's words.
     pub fn lock(&self, access: Access) -> Result<()> {
         lock::acquire(self.file.fd(), &self.filename, access)
+    }
+
+    /// Tells the file system how an empty file is to be laid out; one that has no such thing ignores it.
+    pub fn set_attributes(&self, attributes: FileAttributes) {
+        attributes::set(self.file.fd(), attributes);
     }
 
     /// Device and inode number: the same for every name of one file.

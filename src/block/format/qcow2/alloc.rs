@@ -162,7 +162,7 @@ impl Drop for InFlight<'_> {
 pub(super) struct Reserved<'a> {
     frees: &'a Frees,
     pub(super) run: Run,
-    /// Nothing was ever stored there: it reads as zeros.
+    /// Nothing was ever stored there: it reads as zeros to the guest.
     pub(super) untouched: bool,
 }
 
@@ -185,6 +185,8 @@ impl Qcow2 {
     pub(super) async fn reserve(&self, want: u64) -> Result<Reserved<'_>> {
         self.file.debug_event(Event::ClusterAlloc);
         let (run, untouched) = self.refcounts.allocate(want).await?;
+        // Zeros of the file are not zeros to whoever decrypts them.
+        let untouched = untouched && self.encryption.is_none();
         Ok(Reserved { frees: &self.frees, run, untouched })
     }
 

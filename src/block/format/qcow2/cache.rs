@@ -229,6 +229,11 @@ impl Cache {
         self.dirty.take();
     }
 
+    /// Whether a piece was changed since the last checkpoint.
+    pub(super) fn is_dirty(&self, offset: HostOffset) -> bool {
+        self.dirty.borrow().contains(&offset)
+    }
+
     fn insert(&self, piece: Rc<Piece>) -> Rc<Piece> {
         while self.pieces.borrow().len() >= self.capacity.get() && self.evict_one() {}
         self.clock.borrow_mut().push_back(piece.offset);

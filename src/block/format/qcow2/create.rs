@@ -4,9 +4,11 @@
 //! ```text
 //!   cluster 0: header, extensions, backing name | 1: refcount table | 2: refcount block | L1 table
 //! ```
+//! The header of the encryption, if there is one, is put behind before the disk gets its size.
 
 use super::codec::Codec;
 use super::driver::Image;
+use super::encrypt::EncryptOptions;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
@@ -53,6 +55,8 @@ pub struct CreateOptions {
     pub data_file_raw: bool,
     /// What is allocated at once.
     pub preallocation: Preallocation,
+    /// How data is encrypted, if it is.
+    pub encryption: Option<EncryptOptions>,
 }
 
 impl Default for CreateOptions {
@@ -70,6 +74,7 @@ impl Default for CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 }
@@ -96,10 +101,28 @@ pub async fn create(
     }
     file.write_bytes(0, &bytes).await?;
     let mut image = Image::read(file).await?;
+    if let Some(encryption) = &options.encryption {
+        image = add_encryption(engine, file, image, encryption).await?;
+    }
     data.into_iter().for_each(|data| image.set_data_file(data.clone()));
     let image = image.into_qcow2(engine, None, false)?;
     image.truncate(size, options.preallocation).await?;
     image.close().await
+}
+
+/// Makes an image without data an encrypted one, and opens it.
+async fn add_encryption(
+    engine: &Rc<Engine>,
+    file: &Rc<Node>,
+    image: Image,
+    encryption: &EncryptOptions,
+) -> Result<Image> {
+    let plain = image.into_qcow2(engine, None, false)?;
+    plain.add_encryption(encryption).await?;
+    plain.close().await?;
+    let mut image = Image::read(file).await?;
+    image.unlock(engine, &encryption.unlock()).await?;
+    Ok(image)
 }
 
 impl CreateOptions {
@@ -137,6 +160,13 @@ impl CreateOptions {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
             return Err(invalid(what));
+        }
+        if let Some(encryption) = &self.encryption {
+            encryption.validate()?;
+            if self.data_file.is_some() {
+                let what = "Encryption of images with an external data file is not supported yet";
+                return Err(Error::new(Kind::Unsupported, what));
+            }
         }
         let refcount_order = self.refcount_bits.trailing_zeros();
         Ok(Geometry { cluster_bits, refcount_order, extended_l2: self.extended_l2 })

@@ -53,23 +53,29 @@ impl Qcow2 {
     }
 
     /// Reads guest bytes from `at` on, which stand at `host`.
-    pub(super) async fn read_data(&self, host: HostOffset, _at: GuestOffset, into: &Iov) -> Result<()> {
+    pub(super) async fn read_data(&self, host: HostOffset, at: GuestOffset, into: &Iov) -> Result<()> {
         let node = self.data_node()?;
         node.debug_event(Event::ReadAio);
-        node.read(host.0, into).await
+        match &self.encryption {
+            None => node.read(host.0, into).await,
+            // Boxed, so that the future of the common case stays small.
+            Some(encryption) => Box::pin(encryption.read(node, host, at, into)).await,
+        }
     }
 
     /// Writes guest bytes from `at` on to `host`.
-    pub(super) async fn write_data(&self, host: HostOffset, _at: GuestOffset, from: &Iov) -> Result<()> {
+    pub(super) async fn write_data(&self, host: HostOffset, at: GuestOffset, from: &Iov) -> Result<()> {
         self.check_data(host, from.len() as u64)?;
-        self.data_node()?.write(host.0, from).await
+        let node = self.data_node()?;
+        match &self.encryption {
+            None => node.write(host.0, from).await,
+            Some(encryption) => Box::pin(encryption.write(node, host, at, from)).await,
+        }
     }
 
-    /// Writes zeros to a cluster that nothing refers to.
-    pub(super) async fn write_zero_cluster(&self, host: HostOffset) -> Result<()> {
-        let size = self.geometry.cluster_size();
-        self.check_data(host, size)?;
-        self.data_node()?.write(host.0, &self.zeros(size)).await
+    /// Writes zeros to a cluster that nothing refers to, and that is to be the guest's at `at`.
+    pub(super) async fn write_zero_cluster(&self, host: HostOffset, at: GuestOffset) -> Result<()> {
+        self.write_data(host, at, &self.zeros(self.geometry.cluster_size())).await
     }
 
     /// Gives the space of a range that nobody uses back to the host.

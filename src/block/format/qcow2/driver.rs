@@ -1,18 +1,22 @@
 //! The image as a whole: what is read when it is opened, and the driver that serves it.
 
 use super::alloc::{Frees, Users};
+use super::bitmap::BitmapList;
 use super::cache::Cache;
 use super::codec::Codec;
 use super::compressed::Decompressed;
 use super::data::DataFile;
-use super::geometry::{ENTRY, Geometry, GuestOffset};
+use super::encrypt::{Encryption, Unlock, luks_place};
+use super::geometry::{Geometry, GuestOffset, HostOffset};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
-use crate::block::graph::driver::{Check, Qcow2Specifics, Repair, Specifics};
+use crate::block::graph::bitmaps::Bitmaps;
+use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Repair, Specifics};
+use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
@@ -45,6 +49,8 @@ pub struct Image {
     overlap: Rc<Overlap>,
     snapshots: Vec<Snapshot>,
     snapshot_table: Range<u64>,
+    encryption: Option<Encryption>,
+    bitmaps: BitmapList,
     /// Damage is no reason to refuse it: it is to be checked and nothing else.
     for_check: bool,
     /// Refcounts may be written late.
@@ -53,7 +59,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads and checks header, L1 table, refcount table and snapshot table.
+    /// Reads and checks header, L1 table, refcount table, snapshot table and bitmap directory.
     ///
     /// # Errors
     /// [`Kind::InvalidFormat`] for what is no qcow2 image or breaks a rule, [`Kind::Unsupported`] for features
@@ -61,11 +67,14 @@ impl Image {
     pub async fn read(file: &Rc<Node>) -> Result<Image> {
         let header = Header::read(file).await?;
         header.check_has_refcounts()?;
-        Image::read_tables(file, header).await
+        let mut image = Image::read_tables(file, header).await?;
+        (image.snapshots, image.snapshot_table) = snapshot::read(file, &image.header).await?;
+        image.note_snapshots();
+        Ok(image)
     }
 
-    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt or lack its
-    /// refcounts.
+    /// As [`Image::read`], for an image that is to be checked or repaired: it may be marked as corrupt, or lack its
+    /// refcounts, and its snapshot table is not read before the check does it.
     ///
     /// # Errors
     /// As [`Image::read`].
@@ -99,26 +108,41 @@ impl Image {
 
     async fn read_tables(file: &Rc<Node>, header: Header) -> Result<Image> {
         let overlap = Rc::new(Overlap::new(header.geometry));
-        let active = View::read(file, header.l1_offset, header.l1_entries).await?;
+        let active = View::read(file, header.l1_offset, header.l1_entries, header.size).await?;
         let refcounts = Refcounts::read(file, &header, &overlap).await?;
-        let (snapshots, snapshot_table) = snapshot::read(file, &header).await?;
-        overlap.set_range(Metadata::SnapshotTable, snapshot_table.clone());
-        let file = file.clone();
+        let bitmaps = BitmapList::read(file, &header).await?;
+        let geometry = header.geometry;
+        note_metadata(&overlap, geometry, &active, &refcounts, &[], 0..0);
+        overlap.set_range(Metadata::BitmapDirectory, bitmaps.place());
+        if let Some(place) = luks_place(&header)? {
+            overlap.set_range(Metadata::EncryptionHeader, place);
+        }
+        let (file, encryption) = (file.clone(), Encryption::locked(&header)?);
         let lazy_refcounts = header.is_v3() && header.compatible & LAZY_REFCOUNTS != 0;
-        let image = Image {
+        Ok(Image {
             header,
             file,
             active,
             refcounts,
             overlap,
-            snapshots,
-            snapshot_table,
+            snapshots: Vec::new(),
+            snapshot_table: 0..0,
+            encryption,
+            bitmaps,
             for_check: false,
             lazy_refcounts,
             data: None,
-        };
-        image.note_metadata();
-        Ok(image)
+        })
+    }
+
+    /// Unlocks an encrypted image; without this its data can neither be read nor written.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] in QEMU's words where the image is not as `unlock` has it, or no key slot has
+    /// that passphrase.
+    pub async fn unlock(&mut self, engine: &Rc<Engine>, unlock: &Unlock) -> Result<()> {
+        self.encryption = Encryption::open(engine, &self.file, &self.header, unlock).await?;
+        Ok(())
     }
 
     /// The backing file's name, as the header has it.
@@ -177,15 +201,16 @@ impl Image {
         engine: &Rc<Engine>,
         backing: Option<Rc<Node>>,
         read_only: bool,
-    ) -> Result<Qcow2> {
+    ) -> Result<Rc<Qcow2>> {
         if !read_only && !self.for_check {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
         let slices = l2_slices(geometry, self.header.size);
+        let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
-        Ok(Qcow2 {
+        Ok(Rc::new(Qcow2 {
             engine: engine.clone(),
             file: self.file,
             backing,
@@ -193,20 +218,24 @@ impl Image {
             v3: self.header.is_v3(),
             codec: self.header.codec(),
             size: Cell::new(self.header.size),
-            read_only: Cell::new(read_only),
+            read_only: Cell::new(read_only || locked && !self.for_check),
             opened_read_only: read_only,
             for_check: self.for_check,
             lazy_refcounts: self.lazy_refcounts,
             autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
+            unsettled: Cell::new(false),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
+            encryption: self.encryption,
             switching: Mutex::new(()),
             active: self.active,
             l2: Cache::new(geometry.slice_size(), slices, Event::L2Load),
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
+            open_views: RefCell::default(),
             snapshot_table: RefCell::new(self.snapshot_table),
+            bitmaps: self.bitmaps,
             frees: Frees::default(),
             users: Users::default(),
             guests: RangeLock::default(),
@@ -216,7 +245,7 @@ impl Image {
             writing: Mutex::new(()),
             zeros: OnceCell::new(),
             unwritten: Cell::new(None),
-        })
+        }))
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -231,22 +260,31 @@ impl Image {
         Ok(())
     }
 
-    /// Tells the overlap checks where the tables are. Entries that are not valid are met when they are used.
-    fn note_metadata(&self) {
-        let (header, geometry) = (&self.header, self.header.geometry);
-        let l1_end = header.l1_offset.0 + u64::from(header.l1_entries) * ENTRY;
-        self.overlap.set_range(Metadata::ActiveL1, header.l1_offset.0..l1_end);
-        self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
-        for offset in self.refcounts.block_offsets() {
-            self.overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
-        }
-        let add = |offset| self.overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset));
-        self.active.each_table(geometry, add);
-        let l1_tables = self.snapshots.iter().map(|snapshot| {
-            snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
-        });
-        self.overlap.set_inactive_l1(l1_tables);
+    fn note_snapshots(&self) {
+        self.overlap.set_range(Metadata::SnapshotTable, self.snapshot_table.clone());
+        self.overlap.set_inactive_l1(self.snapshots.iter().map(Snapshot::l1_range));
     }
+}
+
+/// Tells the overlap checks where the tables are, as read or as switched to. Entries that are not valid are met
+/// when they are used.
+pub(super) fn note_metadata(
+    overlap: &Overlap,
+    geometry: Geometry,
+    active: &View,
+    refcounts: &Refcounts,
+    snapshots: &[Snapshot],
+    snapshot_table: Range<u64>,
+) {
+    overlap.forget_tables();
+    overlap.set_range(Metadata::ActiveL1, active.range());
+    overlap.set_range(Metadata::RefcountTable, refcounts.table_range());
+    overlap.set_range(Metadata::SnapshotTable, snapshot_table);
+    for offset in refcounts.block_offsets() {
+        overlap.add(Metadata::RefcountBlock, geometry.cluster_of(offset));
+    }
+    active.each_table(geometry, |offset| overlap.add(Metadata::ActiveL2, geometry.cluster_of(offset)));
+    overlap.set_inactive_l1(snapshots.iter().map(Snapshot::l1_range));
 }
 
 /// An open image.
@@ -268,10 +306,13 @@ pub(super) struct Qcow2 {
     pub(super) lazy_refcounts: bool,
     /// As it is on disk; changed by [`Qcow2::change_header`].
     pub(super) header: RefCell<Header>,
+    pub(super) encryption: Option<Encryption>,
     /// Held while the header is changed.
     pub(super) switching: Mutex<()>,
     /// Autoclear bits of what is not upheld here that are not yet known to be gone from the disk.
     pub(super) autoclear: Cell<u64>,
+    /// A switch of the header may or may not outlive a power failure: nothing may change before a flush.
+    pub(super) unsettled: Cell<bool>,
     /// Where the guest's data is, if not in `file`.
     pub(super) data_file: Option<DataFile>,
     /// The live disk.
@@ -280,8 +321,11 @@ pub(super) struct Qcow2 {
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
+    /// L1 tables of snapshots that someone reads.
+    pub(super) open_views: RefCell<Vec<HostOffset>>,
     /// Where the snapshot table stands.
     pub(super) snapshot_table: RefCell<Range<u64>>,
+    pub(super) bitmaps: BitmapList,
     pub(super) frees: Frees,
     pub(super) users: Users,
     /// Guest ranges whose mapping is being changed.
@@ -307,7 +351,7 @@ impl Qcow2 {
 }
 
 #[async_trait(?Send)]
-impl Driver for Qcow2 {
+impl Driver for Rc<Qcow2> {
     fn format_name(&self) -> &'static str {
         "qcow2"
     }
@@ -324,7 +368,12 @@ impl Driver for Qcow2 {
     }
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: MAX_TRANSFER, growable: false }
+        Limits {
+            request_alignment: self.sector_alignment(),
+            memory_alignment: 1,
+            max_transfer: MAX_TRANSFER,
+            growable: false,
+        }
     }
 
     fn read_only(&self) -> bool {
@@ -332,6 +381,7 @@ impl Driver for Qcow2 {
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        self.check_key()?;
         let _user = self.users.enter();
         self.read_view(&self.active, GuestOffset(offset), into).await
     }
@@ -340,6 +390,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             Box::pin(self.prepare_change()).await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_disk(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -351,6 +402,7 @@ impl Driver for Qcow2 {
         if self.must_prepare() {
             self.prepare_change().await?;
         }
+        self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
         match self.write_packed(GuestOffset(offset), from).await {
             Ok(()) => Ok(()),
@@ -396,16 +448,34 @@ impl Driver for Qcow2 {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: self.geometry.extended_l2,
+            encryption: self.encryption.as_ref().map(Encryption::facts),
             data_file: header.data_file(),
             data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format(),
+            bitmaps: self.bitmaps.infos(),
             snapshots: self.snapshots.borrow().iter().map(|snapshot| snapshot.info.clone()).collect(),
         }))
     }
 
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(&**self)
+    }
+
     fn checker(&self) -> Option<&dyn Check> {
+        Some(&**self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
+    }
+
+    fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(&**self)
+    }
+
+    fn key_slots(&self) -> Option<&dyn KeySlotChanges> {
+        Some(&**self)
     }
 }

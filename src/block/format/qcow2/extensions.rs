@@ -15,6 +15,8 @@ pub(super) const DATA_FILE: u32 = 0x4441_5441;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where persistent bitmaps are.
 pub(super) const BITMAPS: u32 = 0x2385_2875;
+/// Where the LUKS header is.
+pub(super) const ENCRYPTION: u32 = 0x0537_be77;
 /// Bytes of an entry of the feature name table.
 const FEATURE_NAME: usize = 48;
 
@@ -61,30 +63,6 @@ pub(super) fn encode(extensions: &[Extension]) -> Vec<u8> {
     }
     out.extend([0; 8]);
     out
-}
-
-/// The bitmaps extension (specification: "Bitmaps extension").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BitmapsExtension {
-    /// How many bitmaps.
-    pub(super) count: u32,
-    /// Bytes of the directory.
-    pub(super) directory_size: u64,
-    /// Where the directory stands.
-    pub(super) directory_offset: u64,
-}
-
-impl BitmapsExtension {
-    /// Finds it among `extensions`.
-    pub(super) fn find(extensions: &[Extension]) -> Option<BitmapsExtension> {
-        let data = &extensions.iter().find(|extension| extension.magic == BITMAPS)?.data;
-        let (count, size, offset) = (data.get(..4)?, data.get(8..16)?, data.get(16..24)?);
-        Some(BitmapsExtension {
-            count: be32(count),
-            directory_size: be64(size),
-            directory_offset: be64(offset),
-        })
-    }
 }
 
 /// The name that the image's own table gives to an incompatible feature bit.

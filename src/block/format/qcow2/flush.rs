@@ -99,7 +99,10 @@ impl Qcow2 {
             return Ok(());
         }
         self.settle().await?;
-        self.set_dirty(false).await
+        let stored = self.store_bitmaps().await;
+        self.settle().await?;
+        self.set_dirty(false).await?;
+        stored
     }
 
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
@@ -131,11 +134,13 @@ impl Qcow2 {
         if self.read_only.get() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
-        if self.autoclear.get() != 0 {
-            // Whoever relies on an autoclear feature must see it gone before anything changes.
-            self.change_header(|header| header.autoclear = header.upheld()).await?;
+        self.clear_autoclear().await?;
+        if self.bitmaps.must_track() {
+            self.track_bitmaps().await?;
+        }
+        if self.unsettled.get() {
             self.file.flush().await?;
-            self.autoclear.set(0);
+            self.unsettled.set(false);
         }
         if self.frees.is_crowded() {
             self.flush_all().await?;
@@ -146,10 +151,23 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Whoever relies on an autoclear feature that is not upheld here must see it gone before anything changes.
+    pub(super) async fn clear_autoclear(&self) -> Result<()> {
+        if self.autoclear.get() == 0 {
+            return Ok(());
+        }
+        self.change_header(|header| header.autoclear = header.upheld()).await?;
+        self.file.flush().await?;
+        self.autoclear.set(0);
+        Ok(())
+    }
+
     /// Whether [`Qcow2::prepare_change`] has anything to do.
     pub(super) fn must_prepare(&self) -> bool {
         self.read_only.get()
             || self.autoclear.get() != 0
+            || self.unsettled.get()
+            || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()

@@ -7,6 +7,8 @@
 //! A *slice* is the part of an L2 table that is cached as one: 4 KiB, or the whole table where it is smaller.
 //! A *subcluster* is what has a state of its own: 1/32 of a cluster with extended L2 entries, else the cluster.
 
+use std::ops::Range;
+
 /// A byte in the image file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct HostOffset(pub(super) u64);
@@ -100,6 +102,14 @@ impl Geometry {
         HostCluster(offset.0 >> self.cluster_bits)
     }
 
+    /// The clusters that a range of bytes touches.
+    pub(super) fn clusters_of(self, bytes: Range<u64>) -> Range<u64> {
+        if bytes.is_empty() {
+            return 0..0;
+        }
+        bytes.start >> self.cluster_bits..bytes.end.div_ceil(self.cluster_size())
+    }
+
     /// The first byte of a cluster.
     pub(super) fn start_of(self, cluster: HostCluster) -> HostOffset {
         HostOffset(cluster.0 << self.cluster_bits)
@@ -123,6 +133,11 @@ impl Geometry {
     /// Which entry of the L1 table maps a guest byte.
     pub(super) fn l1_index(self, at: GuestOffset) -> usize {
         (at.0 / self.l2_reach()) as usize
+    }
+
+    /// Where the VM state behind a disk of `size` bytes begins.
+    pub(super) fn vm_state_start(self, size: u64) -> GuestOffset {
+        GuestOffset(self.l1_entries_for(size) * self.l2_reach())
     }
 
     /// How many L1 entries a view of `size` bytes needs.

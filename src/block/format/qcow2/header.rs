@@ -7,7 +7,9 @@
 //!   72 incompatible  80 compatible  88 autoclear  96 refcount_order  100 header_length  104 compression_type
 //! ```
 
+use super::bitmap::BITMAPS_VALID;
 use super::codec::Codec;
+use super::encrypt;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
@@ -156,11 +158,11 @@ impl Header {
             return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
         self.check_compression_type()?;
-        match self.crypt_method {
-            0 => Ok(()),
-            1 | 2 => Err(Error::new(Kind::Unsupported, "Encrypted qcow2 images are not supported")),
-            other => Err(invalid(format!("Unsupported encryption method {other}"))),
+        if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {
+            let what = "Encryption of images with an external data file is not supported yet";
+            return Err(Error::new(Kind::Unsupported, what));
         }
+        encrypt::luks_place(self).map(drop)
     }
 
     fn check_compression_type(&self) -> Result<()> {
@@ -195,7 +197,6 @@ impl Header {
     /// Places and sizes of all tables.
     fn check_tables(&self) -> Result<()> {
         let refcount_table_bytes = u64::from(self.refcount_table_clusters) << self.geometry.cluster_bits;
-        let snapshots = u64::from(self.snapshot_count);
         let l1_bytes = u64::from(self.l1_entries) * ENTRY;
         self.check_table(
             self.refcount_table_offset,
@@ -203,7 +204,6 @@ impl Header {
             MAX_REFCOUNT_TABLE_BYTES,
             "Reference count table",
         )?;
-        self.check_table(self.snapshots_offset, snapshots, u64::from(MAX_SNAPSHOTS), "Snapshot table")?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
         if l1_bytes > 0 && self.l1_offset.0 == 0 {
             return Err(invalid("Table at offset 0"));
@@ -225,6 +225,11 @@ impl Header {
             (_, 0) => Err(invalid("Table at offset 0")),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a snapshot table of `count` entries that cannot be where the header says.
+    pub(super) fn check_snapshot_table(&self, count: u32) -> Result<()> {
+        self.check_table(self.snapshots_offset, count.into(), MAX_SNAPSHOTS.into(), "Snapshot table")
     }
 
     fn check_table(&self, offset: HostOffset, len: u64, max: u64, name: &str) -> Result<()> {
@@ -311,7 +316,10 @@ impl Header {
     /// Autoclear bits of what stays true whatever is done to the image here: all others are cleared before
     /// anything changes. A raw data file cannot read as the guest's disk where a backing file shows through.
     pub(super) fn upheld(&self) -> u64 {
-        if self.backing_file.is_none() { self.autoclear & DATA_FILE_RAW } else { 0 }
+        let raw = if self.backing_file.is_none() { DATA_FILE_RAW } else { 0 };
+        let has_bitmaps = self.extensions.iter().any(|extension| extension.magic == extensions::BITMAPS);
+        let bitmaps = if has_bitmaps { BITMAPS_VALID } else { 0 };
+        self.autoclear & (raw | bitmaps)
     }
 
     /// The external data file's name, where the header names it.

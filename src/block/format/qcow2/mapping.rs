@@ -22,19 +22,28 @@ pub(super) const L1_GROUP: usize = 64;
 pub(super) struct View {
     pub(super) l1: RefCell<Vec<u64>>,
     pub(super) offset: Cell<HostOffset>,
+    /// Size of its disk in bytes. What lies behind (from the next L2 table on) is VM state.
+    pub(super) disk_size: Cell<u64>,
     /// Groups of L1 entries that are not yet on disk.
     pub(super) changed: RefCell<BTreeSet<usize>>,
 }
 
 impl View {
     /// Reads an L1 table of `entries` entries, whose size was checked.
-    pub(super) async fn read(file: &Node, offset: HostOffset, entries: u32) -> Result<View> {
+    pub(super) async fn read(file: &Node, offset: HostOffset, entries: u32, disk_size: u64) -> Result<View> {
         let bytes = match entries {
             0 => Vec::new(),
             _ => file.read_bytes(offset.0, entries as usize * ENTRY as usize).await?,
         };
         let l1 = bytes.chunks_exact(ENTRY as usize).map(be64).collect();
-        Ok(View { l1: RefCell::new(l1), offset: Cell::new(offset), changed: RefCell::default() })
+        let (offset, disk_size) = (Cell::new(offset), Cell::new(disk_size));
+        Ok(View { l1: RefCell::new(l1), offset, disk_size, changed: RefCell::default() })
+    }
+
+    /// The range of the file that the table takes.
+    pub(super) fn range(&self) -> Range<u64> {
+        let start = self.offset.get().0;
+        start..start + self.l1.borrow().len() as u64 * ENTRY
     }
 
     /// Calls `f` for each valid L2 table that it names.
@@ -98,6 +107,13 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Clears the copied flag if it does not count.
+    fn disown(&mut self, shared: bool) {
+        if let Place::Data { copied, .. } | Place::Zero { copied, .. } = self {
+            *copied &= !shared;
+        }
+    }
+
     /// The place of the byte `bytes` further on, if it is in the same extent.
     fn after(self, bytes: u64) -> Option<Place> {
         let add = |host: Option<HostOffset>| host.map(|host| host.add(bytes));
@@ -220,6 +236,8 @@ impl Qcow2 {
             extent.len += next.len;
         }
         extent.len = extent.len.min(len);
+        // What a shared table names is shared, whatever its flag says.
+        extent.place.disown(!slot.copied);
         Ok(extent)
     }
 

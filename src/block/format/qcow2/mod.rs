@@ -4,7 +4,8 @@
 //!   header ─▶ L1 table ─▶ L2 tables ─▶ clusters        what the guest sees     (mapping)
 //!        │                                  ▲
 //!        ├──▶ refcount table ─▶ refcount blocks         who uses a cluster      (refcount)
-//!        └──▶ snapshot table ─▶ other L1 tables         older views             (snapshot)
+//!        ├──▶ snapshot table ─▶ other L1 tables         older views             (snapshot)
+//!        └──▶ bitmap directory ─▶ tables ─▶ bits         what was written         (bitmap)
 //! ```
 //!
 //! | on disk | verbs |
@@ -14,9 +15,11 @@
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | | `driver`: the whole as a node |
+//! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 
 mod alloc;
+mod bitmap;
 mod cache;
 mod check;
 mod codec;
@@ -24,6 +27,7 @@ mod compressed;
 pub mod create;
 mod data;
 mod driver;
+pub mod encrypt;
 mod entries;
 mod extensions;
 mod flush;
@@ -34,14 +38,20 @@ mod overlap;
 mod read;
 mod refcount;
 mod resize;
+mod shadow;
 mod snapshot;
+mod snapshot_ops;
+mod snapshot_view;
 mod status;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod trees;
+mod vm_state;
 mod write;
 mod zero;
 
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;
+pub use encrypt::{EncryptOptions, Unlock};

@@ -1,9 +1,9 @@
 //! Where the metadata is, so that no write of anything else hits it.
 //!
 //! Checked before every write of data and metadata, in release builds too: the header, the active L1 table and
-//! the L2 tables it names, the refcount table and its blocks, the snapshot table and the snapshots' L1 tables
-//! (what QEMU checks by default). Tables of one cluster are bits in a sparse map, so that a check costs one
-//! look-up; the rest is a short list of ranges.
+//! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1
+//! tables and the bitmap directory (what QEMU checks by default), and the header of the encryption. Tables of one
+//! cluster are bits in a sparse map, so that a check costs one look-up; the rest is a short list of ranges.
 //!
 //! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
 
@@ -23,6 +23,8 @@ pub(super) enum Metadata {
     RefcountBlock,
     SnapshotTable,
     InactiveL1,
+    EncryptionHeader,
+    BitmapDirectory,
 }
 
 impl Metadata {
@@ -35,6 +37,8 @@ impl Metadata {
             Metadata::RefcountBlock => "refcount block",
             Metadata::SnapshotTable => "snapshot table",
             Metadata::InactiveL1 => "inactive L1 table",
+            Metadata::EncryptionHeader => "encryption header",
+            Metadata::BitmapDirectory => "bitmap directory",
         }
     }
 }
@@ -93,6 +97,18 @@ impl Overlap {
         let overlap = Overlap { geometry, places: RefCell::default() };
         overlap.set_range(Metadata::Header, 0..geometry.cluster_size());
         overlap
+    }
+
+    /// Forgets the trees and what counts them: all but header, encryption header and bitmaps.
+    pub(super) fn forget_tables(&self) {
+        let stays = |kind: Metadata| {
+            matches!(kind, Metadata::Header | Metadata::EncryptionHeader | Metadata::BitmapDirectory)
+        };
+        let mut places = self.places.borrow_mut();
+        places.ranges.retain(|(kind, _)| stays(*kind));
+        places.inactive_l1.clear();
+        places.l2_tables.0.clear();
+        places.refcount_blocks.0.clear();
     }
 
     /// Notes a table of one cluster.

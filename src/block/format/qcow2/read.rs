@@ -32,7 +32,10 @@ impl Qcow2 {
     /// Reads what `into` starts with: an extent, or several of compressed clusters. Returns how many bytes.
     async fn read_extent(&self, view: &View, extent: &Extent, at: GuestOffset, into: &Iov) -> Result<usize> {
         let part = into.slice(0, extent.len as usize);
-        match (extent.place, &self.backing) {
+        // VM state has no backing file.
+        let backing =
+            self.backing.as_ref().filter(|_| at < self.geometry.vm_state_start(view.disk_size.get()));
+        match (extent.place, backing) {
             (Place::Compressed(_), _) => {
                 self.file.debug_event(Event::ReadCompressed);
                 return self.read_compressed(view, at, into).await;

@@ -122,6 +122,16 @@ impl Refcounts {
         })
     }
 
+    /// Entries of the table.
+    pub(super) fn table_len(&self) -> u64 {
+        self.table.borrow().len() as u64
+    }
+
+    /// A refcount block as it is in memory, if there is one.
+    pub(super) async fn block_bytes(&self, index: u64) -> Result<Option<Vec<u8>>> {
+        Ok(self.block(index).await?.map(|piece| piece.with(<[u8]>::to_vec)))
+    }
+
     /// Takes up to `want` free clusters that follow one another, with a refcount of 1 each. The run ends where
     /// a refcount block ends. Also says whether all of it lies where nothing was ever stored.
     pub(super) async fn allocate(&self, want: u64) -> Result<(Run, bool)> {
@@ -402,6 +412,37 @@ impl Refcounts {
     pub(super) fn take_changed(&self) -> Vec<(HostOffset, Vec<u8>)> {
         let groups = std::mem::take(&mut *self.changed.borrow_mut());
         groups.iter().map(|&group| (self.group_offset(group), self.group_bytes(group))).collect()
+    }
+
+    /// Entries of the groups that the table on disk does not have yet.
+    pub(super) fn changed_entries(&self) -> Vec<(usize, u64)> {
+        let table = self.table.borrow();
+        let entries = |&group: &usize| group * TABLE_GROUP..((group + 1) * TABLE_GROUP).min(table.len());
+        self.changed.borrow().iter().flat_map(entries).map(|index| (index, table[index])).collect()
+    }
+
+    /// The blocks, by index, that are not on disk as they are in memory.
+    pub(super) fn dirty_blocks(&self) -> Vec<usize> {
+        if self.blocks.is_clean() {
+            return Vec::new();
+        }
+        let table = self.table.borrow();
+        (0..table.len()).filter(|&index| self.blocks.is_dirty(HostOffset(table[index]))).collect()
+    }
+
+    /// How many clusters a table with all entries takes, at least as many as now.
+    pub(super) fn table_clusters(&self) -> u64 {
+        self.outgrown().map_or(u64::from(self.place.get().1), |(_, wanted)| wanted)
+    }
+
+    /// The header names another table now, with other blocks, all of which are on disk. No cluster below
+    /// `lowest_freed` became free.
+    pub(super) fn switched(&self, table: Vec<u64>, offset: HostOffset, clusters: u32, lowest_freed: u64) {
+        self.table.replace(table);
+        self.changed.borrow_mut().clear();
+        self.place.set((offset, clusters));
+        self.blocks.clear();
+        self.hint.set(self.hint.get().min(lowest_freed));
     }
 
     /// Notes that all of the table must be written (again).

@@ -6,7 +6,7 @@
 use super::cache::Piece;
 use super::driver::{Qcow2, l2_slices};
 use super::entries::L2Entry;
-use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
+use super::geometry::{ENTRY, GuestOffset, HostOffset};
 use super::header::{Header, MAX_L1_BYTES};
 use super::overlap::Metadata;
 use super::refcount::Run;
@@ -22,6 +22,11 @@ impl Qcow2 {
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
         self.prepare_change().await?;
+        if size > self.size.get() {
+            // It stands where the disk will be.
+            self.discard_vm_state().await?;
+        }
+        self.begin_bitmap_resize().await?;
         let old = self.size.get();
         self.l2.set_capacity(l2_slices(self.geometry, size));
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
@@ -36,6 +41,8 @@ impl Qcow2 {
         self.flush_all().await?;
         self.switch_size(size, self.active.offset.get(), self.l1_entries()).await?;
         self.size.set(size);
+        self.active.disk_size.set(size);
+        self.resize_bitmaps(size);
         self.file.flush().await
     }
 
@@ -58,12 +65,14 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn l1_entries(&self) -> u64 {
+    pub(super) fn l1_entries(&self) -> u64 {
         self.active.l1.borrow().len() as u64
     }
 
-    /// Moves the L1 table to a place where it has `entries` entries.
-    async fn grow_l1(&self, entries: u64) -> Result<()> {
+    /// Moves the L1 table to a place where it has `entries` entries. Requests may be in flight.
+    pub(super) async fn grow_l1(&self, entries: u64) -> Result<()> {
+        // Nobody may make an L2 table while the L1 table is copied.
+        let _turn = self.tables.lock().await;
         if entries <= self.l1_entries() {
             return Ok(());
         }
@@ -167,7 +176,7 @@ impl Qcow2 {
         self.extend_file(run.first.0 + run.count, mode).await?;
         let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
         if !new.untouched && !self.v3 {
-            self.zero_run(run).await?;
+            self.zero_run(run, at).await?;
         }
         for count in 0..run.count {
             let host = host(count);
@@ -198,11 +207,11 @@ impl Qcow2 {
         at.add(count << self.geometry.cluster_bits)
     }
 
-    /// Writes zeros to clusters that nothing refers to.
-    async fn zero_run(&self, run: Run) -> Result<()> {
-        for cluster in run.first.0..run.first.0 + run.count {
-            let offset = self.geometry.start_of(HostCluster(cluster));
-            self.write_zero_cluster(offset).await?;
+    /// Writes zeros to clusters that nothing refers to, and that are to be the guest's from `at` on.
+    async fn zero_run(&self, run: Run, at: GuestOffset) -> Result<()> {
+        for count in 0..run.count {
+            let skip = count << self.geometry.cluster_bits;
+            self.write_zero_cluster(self.geometry.start_of(run.first).add(skip), at.add(skip)).await?;
         }
         Ok(())
     }

@@ -20,8 +20,13 @@ impl Qcow2 {
             }
             covered += next.len;
         }
+        let status = self.describe(first.place, covered);
+        if self.encryption.is_some() {
+            // The bytes do not stand in the file as they are.
+            return Ok(BlockStatus { mapped: None, ..status });
+        }
         let recurse = matches!(first.place, Place::Data { .. }) && self.has_unwritten_clusters().await?;
-        Ok(BlockStatus { recurse, ..self.describe(first.place, covered) })
+        Ok(BlockStatus { recurse, ..status })
     }
 
     /// Whether the image has allocated clusters that its file has no space for: then tables were made before

@@ -39,7 +39,7 @@ enum Change {
 impl Qcow2 {
     /// Makes a range read as zeros.
     pub(super) async fn zero_disk(&self, at: GuestOffset, len: u64, may_unmap: bool) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
         if self.is_raw() {
             return self.data_node()?.write_zeroes(at.0, len, may_unmap).await;
         }
@@ -72,7 +72,7 @@ impl Qcow2 {
 
     /// Gives up a range. Only whole clusters change.
     pub(super) async fn discard_disk(&self, at: GuestOffset, len: u64) -> Result<()> {
-        let _user = self.begin_change().await?;
+        let _user = self.begin_change(at, len).await?;
         if self.is_raw() {
             return self.data_node()?.discard(at.0, len).await;
         }
@@ -85,13 +85,14 @@ impl Qcow2 {
         }
     }
 
-    async fn begin_change(&self) -> Result<InFlight<'_>> {
+    async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {
         if !self.v3 && self.backing.is_some() {
             return Err(Error::new(Kind::Unsupported, "version 2 has no zero clusters"));
         }
         if self.must_prepare() {
             self.prepare_change().await?;
         }
+        self.bitmaps.note(at.0, len);
         Ok(self.users.enter())
     }
 

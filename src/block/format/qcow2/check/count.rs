@@ -4,24 +4,18 @@
 //! again only while a budget lasts, and then counted as often as it was named; L1 tables and bitmap tables that
 //! are longer than the budget in all overlap, and are not followed any more.
 
+use super::super::encrypt::luks_place;
 use super::super::entries::{L2Entry, decode_refcount_table, raw_l1};
-use super::super::extensions::{BitmapsExtension, be32, be64};
 use super::super::geometry::{ENTRY, HostOffset};
+use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
 use super::super::snapshot::Snapshot;
 use super::tally::Look;
 use super::{Checker, tables};
+use crate::block::graph::driver::SnapshotInfo;
 use crate::block::{Error, Kind, Result};
 use std::collections::BTreeMap;
 
-/// Autoclear: the bitmaps are valid.
-pub(super) const BITMAPS_VALID: u64 = 1;
-/// Most bitmaps of an image, as QEMU has it.
-const MAX_BITMAPS: u32 = 65535;
-/// Bytes of a bitmap directory entry before its name.
-const BITMAP_ENTRY: u64 = 24;
-/// A directory or a table of bitmaps that is longer than this is not followed.
-const MAX_BITMAP_TABLE: u64 = 64 << 20;
 /// Bytes of L2 tables that are read although they were read before.
 const READ_AGAIN: u64 = 64 << 20;
 /// Bytes of L1 tables of snapshots and of tables of bitmaps that are read.
@@ -78,11 +72,12 @@ impl Checker<'_> {
         }
         self.count_later().await?;
         let table = image.snapshot_table.borrow().clone();
-        self.tally.count(table.start, table.end - table.start, 1);
+        self.snapshots.counted = self.tally.count(table.start, table.end - table.start, 1);
         let table = image.refcounts.table_range();
         self.tally.count(table.start, table.end - table.start, 1);
-        if image.header.borrow().autoclear & BITMAPS_VALID != 0 {
-            self.count_bitmaps().await?;
+        self.count_bitmaps().await?;
+        if let Some(place) = luks_place(&image.header.borrow())? {
+            self.tally.count(place.start, place.end - place.start, 1);
         }
         self.count_refcount_blocks();
         Ok(())
@@ -90,10 +85,26 @@ impl Checker<'_> {
 
     async fn count_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
         let len = u64::from(snapshot.l1_entries) * ENTRY;
+        if let Some(what) = self.wrong_l1(snapshot) {
+            let SnapshotInfo { id, name, .. } = &snapshot.info;
+            let message = || format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted");
+            self.tally.corrupt(1, message);
+            return Ok(());
+        }
         self.seen.take_upper(len)?;
         let l1 = self.image.file.read_bytes(snapshot.l1_offset.0, len as usize).await?;
         let l1: Vec<u64> = tables::entries(&l1).collect();
         self.count_view(snapshot.l1_offset, &l1, false).await
+    }
+
+    /// Why the L1 table of a snapshot cannot be one.
+    fn wrong_l1(&self, snapshot: &Snapshot) -> Option<String> {
+        let (offset, entries) = (snapshot.l1_offset.0, snapshot.l1_entries);
+        if !self.image.geometry.is_aligned(offset) {
+            return Some(format!("l1_offset={offset:#x}: L1 table is not cluster aligned"));
+        }
+        let too_large = u64::from(entries) * ENTRY > MAX_L1_BYTES;
+        too_large.then(|| format!("l1_size={entries:#x}: L1 table is too large"))
     }
 
     /// An L1 table and all below it. `active`: it is the live disk's.
@@ -130,9 +141,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {
@@ -158,23 +174,12 @@ impl Checker<'_> {
 
     /// The bitmap directory, the bitmaps' tables and their clusters (specification: "Bitmaps").
     async fn count_bitmaps(&mut self) -> Result<()> {
-        let found = BitmapsExtension::find(&self.image.header.borrow().extensions);
-        let Some(bitmaps) = found else { return Ok(()) };
-        let (offset, len) = (bitmaps.directory_offset, bitmaps.directory_size.min(MAX_BITMAP_TABLE));
-        if !self.tally.count(offset, bitmaps.directory_size, 1) {
+        let (directory, tables) = (self.image.bitmaps.place(), self.image.bitmaps.tables());
+        if !self.tally.count(directory.start, directory.end - directory.start, 1) {
             return Ok(());
         }
-        let directory = self.image.file.read_bytes(offset, len as usize).await?;
-        let mut rest = &directory[..];
-        for _ in 0..bitmaps.count.min(MAX_BITMAPS) {
-            if (rest.len() as u64) < BITMAP_ENTRY {
-                break;
-            }
-            let (table, entries) = (be64(rest), u64::from(be32(&rest[8..])));
-            self.count_bitmap(table, (entries * ENTRY).min(MAX_BITMAP_TABLE)).await?;
-            let name = usize::from(rest[18]) << 8 | usize::from(rest[19]);
-            let len = BITMAP_ENTRY as usize + name + be32(&rest[20..]) as usize;
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+        for table in tables {
+            self.count_bitmap(table.start, table.end - table.start).await?;
         }
         Ok(())
     }

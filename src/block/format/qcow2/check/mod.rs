@@ -18,6 +18,7 @@ mod copied;
 mod count;
 mod rebuild;
 mod references;
+mod snapshots;
 mod tables;
 mod tally;
 
@@ -25,11 +26,10 @@ use super::driver::Qcow2;
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY};
 use super::overlap::Metadata;
-use crate::block::graph::Driver;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
-use count::{BITMAPS_VALID, Seen};
+use count::Seen;
 use references::{MAX_CLUSTERS, References};
 use std::ops::Range;
 use tables::TableReader;
@@ -51,8 +51,9 @@ impl Check for Qcow2 {
 
 impl Qcow2 {
     async fn check_and_repair(&self, repair: Option<Repair>) -> Result<CheckReport> {
-        self.close().await?;
+        self.close_all().await?;
         let mut checker = Checker::new(self, repair)?;
+        checker.check_snapshot_table().await?;
         let done = checker.run().await;
         let mut report = checker.tally.report;
         if let Err(error) = done {
@@ -68,6 +69,7 @@ struct Checker<'a> {
     tally: Tally,
     tables: TableReader,
     seen: Seen,
+    snapshots: snapshots::Table,
     /// Clusters whose refcounts could not be read, in order.
     unknown: Vec<Range<u64>>,
     /// Behind the last cluster in use.
@@ -99,6 +101,7 @@ impl<'a> Checker<'a> {
             tally,
             tables: TableReader::new(&image.file),
             seen: Seen::default(),
+            snapshots: snapshots::Table::default(),
             unknown: Vec::new(),
             end: 1,
             told_corrupt: false,
@@ -107,10 +110,12 @@ impl<'a> Checker<'a> {
 
     async fn run(&mut self) -> Result<()> {
         if self.tally.repair.is_some() {
-            self.drop_unknown_autoclear_bits().await?;
+            // What relied on them is counted as leaked.
+            self.image.clear_autoclear().await?;
         }
         self.check_refcounts().await?;
         self.check_copied_flags().await?;
+        self.restore_snapshot_table().await?;
         self.tally.report.image_end_offset = self.end << self.image.geometry.cluster_bits;
         let report = &self.tally.report;
         if self.tally.repair.is_some() && report.check_errors + report.corruptions == 0 {
@@ -154,16 +159,6 @@ impl<'a> Checker<'a> {
         }
         self.tally.restore(found);
         self.tally.note_fixed(&before);
-        self.flush().await
-    }
-
-    /// Features that we do not know rely on these bits; their clusters are counted as leaked.
-    async fn drop_unknown_autoclear_bits(&self) -> Result<()> {
-        let kept = BITMAPS_VALID | self.image.header.borrow().upheld();
-        if self.image.header.borrow().autoclear & !kept == 0 {
-            return Ok(());
-        }
-        self.image.change_header(|header| header.autoclear &= kept).await?;
         self.flush().await
     }
 

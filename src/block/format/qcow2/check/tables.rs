@@ -30,7 +30,7 @@ impl TableReader {
     pub(super) async fn read(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
         let end = offset.saturating_add(len);
         if offset < self.window.start || end > self.window.end {
-            self.ahead = if offset == self.next { (2 * self.ahead).clamp(len, WINDOW) } else { len };
+            self.ahead = if offset == self.next { (2 * self.ahead).clamp(len, WINDOW.max(len)) } else { len };
             self.fill(offset, self.ahead.max(len)).await?;
         }
         self.next = end;

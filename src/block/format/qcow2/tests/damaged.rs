@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-fn engine_and_state(bytes: &[u8]) -> (Rc<Engine>, Rc<State>) {
+pub(super) fn engine_and_state(bytes: &[u8]) -> (Rc<Engine>, Rc<State>) {
     let state = State { bytes: RefCell::new(bytes.to_vec()), ..State::default() };
     (Engine::new(Backend::Auto).unwrap(), Rc::new(state))
 }
@@ -219,8 +219,8 @@ fn headers_that_lie_are_refused_without_following_them() {
         (56, &[0xff; 4], "Reference count table too large"),
         (60, &[0xff; 4], "Snapshot table too large"),
         (60, &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "Snapshot table offset invalid"),
-        (32, &[0, 0, 0, 1], "Encrypted qcow2 images are not supported"),
-        (32, &[0, 0, 0, 2], "Encrypted qcow2 images are not supported"),
+        (32, &[0, 0, 0, 2], "the header extension that says where the LUKS header is, is missing"),
+        (32, &[0, 0, 0, 3], "Unsupported encryption method 3"),
         (32, &[0, 0, 0, 255], "Unsupported encryption method 255"),
         (95, &[2], "data-file-raw requires a data file"),
         (79, &[8], "qcow2: Compression type incompatible feature bit must not be set"),

@@ -6,11 +6,12 @@
 //! ```
 
 use crate::block::aio::{Backend, Engine};
+use crate::block::crypto::Key;
 use crate::block::filter::blkdebug::{Fault, Faults, RequestKind};
 use crate::block::filter::log_writes::{GARBAGE, Log};
 use crate::block::filter::{BlkDebug, LogWrites};
 use crate::block::format::qcow2::driver::Qcow2;
-use crate::block::format::qcow2::{CreateOptions, Image, create};
+use crate::block::format::qcow2::{CreateOptions, Image, Unlock, create};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -210,7 +211,7 @@ pub(super) fn driver(
     state: &Rc<State>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-) -> Result<Qcow2> {
+) -> Result<Rc<Qcow2>> {
     driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only)
 }
 
@@ -219,12 +220,30 @@ fn driver_of_file(
     file: &Rc<Node>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-) -> Result<Qcow2> {
+) -> Result<Rc<Qcow2>> {
     let image = match read_only {
         true => engine.block_on(Image::read(file)).unwrap()?,
         false => engine.block_on(Image::read_for_writing(engine, file)).unwrap()?,
     };
+    let mut image = image;
+    engine.block_on(image.unlock(engine, &with_key())).unwrap()?;
     image.into_qcow2(engine, backing, read_only)
+}
+
+/// The passphrase of all encrypted images of the tests.
+pub(super) const PASSPHRASE: &str = "abc";
+
+/// What opens any image of the tests.
+pub(super) fn with_key() -> Unlock {
+    Unlock { passphrase: Some(Key::from(PASSPHRASE.as_bytes().to_vec())), ..Unlock::default() }
+}
+
+/// How QEMU's tools are told of an image and of its key, if it needs one.
+pub(super) fn described(image: &str) -> String {
+    format!(
+        "--object secret,id=s,data={PASSPHRASE} --image-opts \
+         driver=qcow2,file.filename={image},encrypt.key-secret=s"
+    )
 }
 
 pub(super) fn open(
@@ -286,7 +305,7 @@ impl Folder {
 
     /// What the real qemu-img reads from the image.
     pub(super) fn content(&self, image: &str, options: &str) -> Vec<u8> {
-        self.run(&format!("qemu-img convert {options} -f qcow2 -O raw {image} content.raw"));
+        self.run(&format!("qemu-img convert {options} -O raw {} content.raw", described(image)));
         self.read("content.raw")
     }
 }

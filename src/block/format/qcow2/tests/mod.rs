@@ -1,12 +1,16 @@
 //! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
 
+mod bitmaps;
 mod compressed;
 mod crash;
 mod damaged;
 mod data_file;
+mod encrypted;
 mod errors;
 mod interop;
 mod memory;
 mod model;
 mod operations;
 mod repair;
+mod rows;
+mod snapshots;

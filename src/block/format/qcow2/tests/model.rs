@@ -1,7 +1,7 @@
 //! Random requests, several at once, against a plain array of bytes: over every cluster size, refcount width and
 //! version, with and without a backing file, on both reactors. The real qemu-img checks and compares the result.
 
-use super::memory::{Disk, Folder};
+use super::memory::{Disk, Folder, described};
 use crate::block::Buffer;
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
@@ -161,7 +161,7 @@ pub(super) fn finish(model: &Model) {
         let bytes = model.disk.run(backing.read_bytes(0, backing.size() as usize)).unwrap();
         folder.write("base", &bytes);
     }
-    folder.run("qemu-img check -f qcow2 disk");
+    folder.run(&format!("qemu-img check {}", described("disk")));
     assert!(folder.content("disk", "") == model.content);
 }
 
@@ -173,7 +173,7 @@ pub(super) fn base(len: usize) -> Vec<u8> {
     bytes
 }
 
-fn run(options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize) {
+pub(super) fn run(options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize) {
     for backend in [Backend::Auto, Backend::Threads] {
         let seed = seed(&format!("{options:?} {backend:?}"));
         let disk = Disk::create(backend, options, backing.clone());

@@ -1,8 +1,6 @@
-//! The table of operations that the sweeps go through ([`super::crash`], [`super::errors`]), and what an image may
-//! show while one of them is under way.
+//! What the sweeps ([`super::crash`], [`super::errors`]) do to images, and what an image may show meanwhile.
 //!
-//! A [`Row`] is an image and steps on it. To add an operation: a row in [`rows`], with [`change`] for what it does and
-//! what it makes of the image. The sweeps then prove of every step:
+//! A [`Row`] is an image and steps on it; the table of all is in [`super::rows`]. The sweeps prove of every step:
 //!
 //! * requests of the guest: bytes are the old or the new ones until a flush, then the new ones;
 //! * a change (of size, snapshots, header …): everything that the image shows is as before or as after it, and as
@@ -10,25 +8,21 @@
 //!
 //! What an image shows is [`Seen`]: content, internal snapshots with theirs, and what the header says.
 
-use super::memory::{Disk, Folder, MemoryFile, State, driver};
-use super::model::{base, compressible};
-use crate::block::aio::{Backend, Engine};
-use crate::block::format::qcow2::CreateOptions;
+use super::memory::{MemoryFile, State, driver};
+use crate::block::aio::Engine;
+use crate::block::format::qcow2::Image;
 use crate::block::format::qcow2::driver::Qcow2;
 use crate::block::format::qcow2::geometry::GuestOffset;
 use crate::block::format::qcow2::mapping::View;
-use crate::block::graph::driver::{Check, CheckReport};
+use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::graph::{Driver, Node};
-use crate::block::options::Preallocation;
 use crate::block::{Buffer, Result};
-use futures_util::future::{FutureExt, LocalBoxFuture, join_all};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use futures_util::future::{LocalBoxFuture, join_all};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Bytes of guest requests start and end at multiples of this, most of the time.
+/// The unit in which contents are compared.
 const SECTOR: usize = 512;
 
 /// An image, and what is done to it.
@@ -37,6 +31,9 @@ pub(super) struct Row {
     pub(super) bytes: Vec<u8>,
     pub(super) backing: Option<Vec<u8>>,
     pub(super) steps: Vec<Step>,
+    /// The image is broken until opening it, or the first step, has repaired it: until then it may not be clean, but
+    /// can be repaired without a loss.
+    pub(super) damaged: bool,
 }
 
 /// One step of a row.
@@ -98,10 +95,10 @@ impl Seen {
     }
 }
 
-/// What the header says of the image.
+/// What the header says of the image; not whether its refcounts are to be trusted, which may come and go.
 pub(super) fn facts(driver: &dyn Driver) -> String {
-    // The dirty bit comes and goes by itself.
-    format!("{} bytes, {:?}", driver.size(), driver.specifics()).replace("dirty: true", "dirty: false")
+    let facts = format!("{} bytes, {:?}", driver.size(), driver.specifics());
+    facts.replace("dirty: true", "dirty: false")
 }
 
 /// Whether an image was left with the dirty bit set.
@@ -127,7 +124,9 @@ pub(super) fn observe(
             let report = image.check().await?;
             let (facts, mut snapshots) = (facts(&image), Vec::new());
             for snapshot in image.snapshots.borrow().clone() {
-                let view = View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries).await?;
+                let view =
+                    View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size)
+                        .await?;
                 snapshots.push((snapshot.info.name, content(&image, &view).await?));
             }
             let content = content(&image, &image.active).await?;
@@ -136,9 +135,24 @@ pub(super) fn observe(
         .unwrap()
 }
 
+/// What becomes of the file of a damaged image when it is repaired.
+fn repaired(engine: &Rc<Engine>, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let state = Rc::new(State { bytes: RefCell::new(bytes), ..State::default() });
+    let file = MemoryFile::node(engine, &state);
+    engine
+        .block_on(async {
+            let image = Image::read_for_check(&file).await?.into_qcow2(engine, None, false)?;
+            let report = image.repair(Repair::All).await?;
+            image.close().await?;
+            report.gave_up.map_or(Ok(()), Err)
+        })
+        .unwrap()?;
+    Ok(state.bytes.take())
+}
+
 async fn content(image: &Qcow2, view: &View) -> Result<Vec<u8>> {
     let reach = view.l1.borrow().len() as u64 * image.geometry.l2_reach();
-    let len = reach.min(image.size()) as usize;
+    let len = reach.min(view.disk_size.get()) as usize;
     let bytes = Buffer::new(len).iov(len);
     image.read_view(view, GuestOffset(0), &bytes).await?;
     Ok(bytes.to_vec())
@@ -211,11 +225,14 @@ pub(super) struct Expect<'a> {
     since: Vec<(usize, Vec<u8>)>,
     /// What a change that is under way makes of it.
     coming: Option<Seen>,
+    /// The first step is over.
+    begun_well: bool,
 }
 
 impl<'a> Expect<'a> {
     pub(super) fn new(row: &'a Row, facts: &'a [String], start: Seen) -> Expect<'a> {
-        Expect { row, facts, durable: start.clone(), current: start, since: Vec::new(), coming: None }
+        let (since, coming, begun_well) = (Vec::new(), None, false);
+        Expect { row, facts, durable: start.clone(), current: start, since, coming, begun_well }
     }
 
     /// A step begins.
@@ -242,6 +259,7 @@ impl<'a> Expect<'a> {
 
     /// A step that had begun ended well. `discarded`: what the bytes of a range are now.
     pub(super) fn end(&mut self, step: usize, mut discarded: impl FnMut(Range<usize>) -> Vec<u8>) {
+        self.begun_well = true;
         match &self.row.steps[step] {
             Step::Guest(requests) => {
                 for request in requests {
@@ -287,8 +305,29 @@ impl<'a> Expect<'a> {
         self.coming.as_ref()
     }
 
+    /// Whether the image is not, or no longer, damaged.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.row.damaged || self.begun_well
+    }
+
+    /// What a file shows that a crash may leave now. Panics at `place` if it may not be so.
+    pub(super) fn judge_file(&self, engine: &Rc<Engine>, bytes: Vec<u8>, place: &str) -> Seen {
+        let backing = self.row.backing.as_deref();
+        let open = |bytes| observe(engine, bytes, backing).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let (mut seen, mut report) = open(bytes.clone());
+        if !self.is_sound() && report.corruptions > 0 {
+            let bytes = repaired(engine, bytes).unwrap_or_else(|error| panic!("{place}: {error}"));
+            (seen, report) = open(bytes);
+        }
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{place}: {:?}", report.messages);
+        if let Err(what) = self.judge(&seen) {
+            panic!("{place}: {what}");
+        }
+        seen
+    }
+
     /// Whether an image may show this now.
-    pub(super) fn judge(&self, seen: &Seen) -> std::result::Result<(), String> {
+    fn judge(&self, seen: &Seen) -> std::result::Result<(), String> {
         if self.coming.as_ref() == Some(seen) {
             return Ok(());
         }
@@ -319,184 +358,6 @@ impl<'a> Expect<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// All rows, with what they do at random decided by `seed`.
-pub(super) fn rows(seed: u64) -> Vec<Row> {
-    let mut rows = writes(seed);
-    rows.extend(copies_on_write(seed));
-    rows.extend(subclusters(seed));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, ""));
-    rows.push(snapshots_and_compressed_clusters(seed, 4096, ""));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, ",lazy_refcounts=on"));
-    rows.push(snapshots_and_compressed_clusters(seed, 16384, ",extended_l2=on"));
-    rows.push(refcount_table_grows(seed, false));
-    rows.push(refcount_table_grows(seed, true));
-    rows.extend(grows(seed));
-    rows
-}
-
-fn writes(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 16, 3), (4096, 1, 3), (65536, 16, 3), (512, 16, 2), (4096, 64, 3), (512, 2, 3)];
-    let row = |(cluster_size, bits, version): (u64, u64, u32)| {
-        let size = (30 * cluster_size).clamp(100 << 10, 500 << 10);
-        let options = options(size, cluster_size, bits, version);
-        let steps = workload(seed, size as usize, cluster_size as usize, 40);
-        let name = format!("writes, version {version}, clusters of {cluster_size}, {bits} bits");
-        new_row(name, &options, None, steps)
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-fn copies_on_write(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 3), (4096, 3), (65536, 3), (512, 2), (4096, 2)];
-    let row = |(cluster_size, version): (u64, u32)| {
-        let size = (30 * cluster_size).clamp(100 << 10, 500 << 10);
-        let options = overlay(options(size, cluster_size, 16, version));
-        let steps = workload(seed, size as usize, cluster_size as usize, 30);
-        let name = format!("writes over a backing file, version {version}, clusters of {cluster_size}");
-        new_row(name, &options, Some(base(size as usize * 3 / 4 + 77)), steps)
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-fn subclusters(seed: u64) -> [Row; 3] {
-    let size = 400 << 10;
-    let plain = CreateOptions { extended_l2: true, ..options(size, 16384, 16, 3) };
-    let kept = CreateOptions { preallocation: Preallocation::Metadata, ..plain.clone() };
-    let steps = || workload(seed, size as usize, 16384, 40);
-    let row = |name: &str, options, backing| new_row(name.into(), &options, backing, steps());
-    [
-        row("writes to subclusters", plain.clone(), None),
-        row("writes to subclusters over a backing file", overlay(plain), Some(base(300_077))),
-        row("writes to subclusters of clusters that are kept", overlay(kept), Some(base(300_077))),
-    ]
-}
-
-/// An image that qemu-img made, with clusters that are shared.
-fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, more: &str) -> Row {
-    let folder = Folder::new();
-    folder.write("bytes", &base(100 << 10));
-    let options = format!("cluster_size={cluster}{more}");
-    folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
-    folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 30k'");
-    folder.run("qemu-img snapshot -c one disk");
-    folder.run("qemu-io -f qcow2 disk -c 'write -P 6 20k 30k'");
-    let name = format!("writes beside a snapshot and compressed clusters of {cluster}{more}");
-    Row { name, bytes: folder.read("disk"), backing: None, steps: workload(seed, 100 << 10, cluster, 30) }
-}
-
-/// 512-byte clusters with 64-bit refcounts: the table outgrows its cluster again and again.
-fn refcount_table_grows(seed: u64, lazy_refcounts: bool) -> Row {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut steps = Vec::new();
-    for at in (0..7 * (128 << 10)).step_by(128 << 10) {
-        let mut bytes = vec![0; 128 << 10];
-        rng.fill(&mut bytes[..]);
-        steps.push(Step::Guest(vec![Request::Write(at, bytes)]));
-        steps.push(Step::Flush);
-    }
-    steps.extend(workload(seed, 1 << 20, 512, 10));
-    let options = CreateOptions { lazy_refcounts, ..options(1 << 20, 512, 64, 3) };
-    new_row(format!("the refcount table grows, lazy {lazy_refcounts}"), &options, None, steps)
-}
-
-fn grows(seed: u64) -> Vec<Row> {
-    use Preallocation::{Falloc, Full, Metadata, Off};
-    let mut rows = Vec::new();
-    for (mode, cluster, version, with_backing) in [
-        (Off, 512, 3, false),
-        (Metadata, 512, 3, false),
-        (Metadata, 512, 2, false),
-        (Falloc, 4096, 3, false),
-        (Full, 4096, 3, false),
-        (Metadata, 65536, 3, false),
-        (Off, 512, 3, true),
-        (Metadata, 512, 3, true),
-        (Metadata, 4096, 3, true),
-    ] {
-        let small = options(100 << 10, cluster, 16, version);
-        let backing = with_backing.then(|| base(250 << 10));
-        let small = if with_backing { overlay(small) } else { small };
-        let mut steps = workload(seed, 100 << 10, cluster as usize, 12);
-        steps.push(grow(200 << 10, mode));
-        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 4));
-        steps.push(grow(500 << 10, mode));
-        steps.extend(workload(seed + 2, 500 << 10, cluster as usize, 4));
-        let name =
-            format!("growing, {mode:?}, version {version}, clusters of {cluster}, backing {with_backing}");
-        rows.push(new_row(name, &small, backing, steps));
-    }
-    rows
-}
-
-fn grow(size: usize, mode: Preallocation) -> Step {
-    change(
-        "grow",
-        move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
-        move |seen| seen.content.resize(size, 0),
-    )
-}
-
-fn new_row(name: String, options: &CreateOptions, backing: Option<Vec<u8>>, steps: Vec<Step>) -> Row {
-    let disk = Disk::create(Backend::Auto, options, backing.clone());
-    disk.close();
-    Row { name, bytes: disk.bytes(), backing, steps }
-}
-
-pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version: u32) -> CreateOptions {
-    CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
-}
-
-fn overlay(options: CreateOptions) -> CreateOptions {
-    let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
-    CreateOptions { backing_file, backing_format, ..options }
-}
-
-/// Random requests, up to three at once, with a flush now and then and at the end.
-pub(super) fn workload(seed: u64, size: usize, cluster: usize, steps: usize) -> Vec<Step> {
-    let mut rng = StdRng::seed_from_u64(seed ^ (size * cluster) as u64);
-    let mut out = Vec::new();
-    // What is done to large clusters takes long.
-    let steps = if cluster > 4096 { steps / 2 } else { steps };
-    for _ in 0..steps {
-        let mut batch: Vec<Request> = Vec::new();
-        for _ in 0..rng.random_range(1..4) {
-            let request = request(&mut rng, size, cluster);
-            let (start, end) = (request.range().start, request.range().end);
-            if batch.iter().all(|other| other.range().end <= start || end <= other.range().start) {
-                batch.push(request);
-            }
-        }
-        out.push(Step::Guest(batch));
-        if rng.random_range(0..8) == 0 {
-            out.push(Step::Flush);
-        }
-    }
-    out.push(Step::Flush);
-    out
-}
-
-fn request(rng: &mut StdRng, size: usize, cluster: usize) -> Request {
-    let aligned = rng.random_range(0..8) > 0;
-    let unit = if aligned { SECTOR } else { 1 };
-    let start = rng.random_range(0..size / unit) * unit;
-    let longest = (3 * cluster).min(100 << 10).min(size - start) / unit;
-    let range = start..start + rng.random_range(1..=longest) * unit;
-    match rng.random_range(0..12) {
-        0..6 => {
-            let mut bytes = vec![0; range.len()];
-            rng.fill(&mut bytes[..]);
-            Request::Write(start, bytes)
-        }
-        6..8 => {
-            let start = start / cluster * cluster;
-            let end = range.end.next_multiple_of(cluster).min(size);
-            Request::Compressed(start, compressible(rng, end - start))
-        }
-        8..11 => Request::Zero(range, rng.random()),
-        _ => Request::Discard(range),
     }
 }
 

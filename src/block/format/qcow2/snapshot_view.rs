@@ -1,0 +1,110 @@
+//! An internal snapshot as a node: its disk, to read, and its VM state. It shares file, backing file and caches
+//! with the image, which keeps the snapshot for as long as a view of it is open.
+
+use super::driver::Qcow2;
+use super::geometry::GuestOffset;
+use super::mapping::View;
+use crate::block::graph::snapshots::VmState;
+use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::{Error, Iov, Kind, Result};
+use async_trait::async_trait;
+use std::rc::Rc;
+
+/// A snapshot that is being read.
+pub(super) struct SnapshotView {
+    image: Rc<Qcow2>,
+    view: View,
+}
+
+impl SnapshotView {
+    /// The snapshot that `view` shows.
+    pub(super) fn new(image: Rc<Qcow2>, view: View) -> SnapshotView {
+        image.open_views.borrow_mut().push(view.offset.get());
+        SnapshotView { image, view }
+    }
+}
+
+impl Drop for SnapshotView {
+    fn drop(&mut self) {
+        let mut open = self.image.open_views.borrow_mut();
+        if let Some(at) = open.iter().position(|&l1| l1 == self.view.offset.get()) {
+            open.swap_remove(at);
+        }
+    }
+}
+
+#[async_trait(?Send)]
+impl Driver for SnapshotView {
+    fn format_name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn size(&self) -> u64 {
+        self.view.disk_size.get()
+    }
+
+    fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
+        self.image.children()
+    }
+
+    fn limits(&self) -> Limits {
+        self.image.limits()
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        let _user = self.image.users.enter();
+        self.image.read_view(&self.view, GuestOffset(offset), into).await
+    }
+
+    async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
+        Err(read_only())
+    }
+
+    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
+        Err(read_only())
+    }
+
+    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(read_only())
+    }
+
+    async fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        let _user = self.image.users.enter();
+        self.image.status(&self.view, GuestOffset(offset), len).await
+    }
+
+    fn vm_state(&self) -> Option<&dyn VmState> {
+        Some(self)
+    }
+}
+
+#[async_trait(?Send)]
+impl VmState for SnapshotView {
+    fn capacity(&self) -> u64 {
+        self.image.vm_state_capacity(&self.view)
+    }
+
+    async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        self.image.read_vm_state(&self.view, offset, into).await
+    }
+
+    async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
+        Err(read_only())
+    }
+
+    async fn discard(&self) -> Result<()> {
+        Err(read_only())
+    }
+}
+
+fn read_only() -> Error {
+    Error::new(Kind::ReadOnly, "a snapshot cannot be changed")
+}

@@ -1,0 +1,260 @@
+//! Secrets: passphrases and keys that users hand over apart from the images that need them
+//! (`--object secret,id=ID,…`), in QEMU's words.
+//!
+//! | option | means |
+//! | --- | --- |
+//! | `data=` | the secret itself (others see it in the list of processes) |
+//! | `file=` | a file that holds it, all bytes of it |
+//! | `format=` | `raw` (default) or `base64` |
+//! | `keyid=`, `iv=` | it is encrypted: AES-256-CBC with PKCS#7 padding under another secret |
+
+use crate::block::crypto::Key;
+use crate::block::crypto::cipher::Cipher;
+use crate::block::error::errno_text;
+use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
+use base64::Engine as _;
+use base64::engine::general_purpose::GeneralPurpose;
+use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+
+/// Bytes of an AES block, and of an initialisation vector.
+const BLOCK: usize = 16;
+/// Longest secret that is read from a file, in bytes.
+const MAX_LEN: u64 = 1 << 20;
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The secrets of a process, by name. Clones share them; they are wiped when the last one goes.
+#[derive(Clone, Default)]
+pub struct Secrets(Arc<BTreeMap<String, Key>>);
+
+impl Secrets {
+    /// Defines the secret that `text`, the value of `--object`, describes.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] that names what is wrong; [`Kind::Io`] for a file that cannot be read.
+    pub fn define(&mut self, text: &str) -> Result<()> {
+        let mut options = Options::parse(text, Some("qom-type"));
+        let missing = |name: &str| invalid(format!("Parameter '{name}' is missing"));
+        match options.take("qom-type").ok_or_else(|| missing("qom-type"))?.as_str() {
+            "secret" => {}
+            other => return Err(invalid(format!("Parameter 'qom-type' does not accept value '{other}'"))),
+        }
+        let id = options.take("id").ok_or_else(|| missing("id"))?;
+        check_id(&id)?;
+        let data = self.read(&mut options)?;
+        if let Some((key, _)) = options.pairs().first() {
+            return Err(invalid(format!("Parameter '{key}' is unexpected")));
+        }
+        if self.0.contains_key(&id) {
+            return Err(invalid(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
+        }
+        Arc::make_mut(&mut self.0).insert(id, data);
+        Ok(())
+    }
+
+    /// The passphrase that is called `id`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] where there is none, or it is no text.
+    pub fn passphrase(&self, id: &str) -> Result<Key> {
+        let data = self.get(id)?;
+        match std::str::from_utf8(data) {
+            Ok(_) => Ok(data.clone()),
+            Err(_) => Err(invalid(format!("Data from secret {id} is not valid UTF-8"))),
+        }
+    }
+
+    fn get(&self, id: &str) -> Result<&Key> {
+        self.0.get(id).ok_or_else(|| {
+            invalid(format!("No secret with id '{id}'")).remedy("define it with --object secret,id=…,file=…")
+        })
+    }
+
+    fn read(&self, options: &mut Options) -> Result<Key> {
+        let stored = match (options.take("data"), options.take("file")) {
+            (Some(_), Some(_)) => return Err(invalid("'file' and 'data' are mutually exclusive")),
+            (None, None) => return Err(invalid("Either 'file' or 'data' must be provided")),
+            (Some(data), None) => Key::from(data.into_bytes()),
+            (None, Some(path)) => read_file(&path)?,
+        };
+        let base64 = match options.take("format").as_deref() {
+            None | Some("raw") => false,
+            Some("base64") => true,
+            Some(other) => {
+                return Err(invalid(format!("Parameter 'format' does not accept value '{other}'")));
+            }
+        };
+        let (keyid, iv) = (options.take("keyid"), options.take("iv"));
+        let stored = if base64 { decode(&stored)? } else { stored };
+        match keyid {
+            Some(keyid) => decrypt(self.get(&keyid)?, iv.as_deref(), stored),
+            None => Ok(stored),
+        }
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+fn check_id(id: &str) -> Result<()> {
+    let rest = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(rest) {
+        return Ok(());
+    }
+    Err(invalid(
+        "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting \
+         with a letter.",
+    ))
+}
+
+fn read_file(path: &str) -> Result<Key> {
+    let told = |error: std::io::Error| {
+        let text = errno_text(&error);
+        Error::from(error).replaced(format!("Unable to read {path}: {text}"))
+    };
+    let file = std::fs::File::open(path).map_err(told)?;
+    // Room for all of it at once: a vector that grows leaves copies behind.
+    let mut bytes = Vec::with_capacity(MAX_LEN as usize + 1);
+    let read = file.take(MAX_LEN + 1).read_to_end(&mut bytes);
+    let bytes = Key::from(bytes);
+    match read {
+        Err(error) => Err(told(error)),
+        Ok(len) if len as u64 > MAX_LEN => {
+            Err(invalid(format!("Unable to read {path}: the secret is too long")))
+        }
+        Ok(_) => Ok(bytes),
+    }
+}
+
+/// Decodes base64; line ends are no part of it.
+fn decode(text: &[u8]) -> Result<Key> {
+    let lines =
+        Key::from(text.iter().copied().filter(|&byte| byte != b'\n' && byte != b'\r').collect::<Vec<_>>());
+    let decoded = BASE64.decode(&*lines).map_err(|_| invalid("Base64 data contains invalid characters"))?;
+    Ok(Key::from(decoded))
+}
+
+fn decrypt(key: &Key, iv: Option<&str>, mut data: Key) -> Result<Key> {
+    let iv = decode(iv.ok_or_else(|| invalid("IV is required to decrypt secret"))?.as_bytes())?;
+    if iv.len() != BLOCK {
+        return Err(invalid(format!("IV should be {BLOCK} bytes in length not {}", iv.len())));
+    }
+    let cipher = Cipher::AES_256;
+    if key.len() != cipher.key_len() {
+        return Err(invalid(format!("Key should be {} bytes in length", cipher.key_len())));
+    }
+    if !data.len().is_multiple_of(BLOCK) {
+        return Err(invalid(format!("Length {} must be a multiple of block size {BLOCK}", data.len())));
+    }
+    cipher.decrypt_cbc(key, &iv, &mut data)?;
+    let padding = usize::from(data.last().copied().unwrap_or(0));
+    match data.len().checked_sub(padding) {
+        Some(len) if padding <= BLOCK => Ok(Key::from(data[..len].to_vec())),
+        _ => Err(invalid(format!("Incorrect number of padding bytes ({padding}) found on decrypted data"))),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidArgument, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(texts: &[&str]) -> Result<Key> {
+        let mut secrets = Secrets::default();
+        texts.iter().try_for_each(|text| secrets.define(text))?;
+        secrets.passphrase("s")
+    }
+
+    fn refusal(text: &str) -> String {
+        with(&[text]).unwrap_err().message().to_owned()
+    }
+
+    // Expectations here and below were read off qemu-img.
+    #[test]
+    fn secrets_come_raw_in_base64_and_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "YWJj\n").unwrap();
+        let path = path.to_str().unwrap();
+        let encoded = format!("secret,id=s,file={path},format=base64");
+        for text in [
+            "secret,id=s,data=abc",
+            "qom-type=secret,id=s,data=abc,iv=AAAA",
+            "secret,id=s,data=YWJj,format=base64",
+            &encoded,
+        ] {
+            assert_eq!(&*with(&[text]).unwrap(), b"abc", "{text}");
+        }
+        assert_eq!(&*with(&[&format!("secret,id=s,file={path}")]).unwrap(), b"YWJj\n");
+        assert_eq!(&*with(&["secret,id=s,data="]).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_secret_may_be_encrypted_under_another() {
+        // openssl enc -aes-256-cbc -K 00… -iv 00… of "abc"
+        let master = "secret,id=m,format=base64,data=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let sealed = "secret,id=s,format=base64,keyid=m,data=k3nBefZLfyFTjUOuYwSDjg==";
+        let iv = "AAAAAAAAAAAAAAAAAAAAAA==";
+        assert_eq!(&*with(&[master, &format!("{sealed},iv={iv}")]).unwrap(), b"abc");
+        let message = |texts: &[&str]| with(texts).unwrap_err().message().to_owned();
+        assert_eq!(message(&[sealed]), "No secret with id 'm'");
+        assert_eq!(message(&[master, sealed]), "IV is required to decrypt secret");
+        let short = format!("{sealed},iv=AAAA");
+        assert_eq!(message(&[master, &short]), "IV should be 16 bytes in length not 3");
+        let full = format!("{sealed},iv={iv}");
+        assert_eq!(message(&["secret,id=m,data=short", &full]), "Key should be 32 bytes in length");
+        let odd = format!("secret,id=s,data=abc,keyid=m,iv={iv}");
+        assert_eq!(message(&[master, &odd]), "Length 3 must be a multiple of block size 16");
+        let wrong = format!("secret,id=s,format=base64,data={iv},keyid=m,iv={iv}");
+        assert_eq!(
+            message(&[master, &wrong]),
+            "Incorrect number of padding bytes (180) found on decrypted data"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_qemus_words() {
+        assert_eq!(refusal("foo,id=s,data=abc"), "Parameter 'qom-type' does not accept value 'foo'");
+        assert_eq!(refusal("id=s"), "Parameter 'qom-type' is missing");
+        assert_eq!(refusal("secret,data=abc"), "Parameter 'id' is missing");
+        assert!(refusal("secret,id=1s,data=abc").starts_with("Parameter 'id' expects an identifier\n"));
+        assert_eq!(refusal("secret,id=s"), "Either 'file' or 'data' must be provided");
+        assert_eq!(refusal("secret,id=s,data=a,file=b"), "'file' and 'data' are mutually exclusive");
+        assert_eq!(refusal("secret,id=s,data=a,format=x"), "Parameter 'format' does not accept value 'x'");
+        assert_eq!(refusal("secret,id=s,data=a,bogus=1"), "Parameter 'bogus' is unexpected");
+        assert_eq!(refusal("secret,id=s,data=Y!Jj,format=base64"), "Base64 data contains invalid characters");
+        assert_eq!(refusal("secret,id=t,data=abc"), "No secret with id 's'");
+        assert!(refusal("secret,id=s,file=/nonexistent").contains("No such file or directory"));
+        let twice = with(&["secret,id=s,data=a", "secret,id=s,data=a"]).unwrap_err();
+        assert!(twice.message().contains("duplicate property 's'"));
+        let mut secrets = Secrets::default();
+        secrets.0 = Arc::new([("s".to_owned(), Key::from(vec![0xff]))].into());
+        assert_eq!(secrets.passphrase("s").unwrap_err().message(), "Data from secret s is not valid UTF-8");
+    }
+
+    #[test]
+    fn nothing_shows_what_a_secret_holds() {
+        let mut secrets = Secrets::default();
+        secrets.define("secret,id=name,data=hidden").unwrap();
+        let key = secrets.passphrase("name").unwrap();
+        let shown = format!("{secrets:?} {key:?}");
+        assert_eq!(shown, "{\"name\"} Key of 6 bytes");
+    }
+}
