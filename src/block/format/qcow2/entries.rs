@@ -333,31 +333,6 @@ impl L2Entry {
     }
 }
 
-/// The host clusters that an L2 entry refers to.
-pub(super) fn references(words: L2Words, geometry: Geometry) -> Result<Range<u64>, Malformed> {
-    let bits = geometry.cluster_bits;
-    if words.descriptor & COMPRESSED == 0 {
-        let offset = words.descriptor & OFFSET;
-        return match (offset, geometry.is_aligned(offset)) {
-            (0, _) => Ok(0..0),
-            (_, true) => Ok(offset >> bits..(offset >> bits) + 1),
-            (_, false) => Err("has an unaligned cluster offset"),
-        };
-    }
-    match raw_l2(words, geometry) {
-        RawL2::Compressed { offset, len, .. } if offset < HOST_END => {
-            Ok(offset >> bits..((offset + len - 1) >> bits) + 1)
-        }
-        _ => Err("points to compressed data at an impossible offset"),
-    }
-}
-
-/// Whether an L2 entry has a copied flag to speak of: it has a host cluster, and that not shared by nature as
-/// those of compressed data are.
-pub(super) fn takes_copied(raw: u64) -> bool {
-    raw & COMPRESSED == 0 && raw & OFFSET != 0
-}
-
 /// log2 of the bytes of 1/32 of a cluster. Clusters without subclusters have parts too, all alike.
 fn part_bits(geometry: Geometry) -> u32 {
     geometry.cluster_bits - PARTS.trailing_zeros()
@@ -377,7 +352,32 @@ pub(super) fn mark_shared(table: &mut [u8], geometry: Geometry) {
     }
 }
 
-/// An L1 entry or the first word of an L2 entry without its copied flag.
+/// The host clusters that an L2 entry refers to.
+pub(super) fn references(words: L2Words, geometry: Geometry) -> Result<Range<u64>, Malformed> {
+    let (raw, bits) = (words.descriptor, geometry.cluster_bits);
+    if raw & COMPRESSED == 0 {
+        let offset = raw & OFFSET;
+        return match (offset, geometry.is_aligned(offset)) {
+            (0, _) => Ok(0..0),
+            (_, true) => Ok(offset >> bits..(offset >> bits) + 1),
+            (_, false) => Err("L2 entry has an unaligned cluster offset"),
+        };
+    }
+    match raw_l2(words, geometry) {
+        RawL2::Compressed { offset, len, .. } if offset < HOST_END => {
+            Ok(offset >> bits..((offset + len - 1) >> bits) + 1)
+        }
+        _ => Err("L2 entry points to compressed data at an impossible offset"),
+    }
+}
+
+/// Whether an L2 entry has a copied flag to speak of: it has a host cluster, and that not shared by nature as
+/// those of compressed data are.
+pub(super) fn takes_copied(raw: u64) -> bool {
+    raw & COMPRESSED == 0 && raw & OFFSET != 0
+}
+
+/// The entry of a table that was copied: what it points to has two users now.
 pub(super) fn without_copied(raw: u64) -> u64 {
     if raw & COMPRESSED != 0 { raw } else { raw & !COPIED }
 }

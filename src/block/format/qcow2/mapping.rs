@@ -107,6 +107,13 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Clears the copied flag if it does not count.
+    fn disown(&mut self, shared: bool) {
+        if let Place::Data { copied, .. } | Place::Zero { copied, .. } = self {
+            *copied &= !shared;
+        }
+    }
+
     /// The place of the byte `bytes` further on, if it is in the same extent.
     fn after(self, bytes: u64) -> Option<Place> {
         let add = |host: Option<HostOffset>| host.map(|host| host.add(bytes));
@@ -215,42 +222,40 @@ impl Qcow2 {
     fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
         let first = self.entry(slice, slot.index)?;
         self.check_external(first, self.geometry.guest_start(at))?;
-        let mut extent = self.extent_in(first, slot, self.geometry.in_cluster(at.0));
+        let mut extent = self.extent_in(first, self.geometry.in_cluster(at.0));
         for index in slot.index + 1..self.geometry.slice_entries() {
             if extent.len >= len || !self.geometry.is_aligned(at.0 + extent.len) {
                 break;
             }
             // One that is not valid says so when it is its turn.
             let Ok(entry) = self.decode_entry(slice, index) else { break };
-            let next = self.extent_in(entry, slot, 0);
+            let next = self.extent_in(entry, 0);
             if extent.place.after(extent.len) != Some(next.place) {
                 break;
             }
             extent.len += next.len;
         }
         extent.len = extent.len.min(len);
+        // What a shared table names is shared, whatever its flag says.
+        extent.place.disown(!slot.copied);
         Ok(extent)
     }
 
     /// The extent from byte `skip` of a cluster on, within it.
-    fn extent_in(&self, entry: L2Entry, slot: &Slot, skip: u64) -> Extent {
-        // What a shared table names is shared, whatever its flag says.
-        let owned = |copied| copied && slot.copied;
+    fn extent_in(&self, entry: L2Entry, skip: u64) -> Extent {
         let add = |host: Option<HostOffset>| host.map(|host| host.add(skip));
         let mut end = self.geometry.cluster_size();
         let place = match entry {
             L2Entry::Unallocated => Place::Unallocated { host: None },
-            L2Entry::Zero { host, copied } => Place::Zero { host: add(host), copied: owned(copied) },
-            L2Entry::Data { host, copied } => Place::Data { host: host.add(skip), copied: owned(copied) },
+            L2Entry::Zero { host, copied } => Place::Zero { host: add(host), copied },
+            L2Entry::Data { host, copied } => Place::Data { host: host.add(skip), copied },
             L2Entry::Compressed(at) => Place::Compressed(at),
             L2Entry::Mixed { host, copied, .. } => {
                 let state;
                 (state, end) = entry.run(skip, self.geometry);
                 match (state, host) {
-                    (Subcluster::Data, Some(host)) => {
-                        Place::Data { host: host.add(skip), copied: owned(copied) }
-                    }
-                    (Subcluster::Zero, host) => Place::Zero { host: add(host), copied: owned(copied) },
+                    (Subcluster::Data, Some(host)) => Place::Data { host: host.add(skip), copied },
+                    (Subcluster::Zero, host) => Place::Zero { host: add(host), copied },
                     (_, host) => Place::Unallocated { host: add(host) },
                 }
             }

@@ -16,7 +16,6 @@
 use super::alloc::Reserved;
 use super::driver::Qcow2;
 use super::entries::{L2Words, refcount, references, set_refcount, takes_copied, with_copied};
-use super::extensions::be64;
 use super::geometry::{HostCluster, HostOffset};
 use super::overlap::Metadata;
 use super::refcount::Run;
@@ -150,17 +149,18 @@ impl<'a> Shadow<'a> {
     ) -> Result<std::result::Result<(), Missing>> {
         let size = self.image.geometry.l2_entry() as usize;
         for entry in table[*done * size..].chunks_exact_mut(size) {
-            let old = be64(entry);
+            let words = L2Words::read(entry);
+            let old = words.descriptor;
             *done += 1;
             if !takes_copied(old) {
                 continue;
             }
-            let cluster = references(L2Words::read(entry), self.image.geometry).map_err(malformed)?.start;
+            let cluster = references(words, self.image.geometry).map_err(malformed)?.start;
             match self.known(cluster) {
                 Ok(Some(count)) => {
                     let new = with_copied(old, count == 1);
                     if new != old {
-                        entry[..8].copy_from_slice(&new.to_be_bytes());
+                        L2Words { descriptor: new, ..words }.write(entry);
                         *changed = true;
                     }
                 }
@@ -514,7 +514,7 @@ impl Qcow2 {
 }
 
 fn malformed(what: &str) -> Error {
-    Error::new(Kind::Corrupt, format!("L2 entry {what}")).remedy(REPAIR)
+    Error::new(Kind::Corrupt, what).remedy(REPAIR)
 }
 
 fn uncounted(cluster: u64) -> Error {

@@ -183,6 +183,7 @@ fn every_snapshot_keeps_its_content_whatever_happens_to_the_others() {
     }
     run(&options(9, 16, 2), None, 40);
     run(&options(16, 16, 2), None, 25);
+    run(&CreateOptions { extended_l2: true, ..options(14, 16, 3) }, None, 40);
 }
 
 #[test]
@@ -202,14 +203,22 @@ fn snapshots_of_overlays_keep_their_content() {
         for len in [options.size as usize / 2 + 77, options.size as usize * 2] {
             run(&options, Some(base(len)), 30);
         }
+        if cluster_bits == 16 {
+            let preallocation = Preallocation::Metadata;
+            let options = CreateOptions { extended_l2: true, preallocation, ..options };
+            run(&options, Some(base(options.size as usize / 2)), 30);
+        }
     }
 }
 
 #[test]
 fn what_qemu_img_made_is_applied_deleted_and_replaced() {
-    for (words, cluster) in
-        [("cluster_size=1k", 1024), ("compat=0.10", 65536), ("refcount_bits=4,cluster_size=4k", 4096)]
-    {
+    for (words, cluster) in [
+        ("cluster_size=1k", 1024),
+        ("compat=0.10", 65536),
+        ("refcount_bits=4,cluster_size=4k", 4096),
+        ("extended_l2=on,cluster_size=16k", 16384),
+    ] {
         let folder = Folder::new();
         folder.write("bytes", &base(2 << 20));
         folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {words} bytes disk"));
