@@ -1,5 +1,7 @@
 //! The same requests in `qemu-img bench` and in cowvm's block layer, timed in turn.
 
+#![allow(dead_code, reason = "each benchmark takes what it needs")]
+
 use cowvm::block::Buffer;
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::graph::Node;

@@ -26,6 +26,10 @@ fn sources() -> Lab {
     lab.qemu_io("qcow2", "top", &["write -P 9 64k 64k", "write -z 1M 512k", "write -P 3 5M 100k"]);
     lab.qemu_img("create -q -f qcow2 -o cluster_size=512,compat=v2 small 4M");
     lab.qemu_io("qcow2", "small", &["write -P 5 1000 70000", "write -P 6 3M 1M"]);
+    let options = "extended_l2=on,backing_file=random,backing_fmt=raw";
+    lab.qemu_img(&format!("create -q -f qcow2 -o {options} subclusters 6M"));
+    let writes = ["write -P 9 63k 3k", "write -z 1M 300k", "write -P 3 5M 100k", "write -c -P 4 2M 64k"];
+    lab.qemu_io("qcow2", "subclusters", &writes);
     lab.qemu_img("create -q blank 10M");
     lab
 }
@@ -39,9 +43,10 @@ fn every_source_arrives_in_every_format() {
             lines.push(format!("convert -f raw -O {format} {source} out"));
         }
     }
-    for source in ["plain", "compressed", "top", "small", "random holes", "odd top odd small", "empty empty"]
-    {
-        for format in ["raw", "qcow2", "qcow2 -o cluster_size=4k,compat=0.10", "qcow2 -S 0", "raw -S 0"] {
+    let several = ["random holes", "odd top odd small", "empty empty"];
+    for source in ["plain", "compressed", "top", "small", "subclusters"].into_iter().chain(several) {
+        let small = "qcow2 -o cluster_size=4k,compat=0.10";
+        for format in ["raw", "qcow2", small, "qcow2 -o extended_l2=on", "qcow2 -S 0", "raw -S 0"] {
             lines.push(format!("convert -O {format} {source} out"));
         }
     }
@@ -67,6 +72,8 @@ fn options_change_how_but_not_what() {
         "convert -O qcow2 -o preallocation=full holes out",
         "convert -o preallocation=falloc top out",
         "convert -O qcow2 -o size=64M top out",
+        "convert -O qcow2 -o extended_l2=on,cluster_size=16k -S 512 random out",
+        "convert -O qcow2 -o extended_l2=on,preallocation=metadata subclusters out",
         "convert -o size=1M top out",
     ];
     lab.same_result(&lines, Some("out"));
@@ -98,6 +105,8 @@ fn an_output_with_a_backing_file_holds_only_what_differs() {
         "convert -O qcow2 -B blank -F raw top out",
         "convert -O qcow2 -B top -F qcow2 -f raw random out",
         "convert -O qcow2 -B holes -F raw small out",
+        "convert -O qcow2 -B random -F raw -o extended_l2=on subclusters out",
+        "convert -O qcow2 -B random -F raw -o extended_l2=on,preallocation=metadata -f raw holes out",
     ];
     lab.same_result(&lines, Some("out"));
 }

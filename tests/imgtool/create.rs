@@ -40,6 +40,9 @@ fn qcow2_images_are_the_same_for_all_their_options() {
     lines.push(
         "create -f qcow2 -o encryption=off,extended_l2=off,compression_type=zlib,nocow=off x 1M".to_owned(),
     );
+    for options in ["cluster_size=16k", "cluster_size=2M,refcount_bits=1", "preallocation=metadata"] {
+        lines.push(format!("create -f qcow2 -o extended_l2=on,{options} x 20M"));
+    }
     lines.push("create -f qcow2 -o compression_type=zstd,cluster_size=4k x 1M".to_owned());
     lines.push("create -f qcow2 -o cluster_size=1k,cluster_size=4k x 1M".to_owned());
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
@@ -102,6 +105,8 @@ fn overlays_name_their_backing_file_and_have_its_size() {
         "create -f qcow2 -b b.raw -F raw -o backing_file=b.qcow2 x",
         "create -f qcow2 -b b.raw -F raw -b b.qcow2 -F qcow2 x",
         "create -f qcow2 -b ./b.raw -F raw -o lazy_refcounts=on x 3M",
+        "create -f qcow2 -b b.raw -F raw -o extended_l2=on,preallocation=metadata x 8M",
+        "create -f qcow2 -b b.raw -F raw -o extended_l2=on,preallocation=full,cluster_size=256k x 1M",
     ];
     lab.same_result(&lines, Some("x"));
     lab.same_result(&["create -f qcow2 -b ../b.raw -F raw d/x"], Some("d/x"));
@@ -173,6 +178,10 @@ fn what_makes_no_sense_is_refused_in_the_same_words() {
         "create -f qcow2 -o compression_type=bogus x 1M",
         "create -f qcow2 -o preallocation=bogus x 1M",
         "create -f qcow2 -o extended_l2=foo x 1M",
+        "create -f qcow2 -o extended_l2=on,cluster_size=8k x 1M",
+        "create -f qcow2 -o extended_l2=on,cluster_size=8k,compat=0.10 x 1M",
+        "create -f qcow2 -o extended_l2=on,cluster_size=8k,refcount_bits=7 x 1M",
+        "create -f qcow2 -o extended_l2=on,lazy_refcounts=on,compat=0.10 x 1M",
         "create -f qcow2 -o preallocation=full,backing_file=b.raw,backing_fmt=raw x 1M",
         "create -f qcow2 -o cluster_size=512 x 1T",
         "create -f qcow2 x 7E",

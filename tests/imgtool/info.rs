@@ -22,12 +22,15 @@ fn images_of_all_kinds_are_described_alike() {
     lab.qemu_img("create -q -f qcow2 -o compat=v2,cluster_size=4k old 1M");
     lab.qemu_img("create -q -f qcow2 -o lazy_refcounts=on,refcount_bits=64,cluster_size=2M lazy 1.5G");
     lab.qemu_img("create -q -f qcow2 -o preallocation=metadata full 1000");
+    lab.qemu_img("create -q -f qcow2 -o extended_l2=on subclusters 8M");
     lab.qemu_img("convert -c -O qcow2 base.raw compressed");
     lab.qemu_img("create -q -f qcow2 -o data_file=d.raw data 1M");
     lab.qemu_img("create -q -f qcow2 -o data_file=gone.raw,data_file_raw=on raw 1M");
     std::fs::remove_file(lab.path("gone.raw")).unwrap();
     lab.write("odd", &[1; 1000]).write("empty", b"");
-    same_for(&lab, &["base.raw", "old", "lazy", "full", "compressed", "data", "raw", "odd", "empty"]);
+    let names =
+        ["base.raw", "old", "lazy", "full", "subclusters", "compressed", "data", "raw", "odd", "empty"];
+    same_for(&lab, &names);
 }
 
 #[test]

@@ -58,6 +58,37 @@ fn qcow2_images_show_data_zeros_and_what_is_not_there() {
 }
 
 #[test]
+fn subclusters_are_shown_one_by_one() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q base 3M").qemu_io("raw", "base", &["write 0 64k", "write 1M 64k"]);
+    for (name, options) in [
+        ("plain", "cluster_size=16k"),
+        ("kept", "preallocation=metadata"),
+        ("over", "backing_file=base,backing_fmt=raw"),
+        ("over-kept", "backing_file=base,backing_fmt=raw,preallocation=metadata,cluster_size=2M"),
+    ] {
+        lab.qemu_img(&format!("create -q -f qcow2 -o extended_l2=on,{options} {name} 4M"));
+        same_for(&lab, &[name]);
+        let writes = [
+            "write 3k 1k",
+            "write 60k 70k",
+            "write -z 66k 4k",
+            "write -z -u 1M 66k",
+            "discard 1M 100k",
+            "write 2M 1M",
+            "discard 2M 200k",
+        ];
+        lab.qemu_io("qcow2", name, &writes);
+        if !options.contains("preallocation") {
+            lab.qemu_io("qcow2", name, &["write -c 3M 512k", "write -z 3075k 10k"]);
+        }
+        same_for(&lab, &[name]);
+        lab.qemu_img(&format!("snapshot -c one {name}")).qemu_io("qcow2", name, &["write 62k 1k"]);
+        same_for(&lab, &[name]);
+    }
+}
+
+#[test]
 fn chains_show_which_layer_decides() {
     let lab = Lab::new();
     std::fs::create_dir(lab.path("d")).unwrap();

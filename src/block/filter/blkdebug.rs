@@ -113,3 +113,49 @@ impl Driver for BlkDebug {
         self.file.driver().specifics()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::aio::{Backend, Engine};
+    use crate::block::open::open;
+    use crate::block::ops::create::{Template, create};
+    use crate::block::options::{CacheMode, OpenOptions};
+    use crate::block::secret::Secrets;
+    use crate::util::keyval::Options;
+
+    /// An image of qcow2 in a folder, opened by a name with a configuration in it.
+    fn open_failing(config: &str) -> (tempfile::TempDir, Rc<Engine>, Result<Rc<Node>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let engine = Engine::new(Backend::Auto).unwrap();
+        let given = Options::parse("size=1M", None);
+        let values = Template::new("qcow2", true).unwrap().values(&given).unwrap();
+        engine.block_on(create(&engine, &path("disk"), &values, &Secrets::default())).unwrap().unwrap();
+        std::fs::write(path("config"), config).unwrap();
+        let name = format!("blkdebug:{}:{}", path("config"), path("disk"));
+        let options = OpenOptions { read_only: false, cache: CacheMode::WRITEBACK, ..OpenOptions::default() };
+        let node = engine.block_on(open(&engine, &name, &options)).unwrap();
+        (folder, engine, node)
+    }
+
+    #[test]
+    fn an_image_fails_as_the_configuration_in_its_name_says() {
+        let config =
+            "[inject-error]\nevent = \"l2_update\"\nerrno = \"28\"\niotype = \"write\"\nonce = \"on\"\n";
+        let (_folder, engine, node) = open_failing(config);
+        let node = node.unwrap();
+        engine.block_on(node.write_bytes(0, &[7; 512])).unwrap().unwrap();
+        let error = engine.block_on(node.flush()).unwrap().unwrap_err();
+        assert_eq!(error.errno(), libc::ENOSPC);
+        engine.block_on(node.flush()).unwrap().unwrap();
+        assert_eq!(engine.block_on(node.read_bytes(0, 512)).unwrap().unwrap(), [7; 512]);
+    }
+
+    #[test]
+    fn a_configuration_that_makes_no_sense_is_named() {
+        let error = open_failing("[inject-error]\n").2.unwrap_err();
+        assert_eq!(error.message(), "Missing event name for rule");
+        assert!(error.file().unwrap().ends_with("config"));
+    }
+}

@@ -151,7 +151,7 @@ const QCOW2: &[CreateOption] = &[
     CreateOption::new("encrypt.hash-alg", Text, "hash of the key derivation"),
     CreateOption::new("encrypt.iter-time", Number, "milliseconds that the key derivation takes"),
     CreateOption::new("cluster_size", Size, "bytes of a cluster, the unit of allocation").default("65536"),
-    CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off").only("off"),
+    CreateOption::new("extended_l2", Switch, "allocate in subclusters").default("off"),
     CreateOption::new("preallocation", Text, "what is allocated at once: off, metadata, falloc, full"),
     CreateOption::new("compression_type", Text, "how clusters are compressed").default("zlib"),
     SIZE,
@@ -437,6 +437,7 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
         version,
         cluster_size: number("cluster_size"),
         refcount_bits: number("refcount_bits"),
+        extended_l2: values.is_on("extended_l2"),
         lazy_refcounts: values.is_on("lazy_refcounts"),
         compression_type,
         backing_file: values.get("backing_file").map(str::to_owned),
@@ -525,12 +526,10 @@ mod tests {
 
     #[test]
     fn features_to_come_are_refused_by_name_and_their_absence_is_fine() {
-        for given in ["extended_l2=on"] {
-            let error = values("qcow2", given).unwrap().refuse_unsupported().unwrap_err();
-            assert!(error.message().contains(given), "{}", error.message());
-        }
-        let fine = "encryption=no,extended_l2=false";
-        assert!(values("qcow2", fine).unwrap().refuse_unsupported().is_ok());
+        let given = "detached-header=on";
+        let error = values("luks", given).unwrap().refuse_unsupported().unwrap_err();
+        assert!(error.message().contains(given), "{}", error.message());
+        assert!(values("luks", "detached-header=no").unwrap().refuse_unsupported().is_ok());
         assert_eq!(values("vdi", "").unwrap_err().kind(), Kind::Unsupported);
         assert_eq!(values("bogus", "").unwrap_err().message(), "Unknown file format 'bogus'");
     }

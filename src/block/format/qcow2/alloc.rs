@@ -10,9 +10,8 @@
 
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::{Compressed, L1Entry, L2Entry, without_copied};
-use super::extensions::be64;
-use super::geometry::{ENTRY, GuestOffset, HostCluster, HostOffset};
+use super::entries::{Compressed, L1Entry, L2Entry, mark_shared};
+use super::geometry::{GuestOffset, HostCluster, HostOffset};
 use super::mapping::Slot;
 use super::overlap::Metadata;
 use super::refcount::Run;
@@ -236,8 +235,12 @@ impl Qcow2 {
             return;
         }
         let (first, last) = match old {
-            L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => return,
-            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. } => (host, host),
+            L2Entry::Unallocated | L2Entry::Zero { host: None, .. } | L2Entry::Mixed { host: None, .. } => {
+                return;
+            }
+            L2Entry::Data { host, .. }
+            | L2Entry::Zero { host: Some(host), .. }
+            | L2Entry::Mixed { host: Some(host), .. } => (host, host),
             L2Entry::Compressed(at) => (at.offset, at.offset.add(at.len - 1)),
         };
         let (first, last) = (self.geometry.cluster_of(first), self.geometry.cluster_of(last));
@@ -331,10 +334,7 @@ impl Qcow2 {
         let Some(old) = old else { return Ok(vec![0; size]) };
         self.file.debug_event(Event::L2AllocCowRead);
         let mut bytes = self.file.read_bytes(old.0, size).await?;
-        for entry in bytes.chunks_exact_mut(ENTRY as usize) {
-            let raw = without_copied(be64(entry));
-            entry.copy_from_slice(&raw.to_be_bytes());
-        }
+        mark_shared(&mut bytes, self.geometry);
         Ok(bytes)
     }
 }

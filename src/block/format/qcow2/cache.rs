@@ -8,7 +8,7 @@
 //! Replacement is second chance: a piece that was used since the hand last passed is passed over once.
 
 use super::extensions::be64;
-use super::geometry::{ENTRY, HostOffset};
+use super::geometry::HostOffset;
 use crate::block::Result;
 use crate::block::graph::{Event, Node};
 use crate::block::range_lock::RangeLock;
@@ -70,12 +70,6 @@ impl Piece {
     /// Looks at the bytes. `f` must not come back to this piece.
     pub(super) fn with<T>(&self, f: impl FnOnce(&[u8]) -> T) -> T {
         f(&self.bytes.borrow())
-    }
-
-    /// The 8-byte entry at `index`.
-    pub(super) fn entry(&self, index: usize) -> u64 {
-        let at = index * ENTRY as usize;
-        be64(&self.bytes.borrow()[at..at + ENTRY as usize])
     }
 
     fn mark(&self, range: Range<usize>) {
@@ -185,15 +179,6 @@ impl Cache {
         self.mark(piece, changed);
     }
 
-    /// Sets the 8-byte entry at `index` of a piece.
-    pub(super) fn set_entry(&self, piece: &Piece, index: usize, value: u64) {
-        let at = index * ENTRY as usize..(index + 1) * ENTRY as usize;
-        self.change(piece, |bytes| {
-            bytes[at.clone()].copy_from_slice(&value.to_be_bytes());
-            at
-        });
-    }
-
     /// Copies all that is dirty, in the order of the file; it counts as clean from now on.
     pub(super) fn take_dirty(&self) -> Vec<DirtyBytes> {
         let mut dirty: Vec<HostOffset> = self.dirty.borrow_mut().drain().collect();
@@ -284,20 +269,27 @@ mod tests {
         cache.insert(Piece::new(HostOffset(offset), vec![0; 512]))
     }
 
+    fn set(cache: &Cache, piece: &Piece, at: usize, byte: u8) {
+        cache.change(piece, |bytes| {
+            bytes[at] = byte;
+            at..at + 1
+        });
+    }
+
     #[test]
     fn clean_unused_pieces_leave_first_and_dirty_or_held_ones_never() {
         let cache = Cache::new(512, 4, Event::None);
         let held = insert(&cache, 0);
         let dirty = insert(&cache, 512);
-        cache.set_entry(&dirty, 3, 7);
+        set(&cache, &dirty, 24, 7);
         drop(dirty);
         for at in 2..100 {
             insert(&cache, at * 512);
         }
         assert!(cache.pieces.borrow().len() <= 5);
         assert!(cache.get(HostOffset(0)).is_some());
-        assert_eq!(cache.peek(HostOffset(512), |piece| piece.entry(3)), Some(7));
-        assert_eq!(held.entry(0), 0);
+        assert_eq!(cache.peek(HostOffset(512), |piece| piece.with(|bytes| bytes[24])), Some(7));
+        assert_eq!(held.with(|bytes| bytes[0]), 0);
     }
 
     #[test]
@@ -305,7 +297,7 @@ mod tests {
         let cache = Cache::new(8192, 8, Event::None);
         for at in [3u64, 1, 2] {
             let piece = cache.insert(Piece::new(HostOffset(at * 8192), vec![0; 8192]));
-            cache.set_entry(&piece, 600, at);
+            set(&cache, &piece, 4800, at as u8);
         }
         let taken: Vec<u64> = cache.take_dirty().iter().map(|part| part.offset.0).collect();
         assert_eq!(taken, [8192 + 4096, 2 * 8192 + 4096, 3 * 8192 + 4096]);

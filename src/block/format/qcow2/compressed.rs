@@ -264,7 +264,7 @@ impl Qcow2 {
         self.file.debug_event(Event::L2UpdateCompressed);
         self.decompressed.forget(host);
         let new = L2Entry::Compressed(Compressed::new(host, bytes.len() as u64));
-        self.l2.set_entry(&slice, slot.index, new.encode(self.geometry));
+        self.set_entry(&slice, slot.index, new);
         room.keep();
         self.free_entry(old, false);
         Ok(())

@@ -13,7 +13,7 @@ use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
 use super::geometry::{Geometry, HostCluster, HostOffset};
 use super::header::{
-    COMPRESSION_TYPE, DATA_FILE_RAW, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
+    COMPRESSION_TYPE, DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
 };
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
@@ -23,6 +23,8 @@ use std::rc::Rc;
 
 /// Up to this cluster size the feature name table is left out.
 const MAX_WITHOUT_NAMES: u64 = 4096;
+/// Smallest clusters that have subclusters, in bytes.
+const MIN_EXTENDED_CLUSTER: u64 = 16384;
 /// Clusters that are in use before there is an L1 table.
 const FIRST_CLUSTERS: usize = 3;
 
@@ -37,6 +39,8 @@ pub struct CreateOptions {
     pub cluster_size: u64,
     /// Width of a refcount in bits.
     pub refcount_bits: u64,
+    /// Allocate in subclusters, 32 a cluster.
+    pub extended_l2: bool,
     /// Mark the image so that writers may update refcounts late.
     pub lazy_refcounts: bool,
     /// How clusters are compressed.
@@ -62,6 +66,7 @@ impl Default for CreateOptions {
             version: 3,
             cluster_size: 65536,
             refcount_bits: 16,
+            extended_l2: false,
             lazy_refcounts: false,
             compression_type: Codec::Deflate,
             backing_file: None,
@@ -133,6 +138,8 @@ impl CreateOptions {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
         }
+        let cluster_bits = self.cluster_size.trailing_zeros();
+        self.check_subclusters()?;
         if self.version < 3 && self.lazy_refcounts {
             let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
             return Err(invalid(what));
@@ -149,7 +156,7 @@ impl CreateOptions {
             return Err(invalid(what));
         }
         self.check_data_file()?;
-        if self.backing_file.is_some() && self.preallocation != Preallocation::Off {
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
             return Err(invalid(what));
@@ -161,8 +168,22 @@ impl CreateOptions {
                 return Err(Error::new(Kind::Unsupported, what));
             }
         }
-        let cluster_bits = self.cluster_size.trailing_zeros();
-        Ok(Geometry { cluster_bits, refcount_order: self.refcount_bits.trailing_zeros() })
+        let refcount_order = self.refcount_bits.trailing_zeros();
+        Ok(Geometry { cluster_bits, refcount_order, extended_l2: self.extended_l2 })
+    }
+
+    fn check_subclusters(&self) -> Result<()> {
+        if self.version < 3 && self.extended_l2 {
+            let what = "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)";
+            return Err(invalid(what));
+        }
+        if self.extended_l2 && self.cluster_size < MIN_EXTENDED_CLUSTER {
+            let what = format!(
+                "Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED_CLUSTER} bytes"
+            );
+            return Err(invalid(&what));
+        }
+        Ok(())
     }
 
     fn check_data_file(&self) -> Result<()> {
@@ -211,7 +232,8 @@ impl CreateOptions {
     fn incompatible(&self) -> u64 {
         let data = if self.data_file.is_some() { EXTERNAL_DATA } else { 0 };
         let compression = if self.compression_type == Codec::Deflate { 0 } else { COMPRESSION_TYPE };
-        data | compression
+        let extended = if self.extended_l2 { EXTENDED_L2 } else { 0 };
+        data | compression | extended
     }
 
     fn extensions(&self) -> Vec<Extension> {

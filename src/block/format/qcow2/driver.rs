@@ -98,11 +98,8 @@ impl Image {
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
             None if report.check_errors == 0 => Image::read(file).await,
-            why => {
-                let why = why.map_or(String::new(), |error| format!(": {error}"));
-                let error = Error::new(Kind::Corrupt, format!("Could not repair dirty image{why}"));
-                Err(error.remedy(REPAIR))
-            }
+            Some(error) => Err(error.context("Could not repair dirty image").remedy(REPAIR)),
+            None => Err(Error::new(Kind::Corrupt, "Could not repair dirty image").remedy(REPAIR)),
         }
     }
 
@@ -447,7 +444,7 @@ impl Driver for Rc<Qcow2> {
             refcount_bits: self.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
-            extended_l2: false,
+            extended_l2: self.geometry.extended_l2,
             encryption: self.encryption.as_ref().map(Encryption::facts),
             data_file: header.data_file(),
             data_file_raw: self.data_file.as_ref().map(|data| data.raw),

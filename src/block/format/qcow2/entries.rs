@@ -8,8 +8,16 @@
 //!   L2, standard   63 copied | 62 = 0 | 61..56 reserved | 55..9 offset | 8..1 reserved | 0 reads as zeros
 //!   L2, compressed 63 = 0    | 62 = 1 | 61..x additional sectors | x-1..0 byte offset    x = 70 - cluster_bits
 //! ```
+//! An extended L2 entry is 16 bytes: the descriptor above, whose bit 0 has no meaning, and at byte 8 a bitmap of
+//! 32 subclusters (specification: "Extended L2 Entries"):
+//! ```text
+//!   bitmap         63..32 subcluster 31..0 reads as zeros | 31..0 subcluster 31..0 is allocated
+//! ```
+//! A subcluster with neither bit shows the backing file, one with both is damage, as are allocated ones without a
+//! cluster. A compressed cluster has no bits. An entry whose subclusters are all alike decodes to the same as a
+//! standard entry; only [`L2Entry::Mixed`] has a state for each.
 
-use super::geometry::{Geometry, HOST_END, HostOffset};
+use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use std::ops::Range;
 
 const COPIED: u64 = 1 << 63;
@@ -20,9 +28,14 @@ const L1_RESERVED: u64 = !(COPIED | OFFSET);
 const L2_RESERVED: u64 = !(COPIED | COMPRESSED | OFFSET | ZERO);
 /// Compressed data is counted in sectors of this many bytes.
 pub(super) const SECTOR: u64 = 512;
+/// Subclusters of a cluster.
+const PARTS: u32 = 32;
 
 /// Why an entry cannot be used.
 pub(super) type Malformed = &'static str;
+
+/// A bitmap of subclusters that contradicts itself or its descriptor, in the words that scripts know.
+const BAD_SUBCLUSTERS: Malformed = "Invalid cluster entry found";
 
 /// An entry of an L1 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +93,90 @@ impl Compressed {
     }
 }
 
+/// The words of an L2 entry as they stand on disk; `bitmap` is 0 where entries are not extended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct L2Words {
+    pub(super) descriptor: u64,
+    pub(super) bitmap: u64,
+}
+
+impl L2Words {
+    /// Reads the bytes of one entry.
+    #[inline]
+    pub(super) fn read(entry: &[u8]) -> L2Words {
+        let word =
+            |at: usize| entry.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |&b| u64::from_be_bytes(b));
+        L2Words { descriptor: word(0), bitmap: word(ENTRY as usize) }
+    }
+
+    /// Writes the bytes of one entry.
+    pub(super) fn write(self, entry: &mut [u8]) {
+        for (bytes, word) in entry.chunks_exact_mut(ENTRY as usize).zip([self.descriptor, self.bitmap]) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+    }
+
+    /// Whether nothing is there.
+    pub(super) fn is_empty(self) -> bool {
+        self.descriptor | self.bitmap == 0
+    }
+
+    fn subclusters(self) -> Subclusters {
+        Subclusters { data: self.bitmap as u32, zeros: (self.bitmap >> 32) as u32 }
+    }
+}
+
+/// What a subcluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subcluster {
+    Unallocated,
+    Zero,
+    Data,
+}
+
+/// A set of the subclusters of a cluster for each state; those in no set are unallocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subclusters {
+    data: u32,
+    zeros: u32,
+}
+
+impl Subclusters {
+    const UNALLOCATED: Subclusters = Subclusters { data: 0, zeros: 0 };
+
+    fn get(self, index: u32) -> Subcluster {
+        match (self.data >> index & 1, self.zeros >> index & 1) {
+            (1, _) => Subcluster::Data,
+            (_, 1) => Subcluster::Zero,
+            _ => Subcluster::Unallocated,
+        }
+    }
+
+    /// The state of a subcluster, and the index at which another state begins.
+    fn run(self, index: u32) -> (Subcluster, u32) {
+        let state = self.get(index);
+        let same = match state {
+            Subcluster::Data => self.data,
+            Subcluster::Zero => self.zeros,
+            Subcluster::Unallocated => !(self.data | self.zeros),
+        };
+        (state, index + (same >> index).trailing_ones())
+    }
+
+    fn with(self, range: Range<u32>, state: Subcluster) -> Subclusters {
+        let (mask, keep) = (bits(range.clone()), !bits(range));
+        Subclusters {
+            data: self.data & keep | if state == Subcluster::Data { mask } else { 0 },
+            zeros: self.zeros & keep | if state == Subcluster::Zero { mask } else { 0 },
+        }
+    }
+}
+
+/// A mask of bits; the range is not empty.
+fn bits(range: Range<u32>) -> u32 {
+    u32::MAX >> (32 - (range.end - range.start)) << range.start
+}
+
 /// An entry of an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum L2Entry {
@@ -91,29 +188,36 @@ pub(super) enum L2Entry {
     Data { host: HostOffset, copied: bool },
     /// Stands compressed in the file.
     Compressed(Compressed),
+    /// Each subcluster for itself, if they are not all alike or are unallocated but have a cluster kept for them.
+    Mixed { host: Option<HostOffset>, copied: bool, subclusters: Subclusters },
 }
 
 impl L2Entry {
     /// Decodes and checks. `zeros` says whether the version has zero clusters (3 and up).
-    pub(super) fn decode(raw: u64, geometry: Geometry, zeros: bool) -> Result<L2Entry, Malformed> {
-        if raw == 0 {
+    pub(super) fn decode(words: L2Words, geometry: Geometry, zeros: bool) -> Result<L2Entry, Malformed> {
+        if words.is_empty() {
             return Ok(L2Entry::Unallocated);
         }
-        if let RawL2::Compressed { offset, len, copied } = raw_l2(raw, geometry) {
-            return decode_compressed(offset, len, copied);
+        if let RawL2::Compressed { offset, len, copied } = raw_l2(words, geometry) {
+            return decode_compressed(offset, len, copied, words.bitmap);
         }
+        let raw = words.descriptor;
         let (offset, copied) = (raw & OFFSET, raw & COPIED != 0);
         if raw & L2_RESERVED != 0 {
-            return Err("has reserved bits set");
+            return Err("L2 entry has reserved bits set");
         }
         if !geometry.is_aligned(offset) {
-            return Err("has an unaligned cluster offset");
+            return Err("L2 entry has an unaligned cluster offset");
         }
         if offset == 0 && copied {
-            return Err("points to a cluster at offset 0");
+            return Err("L2 entry points to a cluster at offset 0");
+        }
+        if geometry.extended_l2 {
+            let host = Some(HostOffset(offset)).filter(|_| offset != 0);
+            return decode_subclusters(host, copied, words);
         }
         match (raw & ZERO != 0, offset) {
-            (true, _) if !zeros => Err("is a zero cluster, which version 2 does not have"),
+            (true, _) if !zeros => Err("L2 entry is a zero cluster, which version 2 does not have"),
             (true, 0) => Ok(L2Entry::Zero { host: None, copied: false }),
             (true, _) => Ok(L2Entry::Zero { host: Some(HostOffset(offset)), copied }),
             (false, _) => Ok(L2Entry::Data { host: HostOffset(offset), copied }),
@@ -122,48 +226,148 @@ impl L2Entry {
 
     /// As [`L2Entry::decode`], of an image with an external data file: offset 0 is a place for data, which the
     /// copied flag tells from no place, and nothing is compressed.
-    pub(super) fn decode_external(raw: u64, geometry: Geometry) -> Result<L2Entry, Malformed> {
+    pub(super) fn decode_external(words: L2Words, geometry: Geometry) -> Result<L2Entry, Malformed> {
+        let raw = words.descriptor;
         if raw & COMPRESSED != 0 {
-            return Err("is compressed, but the image has an external data file");
+            return Err("L2 entry is compressed, but the image has an external data file");
         }
         match raw & !ZERO {
+            COPIED if geometry.extended_l2 => decode_subclusters(Some(HostOffset(0)), true, words),
             COPIED if raw & ZERO != 0 => Ok(L2Entry::Zero { host: Some(HostOffset(0)), copied: true }),
             COPIED => Ok(L2Entry::Data { host: HostOffset(0), copied: true }),
-            _ => L2Entry::decode(raw, geometry, true),
+            _ => L2Entry::decode(words, geometry, true),
         }
     }
 
     /// As it stands on disk.
-    pub(super) fn encode(self, geometry: Geometry) -> u64 {
-        match self {
-            L2Entry::Unallocated => 0,
-            L2Entry::Zero { host: None, .. } => ZERO,
-            L2Entry::Zero { host: Some(host), copied } => host.0 | copied_bit(copied) | ZERO,
-            L2Entry::Data { host, copied } => host.0 | copied_bit(copied),
-            L2Entry::Compressed(at) => {
-                let sectors = ((at.offset.0 % SECTOR + at.len) / SECTOR).saturating_sub(1);
-                COMPRESSED | sectors << sector_shift(geometry) | at.offset.0
-            }
+    pub(super) fn encode(self, geometry: Geometry) -> L2Words {
+        if let L2Entry::Compressed(at) = self {
+            let sectors = ((at.offset.0 % SECTOR + at.len) / SECTOR).saturating_sub(1);
+            let descriptor = COMPRESSED | sectors << sector_shift(geometry) | at.offset.0;
+            return L2Words { descriptor, bitmap: 0 };
         }
+        let (host, copied, subclusters) = self.parts();
+        let descriptor = host.map_or(0, |host| host.0 | copied_bit(copied));
+        if geometry.extended_l2 {
+            let bitmap = u64::from(subclusters.zeros) << 32 | u64::from(subclusters.data);
+            return L2Words { descriptor, bitmap };
+        }
+        let zero = if matches!(self, L2Entry::Zero { .. }) { ZERO } else { 0 };
+        L2Words { descriptor: descriptor | zero, bitmap: 0 }
+    }
+
+    /// An entry of parts, by the name that it has if its subclusters are all alike.
+    fn from_parts(host: Option<HostOffset>, copied: bool, subclusters: Subclusters) -> L2Entry {
+        match (host, subclusters) {
+            (Some(host), Subclusters { data: u32::MAX, .. }) => L2Entry::Data { host, copied },
+            (_, Subclusters { zeros: u32::MAX, .. }) => L2Entry::Zero { host, copied },
+            (None, Subclusters::UNALLOCATED) => L2Entry::Unallocated,
+            _ => L2Entry::Mixed { host, copied, subclusters },
+        }
+    }
+
+    /// Cluster, copied flag, and subclusters; a compressed cluster is data that has no cluster to itself.
+    fn parts(self) -> (Option<HostOffset>, bool, Subclusters) {
+        let all = |state| Subclusters::UNALLOCATED.with(0..PARTS, state);
+        match self {
+            L2Entry::Unallocated => (None, false, Subclusters::UNALLOCATED),
+            L2Entry::Zero { host, copied } => (host, copied, all(Subcluster::Zero)),
+            L2Entry::Data { host, copied } => (Some(host), copied, all(Subcluster::Data)),
+            L2Entry::Compressed(_) => (None, false, all(Subcluster::Data)),
+            L2Entry::Mixed { host, copied, subclusters } => (host, copied, subclusters),
+        }
+    }
+
+    /// A cluster that is kept for later and shows what is below it. Needs extended entries.
+    pub(super) fn unused(host: HostOffset) -> L2Entry {
+        L2Entry::from_parts(Some(host), true, Subclusters::UNALLOCATED)
+    }
+
+    /// The cluster that it has to itself or shares with other tables, if there is one.
+    pub(super) fn host(self) -> Option<HostOffset> {
+        self.parts().0
+    }
+
+    /// The cluster that may be written in place, if there is one.
+    pub(super) fn own_host(self) -> Option<HostOffset> {
+        let (host, copied, _) = self.parts();
+        host.filter(|_| copied)
+    }
+
+    /// The state at byte `skip` of the cluster, and the byte at which another state begins.
+    pub(super) fn run(self, skip: u64, geometry: Geometry) -> (Subcluster, u64) {
+        let bits = part_bits(geometry);
+        let (state, end) = self.parts().2.run((skip >> bits) as u32);
+        (state, u64::from(end) << bits)
+    }
+
+    /// The first byte at or behind `skip` whose subcluster holds data; the end of the cluster if there is none.
+    pub(super) fn next_data(self, skip: u64, geometry: Geometry) -> u64 {
+        let bits = part_bits(geometry);
+        let behind = self.parts().2.data >> (skip >> bits) << (skip >> bits);
+        u64::from(behind.trailing_zeros()) << bits
+    }
+
+    /// The bytes of the cluster from the first to the last subcluster that holds data.
+    pub(super) fn data_span(self, geometry: Geometry) -> Option<Range<u64>> {
+        let (bits, data) = (part_bits(geometry), self.parts().2.data);
+        let span = data.trailing_zeros()..32 - data.leading_zeros();
+        (data != 0).then(|| u64::from(span.start) << bits..u64::from(span.end) << bits)
+    }
+
+    /// The entry once whole subclusters of it were written to `host`, where everything else that it shows as data
+    /// is too.
+    pub(super) fn with_data(self, host: HostOffset, bytes: Range<u64>, geometry: Geometry) -> L2Entry {
+        let subclusters = self.parts().2.with(parts_of(bytes, geometry), Subcluster::Data);
+        L2Entry::from_parts(Some(host), true, subclusters)
+    }
+
+    /// The entry with whole subclusters read as zeros; none for a compressed cluster, unless it is all of it.
+    pub(super) fn with_zeros(self, bytes: Range<u64>, geometry: Geometry) -> Option<L2Entry> {
+        let range = parts_of(bytes, geometry);
+        if matches!(self, L2Entry::Compressed(_)) && range != (0..PARTS) {
+            return None;
+        }
+        let (host, copied, subclusters) = self.parts();
+        Some(L2Entry::from_parts(host, copied, subclusters.with(range, Subcluster::Zero)))
+    }
+}
+
+/// log2 of the bytes of 1/32 of a cluster. Clusters without subclusters have parts too, all alike.
+fn part_bits(geometry: Geometry) -> u32 {
+    geometry.cluster_bits - PARTS.trailing_zeros()
+}
+
+/// The parts that bytes of a cluster are, which begin and end with subclusters.
+fn parts_of(bytes: Range<u64>, geometry: Geometry) -> Range<u32> {
+    let bits = part_bits(geometry);
+    (bytes.start >> bits) as u32..(bytes.end >> bits) as u32
+}
+
+/// Marks the entries of an L2 table that was copied as shared: what they point to has two users now.
+pub(super) fn mark_shared(table: &mut [u8], geometry: Geometry) {
+    for entry in table.chunks_exact_mut(geometry.l2_entry() as usize) {
+        let words = L2Words::read(entry);
+        L2Words { descriptor: without_copied(words.descriptor), ..words }.write(entry);
     }
 }
 
 /// The host clusters that an L2 entry refers to.
-pub(super) fn references(raw: u64, geometry: Geometry) -> Result<Range<u64>, Malformed> {
-    let bits = geometry.cluster_bits;
+pub(super) fn references(words: L2Words, geometry: Geometry) -> Result<Range<u64>, Malformed> {
+    let (raw, bits) = (words.descriptor, geometry.cluster_bits);
     if raw & COMPRESSED == 0 {
         let offset = raw & OFFSET;
         return match (offset, geometry.is_aligned(offset)) {
             (0, _) => Ok(0..0),
             (_, true) => Ok(offset >> bits..(offset >> bits) + 1),
-            (_, false) => Err("has an unaligned cluster offset"),
+            (_, false) => Err("L2 entry has an unaligned cluster offset"),
         };
     }
-    match raw_l2(raw, geometry) {
+    match raw_l2(words, geometry) {
         RawL2::Compressed { offset, len, .. } if offset < HOST_END => {
             Ok(offset >> bits..((offset + len - 1) >> bits) + 1)
         }
-        _ => Err("points to compressed data at an impossible offset"),
+        _ => Err("L2 entry points to compressed data at an impossible offset"),
     }
 }
 
@@ -173,7 +377,7 @@ pub(super) fn takes_copied(raw: u64) -> bool {
     raw & COMPRESSED == 0 && raw & OFFSET != 0
 }
 
-/// Marks an entry of a table that was copied as shared: what it points to has two users now.
+/// The entry of a table that was copied: what it points to has two users now.
 pub(super) fn without_copied(raw: u64) -> u64 {
     if raw & COMPRESSED != 0 { raw } else { raw & !COPIED }
 }
@@ -183,23 +387,9 @@ pub(super) fn with_copied(raw: u64, copied: bool) -> u64 {
     raw & !COPIED | copied_bit(copied)
 }
 
-/// The L2 entry of a cluster that reads as zeros and keeps no host cluster.
-pub(super) fn plain_zero() -> u64 {
-    ZERO
-}
-
 /// Whether bit 63 is set.
 pub(super) fn has_copied(raw: u64) -> bool {
     raw & COPIED != 0
-}
-
-/// The entry of the cluster that follows in guest and file, if it continues `raw`: what makes one extent.
-pub(super) fn successor(raw: u64, geometry: Geometry) -> Option<u64> {
-    match raw {
-        0 | ZERO => Some(raw),
-        _ if raw & COMPRESSED != 0 => None,
-        _ => Some(raw.wrapping_add(geometry.cluster_size())),
-    }
 }
 
 /// An L1 entry as `check` sees it, valid or not.
@@ -213,14 +403,50 @@ pub(super) fn raw_l1(raw: u64) -> RawL1 {
     RawL1 { offset: raw & OFFSET, reserved: raw & L1_RESERVED != 0 }
 }
 
-/// An L2 entry as `check` sees it, valid or not.
+/// The entries of an L2 table.
+pub(super) fn l2_words(table: &[u8], geometry: Geometry) -> impl Iterator<Item = L2Words> + Clone {
+    table.chunks_exact(geometry.l2_entry() as usize).map(L2Words::read)
+}
+
+/// What `check` says of an entry's bitmap of subclusters, if it makes no sense.
+/// `external`: data is in a file of its own, where 0 is a place that the copied flag tells from none.
+pub(super) fn bitmap_damage(
+    words: L2Words,
+    index: usize,
+    geometry: Geometry,
+    external: bool,
+) -> Option<String> {
+    let subclusters = words.subclusters();
+    if words.bitmap == 0 {
+        return None;
+    }
+    match raw_l2(words, geometry) {
+        RawL2::Compressed { .. } => Some(format!(
+            "ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={:#x}",
+            words.descriptor
+        )),
+        RawL2::Standard { offset: 0, .. }
+            if subclusters.data != 0 && !(external && has_copied(words.descriptor)) =>
+        {
+            Some("ERROR: Unallocated cluster has non-zero subcluster allocation map".into())
+        }
+        RawL2::Standard { offset, .. } if subclusters.data & subclusters.zeros != 0 => Some(format!(
+            "ERROR offset={offset:x}: Allocated cluster has corrupted subcluster allocation bitmap"
+        )),
+        RawL2::Standard { .. } => None,
+    }
+}
+
+/// An L2 entry as `check` sees it, valid or not. `zero`: it has no data, whatever cluster it keeps.
 pub(super) enum RawL2 {
     Compressed { offset: u64, len: u64, copied: bool },
     Standard { offset: u64, reserved: bool, zero: bool },
 }
 
 /// Takes an L2 entry apart without judging it.
-pub(super) fn raw_l2(raw: u64, geometry: Geometry) -> RawL2 {
+#[inline]
+pub(super) fn raw_l2(words: L2Words, geometry: Geometry) -> RawL2 {
+    let raw = words.descriptor;
     if raw & COMPRESSED != 0 {
         let shift = sector_shift(geometry);
         let offset = raw & ((1 << shift) - 1);
@@ -228,7 +454,8 @@ pub(super) fn raw_l2(raw: u64, geometry: Geometry) -> RawL2 {
         let len = (sectors + 1) * SECTOR - offset % SECTOR;
         return RawL2::Compressed { offset, len, copied: raw & COPIED != 0 };
     }
-    RawL2::Standard { offset: raw & OFFSET, reserved: raw & L2_RESERVED != 0, zero: raw & ZERO != 0 }
+    let zero = if geometry.extended_l2 { words.subclusters().data == 0 } else { raw & ZERO != 0 };
+    RawL2::Standard { offset: raw & OFFSET, reserved: raw & L2_RESERVED != 0, zero }
 }
 
 fn copied_bit(copied: bool) -> u64 {
@@ -239,14 +466,25 @@ fn sector_shift(geometry: Geometry) -> u32 {
     62 - (geometry.cluster_bits - 8)
 }
 
-fn decode_compressed(offset: u64, len: u64, copied: bool) -> Result<L2Entry, Malformed> {
+fn decode_compressed(offset: u64, len: u64, copied: bool, bitmap: u64) -> Result<L2Entry, Malformed> {
     if copied {
-        return Err("is compressed and has the copied flag set");
+        return Err("L2 entry is compressed and has the copied flag set");
     }
     if offset == 0 || offset >= HOST_END {
-        return Err("points to compressed data at an impossible offset");
+        return Err("L2 entry points to compressed data at an impossible offset");
+    }
+    if bitmap != 0 {
+        return Err(BAD_SUBCLUSTERS);
     }
     Ok(L2Entry::Compressed(Compressed { offset: HostOffset(offset), len }))
+}
+
+fn decode_subclusters(host: Option<HostOffset>, copied: bool, words: L2Words) -> Result<L2Entry, Malformed> {
+    let subclusters = words.subclusters();
+    if subclusters.data & subclusters.zeros != 0 || host.is_none() && subclusters.data != 0 {
+        return Err(BAD_SUBCLUSTERS);
+    }
+    Ok(L2Entry::from_parts(host, copied, subclusters))
 }
 
 /// An entry of the refcount table: the refcount block, if there is one.
@@ -314,7 +552,12 @@ fn sub_byte(order: u32, index: usize) -> (usize, usize, u8) {
 mod tests {
     use super::*;
 
-    const G: Geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+    const G: Geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
+    const E: Geometry = Geometry { extended_l2: true, ..G };
+
+    fn standard(descriptor: u64) -> L2Words {
+        L2Words { descriptor, bitmap: 0 }
+    }
 
     #[test]
     fn entries_survive_encoding() {
@@ -327,7 +570,11 @@ mod tests {
             L2Entry::Data { host, copied: false },
             L2Entry::Compressed(Compressed { offset: HostOffset(0x12_0345), len: 512 * 7 - 0x145 }),
         ] {
-            assert_eq!(L2Entry::decode(entry.encode(G), G, true), Ok(entry));
+            for geometry in [G, E] {
+                let mut bytes = vec![0xff; geometry.l2_entry() as usize];
+                entry.encode(geometry).write(&mut bytes);
+                assert_eq!(L2Entry::decode(L2Words::read(&bytes), geometry, true), Ok(entry));
+            }
         }
         let entry = L1Entry::Table { offset: host, copied: true };
         assert_eq!(L1Entry::decode(entry.encode(), G), Ok(entry));
@@ -336,15 +583,48 @@ mod tests {
     #[test]
     fn entries_that_break_a_rule_are_refused() {
         for raw in [COPIED, 0x200, 0x1_0002, 1 << 57 | 0x1_0000, COMPRESSED, COPIED | COMPRESSED | 0x1_0000] {
-            assert!(L2Entry::decode(raw, G, true).is_err(), "{raw:#x}");
+            assert!(L2Entry::decode(standard(raw), G, true).is_err(), "{raw:#x}");
         }
-        assert!(L2Entry::decode(ZERO, G, false).is_err());
+        assert!(L2Entry::decode(standard(ZERO), G, false).is_err());
         for raw in [0x200, 0x1_0001, 1 << 56 | 0x1_0000, 1 << 62] {
             assert!(L1Entry::decode(raw, G).is_err(), "{raw:#x}");
         }
         for raw in [0x200, 1, 1 << 63] {
             assert!(decode_refcount_table(raw, G).is_err(), "{raw:#x}");
         }
+    }
+
+    #[test]
+    fn bitmaps_of_subclusters_that_make_no_sense_are_refused() {
+        let data = COPIED | 0x1_0000;
+        for (descriptor, bitmap) in
+            [(data, 0x1_0000_0001), (data, u64::MAX), (0, 1), (COMPRESSED | 0x1_0000, 1), (data | 2, 0)]
+        {
+            let words = L2Words { descriptor, bitmap };
+            assert!(L2Entry::decode(words, E, true).is_err(), "{words:x?}");
+        }
+    }
+
+    #[test]
+    fn a_subcluster_has_one_state_and_runs_end_where_another_begins() {
+        let host = HostOffset(0x12_0000);
+        let entry = L2Entry::Unallocated.with_data(host, 0x1000..0x2000, E);
+        assert_eq!(entry.encode(E), L2Words { descriptor: COPIED | host.0, bitmap: 0b11 << 2 });
+        let entry = entry.with_zeros(0x1800..0x1_0000, E).unwrap();
+        assert_eq!(entry.encode(E).bitmap, 0xffff_fff8 << 32 | 0b100);
+        assert_eq!(entry.run(0x7ff, E), (Subcluster::Unallocated, 0x1000));
+        assert_eq!(entry.run(0x1000, E), (Subcluster::Data, 0x1800));
+        assert_eq!(entry.run(0x1801, E), (Subcluster::Zero, 0x1_0000));
+        assert_eq!((entry.next_data(0, E), entry.next_data(0x1800, E)), (0x1000, 0x1_0000));
+        assert_eq!(entry.data_span(E), Some(0x1000..0x1800));
+        assert_eq!(L2Entry::unused(host).data_span(E), None);
+        let whole = entry.with_data(host, 0..0x1_0000, E);
+        assert_eq!(whole, L2Entry::Data { host, copied: true });
+        let bitmap = entry.encode(E).bitmap;
+        assert_eq!(
+            L2Entry::decode(L2Words { descriptor: host.0, bitmap }, E, true).unwrap().own_host(),
+            None
+        );
     }
 
     #[test]

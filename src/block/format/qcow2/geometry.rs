@@ -5,6 +5,7 @@
 //!                             |-- slice | index --|
 //! ```
 //! A *slice* is the part of an L2 table that is cached as one: 4 KiB, or the whole table where it is smaller.
+//! A *subcluster* is what has a state of its own: 1/32 of a cluster with extended L2 entries, else the cluster.
 
 use std::ops::Range;
 
@@ -34,20 +35,25 @@ impl GuestOffset {
     }
 }
 
-/// Bytes of an L1 or L2 entry.
+/// Bytes of an L1 entry, and of the other tables' entries except for extended L2 entries.
 pub(super) const ENTRY: u64 = 8;
 /// Host offsets end here: bits 56 and up of an entry are no part of an offset.
 pub(super) const HOST_END: u64 = 1 << 56;
 /// Bytes of an L2 slice, where the table is not smaller.
 const SLICE: u64 = 4096;
 
-/// Cluster size and refcount width.
+/// log2 of the subclusters of a cluster with extended L2 entries.
+const SUBCLUSTERS_BITS: u32 = 5;
+
+/// Cluster size, refcount width and kind of L2 entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Geometry {
     /// log2 of the cluster size: 9 to 21.
     pub(super) cluster_bits: u32,
     /// log2 of the width of a refcount in bits: 0 to 6.
     pub(super) refcount_order: u32,
+    /// L2 entries have a bitmap of subclusters behind them.
+    pub(super) extended_l2: bool,
 }
 
 impl Geometry {
@@ -69,6 +75,21 @@ impl Geometry {
     /// The start of the cluster that holds a guest byte.
     pub(super) fn guest_start(self, at: GuestOffset) -> GuestOffset {
         GuestOffset(at.0 - self.in_cluster(at.0))
+    }
+
+    /// log2 of the bytes of a subcluster.
+    pub(super) fn subcluster_bits(self) -> u32 {
+        if self.extended_l2 { self.cluster_bits - SUBCLUSTERS_BITS } else { self.cluster_bits }
+    }
+
+    /// Bytes of a subcluster.
+    pub(super) fn subcluster_size(self) -> u64 {
+        1 << self.subcluster_bits()
+    }
+
+    /// The start of the subcluster that holds a guest byte.
+    pub(super) fn subcluster_start(self, at: GuestOffset) -> GuestOffset {
+        GuestOffset(at.0 & !(self.subcluster_size() - 1))
     }
 
     /// How many clusters hold `bytes` bytes.
@@ -94,9 +115,14 @@ impl Geometry {
         HostOffset(cluster.0 << self.cluster_bits)
     }
 
+    /// Bytes of an L2 entry.
+    pub(super) fn l2_entry(self) -> u64 {
+        if self.extended_l2 { 2 * ENTRY } else { ENTRY }
+    }
+
     /// Entries of an L2 table.
     pub(super) fn l2_entries(self) -> u64 {
-        self.cluster_size() / ENTRY
+        self.cluster_size() / self.l2_entry()
     }
 
     /// Guest bytes that one L2 table maps.
@@ -127,14 +153,14 @@ impl Geometry {
     /// Where in its L2 table the slice of a guest byte starts (bytes), and the entry's index in the slice.
     pub(super) fn slice_of(self, at: GuestOffset) -> (u64, usize) {
         let index = (at.0 >> self.cluster_bits) % self.l2_entries();
-        let byte = index * ENTRY;
+        let byte = index * self.l2_entry();
         let start = byte / self.slice_size() * self.slice_size();
-        (start, ((byte - start) / ENTRY) as usize)
+        (start, ((byte - start) / self.l2_entry()) as usize)
     }
 
     /// Entries of an L2 slice.
     pub(super) fn slice_entries(self) -> usize {
-        (self.slice_size() / ENTRY) as usize
+        (self.slice_size() / self.l2_entry()) as usize
     }
 
     /// Width of a refcount in bits.
@@ -159,14 +185,14 @@ mod tests {
 
     #[test]
     fn a_guest_offset_splits_into_indices_that_lead_back_to_it() {
-        for cluster_bits in 9..=21 {
-            let geometry = Geometry { cluster_bits, refcount_order: 4 };
+        for (cluster_bits, extended_l2) in (9..=21).flat_map(|bits| [(bits, false), (bits, true)]) {
+            let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2 };
             for cluster in [0, 1, 63, 64, 65, 8191, 8192, 1 << 20, (1 << 30) + 7] {
                 let at = GuestOffset(cluster << cluster_bits);
                 let (slice, index) = geometry.slice_of(at);
                 assert_eq!(slice % geometry.slice_size(), 0);
                 assert!(index < geometry.slice_entries());
-                let in_table = slice / ENTRY + index as u64;
+                let in_table = slice / geometry.l2_entry() + index as u64;
                 let back = geometry.l1_index(at) as u64 * geometry.l2_entries() + in_table;
                 assert_eq!(back, cluster);
             }

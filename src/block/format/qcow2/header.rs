@@ -31,8 +31,10 @@ pub(super) const CORRUPT: u64 = 1 << 1;
 pub(super) const EXTERNAL_DATA: u64 = 1 << 2;
 /// Incompatible: clusters are not compressed as zlib does.
 pub(super) const COMPRESSION_TYPE: u64 = 1 << 3;
+/// Incompatible: L2 entries are extended.
+pub(super) const EXTENDED_L2: u64 = 1 << 4;
 /// What this build has of the incompatible features.
-const SUPPORTED: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE;
+const SUPPORTED: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED_L2;
 /// Compatible: refcounts may be updated late.
 pub(super) const LAZY_REFCOUNTS: u64 = 1;
 /// Autoclear: that file reads as the guest's disk.
@@ -45,6 +47,8 @@ pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub(super) const MAX_SNAPSHOTS: u32 = 65536;
 pub(super) const MAX_BACKING_NAME: usize = 1023;
+/// Bytes of the smallest subcluster.
+const MIN_SUBCLUSTER: u64 = 512;
 pub(super) const MIN_CLUSTER_BITS: u32 = 9;
 pub(super) const MAX_CLUSTER_BITS: u32 = 21;
 
@@ -109,7 +113,11 @@ impl Header {
         let name_end = if field64(8) == 0 { 0 } else { extensions_end + field32(16) as usize };
         let header = Header {
             version,
-            geometry: Geometry { cluster_bits: field32(20), refcount_order },
+            geometry: Geometry {
+                cluster_bits: field32(20),
+                refcount_order,
+                extended_l2: v3_field(72) & EXTENDED_L2 != 0,
+            },
             size: field64(24),
             l1_entries: field32(36),
             l1_offset: HostOffset(field64(40)),
@@ -144,6 +152,10 @@ impl Header {
         }
         if self.autoclear & DATA_FILE_RAW != 0 && self.incompatible & EXTERNAL_DATA == 0 {
             return Err(invalid("data-file-raw requires a data file"));
+        }
+        if self.geometry.subcluster_size() < MIN_SUBCLUSTER {
+            let size = self.geometry.subcluster_size();
+            return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
         self.check_compression_type()?;
         if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {

@@ -6,7 +6,7 @@
 
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::{Compressed, L1Entry, L2Entry, successor};
+use super::entries::{Compressed, L1Entry, L2Entry, L2Words, Malformed, Subcluster};
 use super::extensions::be64;
 use super::geometry::{ENTRY, Geometry, GuestOffset, HostOffset};
 use crate::block::graph::Node;
@@ -96,14 +96,34 @@ pub(super) struct Slot {
 /// Where the bytes of an extent are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In the backing file.
-    Unallocated,
+    /// In the backing file. `host` is kept for the first byte.
+    Unallocated { host: Option<HostOffset> },
     /// Nowhere: zeros. `host` is kept for the first byte; `copied` as in the entry.
     Zero { host: Option<HostOffset>, copied: bool },
     /// In the file from `host` on.
     Data { host: HostOffset, copied: bool },
     /// Compressed, in this one cluster.
     Compressed(Compressed),
+}
+
+impl Place {
+    /// Clears the copied flag if it does not count.
+    fn disown(&mut self, shared: bool) {
+        if let Place::Data { copied, .. } | Place::Zero { copied, .. } = self {
+            *copied &= !shared;
+        }
+    }
+
+    /// The place of the byte `bytes` further on, if it is in the same extent.
+    fn after(self, bytes: u64) -> Option<Place> {
+        let add = |host: Option<HostOffset>| host.map(|host| host.add(bytes));
+        match self {
+            Place::Unallocated { host } => Some(Place::Unallocated { host: add(host) }),
+            Place::Zero { host, copied } => Some(Place::Zero { host: add(host), copied }),
+            Place::Data { host, copied } => Some(Place::Data { host: host.add(bytes), copied }),
+            Place::Compressed(_) => None,
+        }
+    }
 }
 
 /// A run of guest bytes that are in one place.
@@ -130,7 +150,8 @@ impl Qcow2 {
     pub(super) fn lookup(&self, view: &View, at: GuestOffset, len: u64) -> Result<Option<Extent>> {
         let Some(slot) = self.slot(view, at)? else {
             let reach = self.geometry.l2_reach();
-            return Ok(Some(Extent { place: Place::Unallocated, len: len.min(reach - at.0 % reach) }));
+            let place = Place::Unallocated { host: None };
+            return Ok(Some(Extent { place, len: len.min(reach - at.0 % reach) }));
         };
         self.l2.peek(slot.slice, |slice| self.extent(slice, &slot, at, len)).transpose()
     }
@@ -154,24 +175,40 @@ impl Qcow2 {
 
     /// Decodes the entry at `index` of a slice.
     pub(super) fn entry(&self, slice: &Piece, index: usize) -> Result<L2Entry> {
-        let raw = slice.entry(index);
-        let entry = match self.has_data_file() {
-            true => L2Entry::decode_external(raw, self.geometry),
-            false => L2Entry::decode(raw, self.geometry, self.v3),
-        };
-        entry.map_err(|what| {
-            let message =
-                format!("L2 entry {what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
+        self.decode_entry(slice, index).map_err(|what| {
+            let message = format!("{what} (L2 slice offset: {:#x}, L2 index: {index:#x})", slice.offset().0);
             Error::new(Kind::Corrupt, message)
         })
     }
 
+    fn decode_entry(&self, slice: &Piece, index: usize) -> std::result::Result<L2Entry, Malformed> {
+        let range = self.entry_range(index);
+        let words = slice.with(|bytes| L2Words::read(&bytes[range]));
+        match self.has_data_file() {
+            true => L2Entry::decode_external(words, self.geometry),
+            false => L2Entry::decode(words, self.geometry, self.v3),
+        }
+    }
+
+    /// Sets the entry at `index` of a slice.
+    pub(super) fn set_entry(&self, slice: &Piece, index: usize, entry: L2Entry) {
+        let range = self.entry_range(index);
+        self.l2.change(slice, |bytes| {
+            entry.encode(self.geometry).write(&mut bytes[range.clone()]);
+            range
+        });
+    }
+
+    /// The bytes of the entry at `index` of a slice.
+    fn entry_range(&self, index: usize) -> Range<usize> {
+        let size = self.geometry.l2_entry() as usize;
+        index * size..(index + 1) * size
+    }
+
     /// Refuses a cluster of a data file that is not in its place.
     fn check_external(&self, entry: L2Entry, at: GuestOffset) -> Result<()> {
-        match entry {
-            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host), .. }
-                if self.has_data_file() && host.0 != at.0 =>
-            {
+        match entry.host() {
+            Some(host) if self.has_data_file() && host.0 != at.0 => {
                 let message = format!(
                     "External data file host cluster offset {:#x} does not match guest cluster offset: {:#x}",
                     host.0, at.0
@@ -185,28 +222,44 @@ impl Qcow2 {
     fn extent(&self, slice: &Piece, slot: &Slot, at: GuestOffset, len: u64) -> Result<Extent> {
         let first = self.entry(slice, slot.index)?;
         self.check_external(first, self.geometry.guest_start(at))?;
-        let (skip, size) = (self.geometry.in_cluster(at.0), self.geometry.cluster_size());
-        let mut covered = size - skip;
-        if covered < len {
-            let mut raw = slice.entry(slot.index);
-            for index in slot.index + 1..self.geometry.slice_entries() {
-                let next = slice.entry(index);
-                if covered >= len || successor(raw, self.geometry) != Some(next) {
-                    break;
-                }
-                (raw, covered) = (next, covered + size);
+        let mut extent = self.extent_in(first, self.geometry.in_cluster(at.0));
+        for index in slot.index + 1..self.geometry.slice_entries() {
+            if extent.len >= len || !self.geometry.is_aligned(at.0 + extent.len) {
+                break;
             }
+            // One that is not valid says so when it is its turn.
+            let Ok(entry) = self.decode_entry(slice, index) else { break };
+            let next = self.extent_in(entry, 0);
+            if extent.place.after(extent.len) != Some(next.place) {
+                break;
+            }
+            extent.len += next.len;
         }
+        extent.len = extent.len.min(len);
         // What a shared table names is shared, whatever its flag says.
-        let owned = |copied| copied && slot.copied;
-        let place = match first {
-            L2Entry::Unallocated => Place::Unallocated,
-            L2Entry::Zero { host, copied } => {
-                Place::Zero { host: host.map(|host| host.add(skip)), copied: owned(copied) }
-            }
-            L2Entry::Data { host, copied } => Place::Data { host: host.add(skip), copied: owned(copied) },
+        extent.place.disown(!slot.copied);
+        Ok(extent)
+    }
+
+    /// The extent from byte `skip` of a cluster on, within it.
+    fn extent_in(&self, entry: L2Entry, skip: u64) -> Extent {
+        let add = |host: Option<HostOffset>| host.map(|host| host.add(skip));
+        let mut end = self.geometry.cluster_size();
+        let place = match entry {
+            L2Entry::Unallocated => Place::Unallocated { host: None },
+            L2Entry::Zero { host, copied } => Place::Zero { host: add(host), copied },
+            L2Entry::Data { host, copied } => Place::Data { host: host.add(skip), copied },
             L2Entry::Compressed(at) => Place::Compressed(at),
+            L2Entry::Mixed { host, copied, .. } => {
+                let state;
+                (state, end) = entry.run(skip, self.geometry);
+                match (state, host) {
+                    (Subcluster::Data, Some(host)) => Place::Data { host: host.add(skip), copied },
+                    (Subcluster::Zero, host) => Place::Zero { host: add(host), copied },
+                    (_, host) => Place::Unallocated { host: add(host) },
+                }
+            }
         };
-        Ok(Extent { place, len: covered.min(len) })
+        Extent { place, len: end - skip }
     }
 }

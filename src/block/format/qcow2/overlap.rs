@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_found_unless_it_is_the_writers_own() {
-        let overlap = Overlap::new(Geometry { cluster_bits: 9, refcount_order: 4 });
+        let overlap = Overlap::new(Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false });
         overlap.set_range(Metadata::ActiveL1, 1024..1032);
         overlap.add(Metadata::ActiveL2, HostCluster(200));
         overlap.add(Metadata::RefcountBlock, HostCluster(63));

@@ -41,11 +41,11 @@ impl Qcow2 {
                 return self.read_compressed(view, at, into).await;
             }
             (Place::Data { host, .. }, _) => self.read_data(host, at, &part).await?,
-            (Place::Unallocated, Some(backing)) => {
+            (Place::Unallocated { .. }, Some(backing)) => {
                 self.file.debug_event(Event::ReadBackingAio);
                 backing.read(at.0, &part).await?;
             }
-            (Place::Zero { .. } | Place::Unallocated, _) => part.fill(0, part.len(), 0),
+            (Place::Zero { .. } | Place::Unallocated { .. }, _) => part.fill(0, part.len(), 0),
         }
         Ok(part.len())
     }

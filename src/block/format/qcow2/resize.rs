@@ -117,18 +117,16 @@ impl Qcow2 {
 
     /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has.
     async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
-        let cluster_end = old.next_multiple_of(self.geometry.cluster_size()).min(size);
-        self.zero_part(GuestOffset(old), cluster_end - old).await?;
+        let cluster_end = old.next_multiple_of(self.geometry.cluster_size());
         let backing = self.backing.as_ref().map_or(0, |backing| backing.size()).min(size);
-        if backing <= cluster_end {
-            return Ok(());
-        }
-        if !self.v3 {
+        if backing > cluster_end && !self.v3 {
             let what = "Cannot grow a version 2 image over a longer backing file";
             return Err(Error::new(Kind::Unsupported, what));
         }
-        let end = backing.next_multiple_of(self.geometry.cluster_size());
-        self.zero_clusters(GuestOffset(cluster_end), GuestOffset(end)).await
+        let first = old.next_multiple_of(self.geometry.subcluster_size());
+        let last = backing.next_multiple_of(self.geometry.cluster_size()).max(cluster_end);
+        self.zero_part(GuestOffset(old), first.min(size) - old).await?;
+        self.zero_subclusters(GuestOffset(first), GuestOffset(last)).await
     }
 
     /// Makes the data file as long as the disk, with zeros in what is added to the disk.
@@ -171,11 +169,14 @@ impl Qcow2 {
         }
         let in_slice = (self.geometry.slice_entries() - slot.index) as u64;
         let wanted = self.geometry.clusters_for(to - at.0).min(in_slice);
-        let free = (0..wanted as usize).take_while(|count| slice.entry(slot.index + count) == 0).count();
+        let is_free = |count: &u64| {
+            self.entry(&slice, slot.index + *count as usize).is_ok_and(|entry| entry == L2Entry::Unallocated)
+        };
+        let free = (0..wanted).take_while(is_free).count() as u64;
         if self.has_data_file() {
-            return Ok(self.preallocate_placed(&slice, slot.index, at, free as u64));
+            return Ok(self.preallocate_placed(&slice, slot.index, at, free));
         }
-        let new = self.reserve(free as u64).await?;
+        let new = self.reserve(free).await?;
         let run = new.run;
         self.extend_file(run.first.0 + run.count, mode).await?;
         let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
@@ -183,13 +184,16 @@ impl Qcow2 {
             self.zero_run(run, at).await?;
         }
         for count in 0..run.count {
-            // Old bytes may stand in clusters that were used before.
-            let entry = if new.untouched || !self.v3 {
-                L2Entry::Data { host: host(count), copied: true }
+            let host = host(count);
+            let entry = if self.geometry.extended_l2 {
+                L2Entry::unused(host)
+            } else if new.untouched || !self.v3 {
+                L2Entry::Data { host, copied: true }
             } else {
-                L2Entry::Zero { host: Some(host(count)), copied: true }
+                // Old bytes may stand in clusters that were used before.
+                L2Entry::Zero { host: Some(host), copied: true }
             };
-            self.l2.set_entry(&slice, slot.index + count as usize, entry.encode(self.geometry));
+            self.set_entry(&slice, slot.index + count as usize, entry);
         }
         new.keep();
         Ok(at.add(run.count << self.geometry.cluster_bits))
@@ -199,8 +203,11 @@ impl Qcow2 {
     fn preallocate_placed(&self, slice: &Piece, index: usize, at: GuestOffset, count: u64) -> GuestOffset {
         for count in 0..count {
             let host = HostOffset(at.0 + (count << self.geometry.cluster_bits));
-            let entry = L2Entry::Data { host, copied: true };
-            self.l2.set_entry(slice, index + count as usize, entry.encode(self.geometry));
+            let entry = match self.geometry.extended_l2 && !self.is_raw() {
+                true => L2Entry::unused(host),
+                false => L2Entry::Data { host, copied: true },
+            };
+            self.set_entry(slice, index + count as usize, entry);
         }
         at.add(count << self.geometry.cluster_bits)
     }

@@ -15,9 +15,8 @@
 
 use super::alloc::Reserved;
 use super::driver::Qcow2;
-use super::entries::{refcount, references, set_refcount, takes_copied, with_copied};
-use super::extensions::be64;
-use super::geometry::{ENTRY, HostCluster, HostOffset};
+use super::entries::{L2Words, refcount, references, set_refcount, takes_copied, with_copied};
+use super::geometry::{HostCluster, HostOffset};
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};
@@ -118,8 +117,9 @@ impl<'a> Shadow<'a> {
         done: &mut usize,
         change: Change,
     ) -> Result<std::result::Result<(), Missing>> {
-        for entry in table[*done * ENTRY as usize..].chunks_exact(ENTRY as usize) {
-            let clusters = references(be64(entry), self.image.geometry).map_err(malformed)?;
+        let size = self.image.geometry.l2_entry() as usize;
+        for entry in table[*done * size..].chunks_exact(size) {
+            let clusters = references(L2Words::read(entry), self.image.geometry).map_err(malformed)?;
             if let Err(missing) = self.have(&clusters) {
                 return Ok(Err(missing));
             }
@@ -147,18 +147,20 @@ impl<'a> Shadow<'a> {
         done: &mut usize,
         changed: &mut bool,
     ) -> Result<std::result::Result<(), Missing>> {
-        for entry in table[*done * ENTRY as usize..].chunks_exact_mut(ENTRY as usize) {
-            let old = be64(entry);
+        let size = self.image.geometry.l2_entry() as usize;
+        for entry in table[*done * size..].chunks_exact_mut(size) {
+            let words = L2Words::read(entry);
+            let old = words.descriptor;
             *done += 1;
             if !takes_copied(old) {
                 continue;
             }
-            let cluster = references(old, self.image.geometry).map_err(malformed)?.start;
+            let cluster = references(words, self.image.geometry).map_err(malformed)?.start;
             match self.known(cluster) {
                 Ok(Some(count)) => {
                     let new = with_copied(old, count == 1);
                     if new != old {
-                        entry.copy_from_slice(&new.to_be_bytes());
+                        L2Words { descriptor: new, ..words }.write(entry);
                         *changed = true;
                     }
                 }
@@ -512,7 +514,7 @@ impl Qcow2 {
 }
 
 fn malformed(what: &str) -> Error {
-    Error::new(Kind::Corrupt, format!("L2 entry {what}")).remedy(REPAIR)
+    Error::new(Kind::Corrupt, what).remedy(REPAIR)
 }
 
 fn uncounted(cluster: u64) -> Error {

@@ -57,7 +57,9 @@ impl Qcow2 {
         let node = self.data_node().ok();
         let at = |host: HostOffset| -> Option<(Rc<Node>, u64)> { Some((node?.clone(), host.0)) };
         match place {
-            Place::Unallocated => BlockStatus { allocated: false, ..status },
+            Place::Unallocated { host } => {
+                BlockStatus { allocated: false, mapped: host.and_then(at), ..status }
+            }
             Place::Zero { host, .. } => BlockStatus { zero: true, mapped: host.and_then(at), ..status },
             Place::Data { host, .. } => BlockStatus { data: true, mapped: at(host), ..status },
             Place::Compressed(_) => BlockStatus { data: true, compressed: true, ..status },
@@ -68,8 +70,9 @@ impl Qcow2 {
 /// Whether `next` continues an extent that began `covered` bytes before it.
 fn continues(first: Place, next: Place, covered: u64) -> bool {
     match (first, next) {
-        (Place::Unallocated, Place::Unallocated) | (Place::Compressed(_), Place::Compressed(_)) => true,
-        (Place::Zero { host: a, .. }, Place::Zero { host: b, .. }) => a.map(|host| host.add(covered)) == b,
+        (Place::Compressed(_), Place::Compressed(_)) => true,
+        (Place::Unallocated { host: a }, Place::Unallocated { host: b })
+        | (Place::Zero { host: a, .. }, Place::Zero { host: b, .. }) => a.map(|host| host.add(covered)) == b,
         (Place::Data { host: a, .. }, Place::Data { host: b, .. }) => a.add(covered) == b,
         _ => false,
     }

@@ -140,7 +140,8 @@ impl Qcow2 {
         }
         let snapshot_table = self.write_snapshot_table(shadow, &snapshots).await?;
         shadow.give_up(self.active.range()).await?;
-        shadow.give_up(self.snapshot_table.borrow().clone()).await?;
+        let old_table = self.snapshot_table.borrow().clone();
+        shadow.give_up(old_table).await?;
         for snapshot in &plan.dropped {
             shadow.give_up(snapshot.l1_range()).await?;
         }

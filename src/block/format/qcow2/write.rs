@@ -1,20 +1,24 @@
-//! Writing: in place where the cluster is the live disk's alone, else to new clusters.
+//! Writing: in place where the bytes are the live disk's alone, else to a cluster that is kept for them or new.
 //!
 //! ```text
-//!   new cluster   | head: old content | data of the request | tail: old content |     one write below
+//!   cluster    |        | head: old content | data of the request | tail: old content |        |
+//!                       '---------------- whole subclusters: one write below ---------'
 //! ```
+//! Subclusters are filled as a whole: the whole cluster, where entries are not extended. A cluster that moves,
+//! because it is shared or compressed, takes along all its data.
+//!
 //! The guest range is locked from the look-up to the change of the L2 entries, which comes after the data. A
 //! write that fails leaves the old mapping, and its new clusters are given back.
 
 use super::alloc::Reserved;
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
 use crate::block::graph::Event;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Iov, Result};
+use std::ops::Range;
 
 /// Longest run that is allocated at once, in bytes: what is in flight is bounded by it.
 const MAX_RUN: u64 = 4 << 20;
@@ -77,22 +81,24 @@ impl Qcow2 {
         let locked = start.0..start.0 + (clusters << self.geometry.cluster_bits);
         let _turn = self.guests.lock(locked, true).await;
         let (slice, slot) = self.writable_slot(at).await?;
-        let (target, clusters) = match self.kept_run(&slice, slot.index, clusters)? {
+        let (target, len) = match self.kept_run(&slice, slot.index, skip, clusters)? {
             Some((_, 0)) => return Ok(0),
-            Some((host, count)) => (Target::Kept(host), count),
+            Some((host, len)) => (Target::Kept(host), len),
             None if self.has_data_file() => {
-                (Target::Placed(HostOffset(start.0)), self.new_run(&slice, slot.index, clusters)?)
+                let count = self.new_run(&slice, slot.index, clusters)?;
+                (Target::Placed(HostOffset(start.0)), (count << self.geometry.cluster_bits) - skip)
             }
             None => {
                 let reserved = self.reserve(self.new_run(&slice, slot.index, clusters)?).await?;
-                let count = reserved.run.count;
-                (Target::New(reserved), count)
+                let len = (reserved.run.count << self.geometry.cluster_bits) - skip;
+                (Target::New(reserved), len)
             }
         };
-        let len = ((clusters << self.geometry.cluster_bits) - skip).min(from.len() as u64);
-        self.write_clusters(&target, at, &from.slice(0, len as usize)).await?;
-        self.link(&slice, slot.index, clusters, target)?;
-        Ok(len)
+        let part = from.slice(0, len.min(from.len() as u64) as usize);
+        let filled = self.filled(&slice, slot.index, &target, at, part.len() as u64)?;
+        self.write_filled(&target, at, &part, &filled).await?;
+        self.link(&slice, slot.index, filled, target)?;
+        Ok(part.len() as u64)
     }
 
     /// How many clusters, from that of `at` on, one go may change: `len` bytes, one slice, a bounded run.
@@ -103,68 +109,104 @@ impl Qcow2 {
         self.geometry.clusters_for(len).min(in_slice).min(bounded)
     }
 
-    /// If the first cluster has a host cluster that may be written: it, and how many follow it so. No count if
-    /// it needs no change at all.
-    fn kept_run(&self, slice: &Piece, index: usize, limit: u64) -> Result<Option<(HostOffset, u64)>> {
-        let first = match self.entry(slice, index)? {
-            L2Entry::Zero { host: Some(host), copied: true } => host,
-            L2Entry::Data { host, copied: true } => return Ok(Some((host, 0))),
-            _ => return Ok(None),
-        };
-        let mut count = 1;
-        while count < limit {
-            let next = first.add(count << self.geometry.cluster_bits);
+    /// If the first cluster has a host cluster that may be written: it, and how many bytes from `skip` on hold no
+    /// data and have host clusters that follow it. No bytes if nothing needs a change.
+    fn kept_run(
+        &self,
+        slice: &Piece,
+        index: usize,
+        skip: u64,
+        limit: u64,
+    ) -> Result<Option<(HostOffset, u64)>> {
+        let size = self.geometry.cluster_size();
+        let Some(first) = self.entry(slice, index)?.own_host() else { return Ok(None) };
+        let mut end = 0;
+        for count in 0..limit {
             let entry = self.entry(slice, index + count as usize)?;
-            if entry != (L2Entry::Zero { host: Some(next), copied: true }) {
+            if entry.own_host() != Some(first.add(count * size)) {
                 break;
             }
-            count += 1;
+            let from = if count == 0 { skip } else { 0 };
+            let data = entry.next_data(from, self.geometry);
+            end = count * size + data;
+            if data < size {
+                break;
+            }
         }
-        Ok(Some((first, count)))
+        Ok(Some((first, end.saturating_sub(skip))))
     }
 
     /// How many clusters from the first on need a new host cluster.
     fn new_run(&self, slice: &Piece, index: usize, limit: u64) -> Result<u64> {
         for count in 0..limit {
-            match self.entry(slice, index + count as usize)? {
-                L2Entry::Data { copied: true, .. } | L2Entry::Zero { host: Some(_), copied: true } => {
-                    return Ok(count.max(1));
-                }
-                _ => {}
+            if self.entry(slice, index + count as usize)?.own_host().is_some() {
+                return Ok(count.max(1));
             }
         }
         Ok(limit)
     }
 
+    /// The guest bytes that a write of `len` bytes fills: whole subclusters, and the data of clusters that move.
+    fn filled(
+        &self,
+        slice: &Piece,
+        index: usize,
+        target: &Target<'_>,
+        at: GuestOffset,
+        len: u64,
+    ) -> Result<Range<u64>> {
+        let (size, end) = (self.geometry.cluster_size(), at.0 + len);
+        let mut filled =
+            self.geometry.subcluster_start(at).0..end.next_multiple_of(self.geometry.subcluster_size());
+        if matches!(target, Target::Kept(_)) {
+            return Ok(filled);
+        }
+        let first = self.geometry.guest_start(at).0;
+        let last = self.geometry.guest_start(GuestOffset(end - 1)).0;
+        if let Some(data) = self.entry(slice, index)?.data_span(self.geometry) {
+            filled.start = filled.start.min(first + data.start);
+        }
+        if let Some(data) =
+            self.entry(slice, index + ((last - first) / size) as usize)?.data_span(self.geometry)
+        {
+            filled.end = filled.end.max(last + data.end);
+        }
+        Ok(filled)
+    }
+
     /// Writes `from` with the old content around it.
-    async fn write_clusters(&self, target: &Target<'_>, at: GuestOffset, from: &Iov) -> Result<()> {
+    async fn write_filled(
+        &self,
+        target: &Target<'_>,
+        at: GuestOffset,
+        from: &Iov,
+        filled: &Range<u64>,
+    ) -> Result<()> {
         let (host, untouched) = match target {
             Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), reserved.untouched),
         };
-        let head_len = self.geometry.in_cluster(at.0);
         let end = at.add(from.len() as u64);
-        let tail_len = self.cluster_end(end) - end.0;
-        let head = self.old_content(self.geometry.guest_start(at), head_len, untouched).await?;
-        let tail = self.old_content(end, tail_len, untouched).await?;
-        let (mut start, mut first) = (host.add(head_len), at);
+        let head = self.old_content(GuestOffset(filled.start), at.0 - filled.start, untouched).await?;
+        let tail = self.old_content(end, self.written_end(end, filled) - end.0, untouched).await?;
+        let mut first = at;
         let mut parts = Vec::with_capacity(3);
         if let Around::Bytes(bytes) = head {
-            (start, first) = (host, self.geometry.guest_start(at));
+            first = GuestOffset(filled.start);
             parts.push(bytes);
         }
         parts.push(from.clone());
         if let Around::Bytes(bytes) = tail {
             parts.push(bytes);
         }
+        let start = host.add(first.0 - self.geometry.guest_start(at).0);
         self.file.debug_event(if parts.len() > 1 { Event::CowWrite } else { Event::WriteAio });
         self.write_data(start, first, &Iov::concat(&parts)).await
     }
 
-    /// Where the cluster that `end` is in or behind ends. A data file is no longer than the disk.
-    fn cluster_end(&self, end: GuestOffset) -> u64 {
-        let cluster_end = end.0.next_multiple_of(self.geometry.cluster_size());
-        if self.has_data_file() { cluster_end.min(self.size.get()).max(end.0) } else { cluster_end }
+    /// Where what is written ends, of a request that ends at `end`. A data file is no longer than the disk.
+    fn written_end(&self, end: GuestOffset, filled: &Range<u64>) -> u64 {
+        if self.has_data_file() { filled.end.min(self.size.get()).max(end.0) } else { filled.end }
     }
 
     /// What stands in `len` bytes of one cluster now. `untouched`: what is not written reads as zeros.
@@ -172,13 +214,7 @@ impl Qcow2 {
         if len == 0 {
             return Ok(Around::Nothing);
         }
-        let extent = self.map(&self.active, at, len).await?;
-        let zero = match extent.place {
-            Place::Zero { .. } => true,
-            Place::Unallocated => self.backing_is_zero(at, len).await?,
-            Place::Data { .. } | Place::Compressed(_) => false,
-        };
-        match (zero, untouched) {
+        match (self.reads_as_zeros(at, len).await?, untouched) {
             (true, true) => Ok(Around::Nothing),
             (true, false) => Ok(Around::Bytes(self.zeros(len))),
             (false, _) => {
@@ -190,8 +226,26 @@ impl Qcow2 {
         }
     }
 
+    /// Whether a range reads as zeros, as far as that is known without reading it.
+    pub(super) async fn reads_as_zeros(&self, at: GuestOffset, len: u64) -> Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let extent = self.map(&self.active, at.add(done), len - done).await?;
+            let zero = match extent.place {
+                Place::Zero { .. } => true,
+                Place::Unallocated { .. } => self.backing_is_zero(at.add(done), extent.len).await?,
+                Place::Data { .. } | Place::Compressed(_) => false,
+            };
+            if !zero {
+                return Ok(false);
+            }
+            done += extent.len;
+        }
+        Ok(true)
+    }
+
     /// Whether what is unallocated reads as zeros, as far as that is known without reading it.
-    pub(super) async fn backing_is_zero(&self, at: GuestOffset, len: u64) -> Result<bool> {
+    async fn backing_is_zero(&self, at: GuestOffset, len: u64) -> Result<bool> {
         let vm_state = self.geometry.vm_state_start(self.active.disk_size.get());
         let backing = self.backing.as_ref().filter(|_| at < vm_state);
         let Some(backing) = backing else { return Ok(true) };
@@ -206,18 +260,23 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Shows the data that was written.
-    fn link(&self, slice: &Piece, index: usize, clusters: u64, target: Target<'_>) -> Result<()> {
+    /// Shows the data that was written: `filled`, which begins in the cluster of the entry at `index`.
+    fn link(&self, slice: &Piece, index: usize, filled: Range<u64>, target: Target<'_>) -> Result<()> {
         let (host, new) = match &target {
             Target::Kept(host) | Target::Placed(host) => (*host, false),
             Target::New(reserved) => (self.geometry.start_of(reserved.run.first), true),
         };
+        let (size, start) =
+            (self.geometry.cluster_size(), self.geometry.guest_start(GuestOffset(filled.start)).0);
+        let filled = filled.start - start..filled.end - start;
+        let clusters = self.geometry.clusters_for(filled.end);
         let old = (index..index + clusters as usize).map(|at| self.entry(slice, at));
         // From here on nothing can fail: the entries and what they replace change as one.
         for (old, count) in old.collect::<Result<Vec<_>>>()?.into_iter().zip(0..) {
-            let at = index + count as usize;
-            let data = L2Entry::Data { host: host.add(count << self.geometry.cluster_bits), copied: true };
-            self.l2.set_entry(slice, at, data.encode(self.geometry));
+            let cluster = count * size;
+            let bytes = filled.start.max(cluster) - cluster..filled.end.min(cluster + size) - cluster;
+            let data = old.with_data(host.add(cluster), bytes, self.geometry);
+            self.set_entry(slice, index + count as usize, data);
             if new {
                 self.free_entry(old, false);
             }

@@ -1,11 +1,16 @@
 //! Making ranges read as zeros, and discarding them: changes of L2 entries alone, where that is possible.
 //!
+//! Whole clusters, that is; with extended L2 entries zeroes change whole subclusters, of a cluster that keeps its
+//! place unless nothing but zeros is left in it.
+//!
 //! | before | zeroes, may unmap | zeroes, keep | discard |
 //! | --- | --- | --- | --- |
 //! | unallocated | zero | zero | zero if there is a backing file |
 //! | data | zero | zero, keeps its cluster | zero (version 2: unallocated) |
 //! | compressed | zero | zero | zero (version 2: unallocated) |
 //! | zero with a cluster | zero | – | zero |
+//!
+//! Behind the end of the disk everything becomes unallocated.
 //!
 //! In an external data file, which is not counted, the places of clusters that are zeroed by unmapping or
 //! discarded are given back to the host at once. A raw one takes the request itself, and no entry changes.
@@ -20,6 +25,7 @@ use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::{Extent, Place};
 use crate::block::{Error, Kind, Result};
+use std::ops::Range;
 
 /// What is to become of a range.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,21 +47,30 @@ impl Qcow2 {
         if self.is_raw() {
             return self.data_node()?.write_zeroes(at.0, len, may_unmap).await;
         }
-        let (end, size) = (at.add(len), self.geometry.cluster_size());
+        let (end, size) = (at.add(len), self.geometry.subcluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
-        let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
+        let last = self.last_boundary(end, self.geometry.subcluster_start(end));
         let change = if may_unmap { Change::Unmap } else { Change::Keep };
         let done = async {
             if first >= last {
                 return self.zero_part(at, len).await;
             }
             self.zero_part(at, first.0 - at.0).await?;
-            self.change_clusters(first, last, change).await?;
-            self.zero_part(last, end.0 - last.0).await
+            self.change_range(first, last, change).await?;
+            self.zero_part(last, end.0.saturating_sub(last.0)).await
         };
         match done.await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+
+    /// Where the last cluster ends that a range up to `end` covers, `boundary` in general: at the end of the
+    /// disk nobody needs the rest of the cluster.
+    fn last_boundary(&self, end: GuestOffset, boundary: GuestOffset) -> GuestOffset {
+        match end.0 == self.size.get() {
+            true => GuestOffset(end.0.next_multiple_of(self.geometry.cluster_size())),
+            false => boundary,
         }
     }
 
@@ -67,8 +82,8 @@ impl Qcow2 {
         }
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
-        let last = if end.0 == self.size.get() { end } else { self.geometry.guest_start(end) };
-        match self.change_clusters(first, last, Change::Discard).await {
+        let last = self.last_boundary(end, self.geometry.guest_start(end));
+        match self.change_range(first, last, Change::Discard).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.corrupted(error).await),
         }
@@ -85,14 +100,14 @@ impl Qcow2 {
         Ok(self.users.enter())
     }
 
-    /// Makes whole clusters read as zeros; their host clusters stay. Needs version 3.
-    pub(super) async fn zero_clusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
-        self.change_clusters(first, last, Change::Keep).await
+    /// Makes whole subclusters read as zeros; their host clusters stay. Needs version 3.
+    pub(super) async fn zero_subclusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
+        self.change_range(first, last, Change::Keep).await
     }
 
     /// Gives up whole clusters behind the end of the disk.
     pub(super) async fn drop_clusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
-        self.change_clusters(first, last, Change::Drop).await
+        self.change_range(first, last, Change::Drop).await
     }
 
     /// Zeroes a part of one or two clusters by writing, unless it reads as zeros already.
@@ -102,7 +117,7 @@ impl Qcow2 {
             let from = at.add(done);
             let in_cluster = self.geometry.cluster_size() - self.geometry.in_cluster(from.0);
             let extent = self.map(&self.active, from, (len - done).min(in_cluster)).await?;
-            if !self.is_zero(&extent, from).await? {
+            if !self.reads_as_zeros(from, extent.len).await? {
                 self.write_disk(from, &self.zeros(extent.len)).await?;
             }
             done += extent.len;
@@ -110,16 +125,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn is_zero(&self, extent: &Extent, at: GuestOffset) -> Result<bool> {
-        match extent.place {
-            Place::Zero { .. } => Ok(true),
-            Place::Unallocated => self.backing_is_zero(at, extent.len).await,
-            Place::Data { .. } | Place::Compressed(_) => Ok(false),
-        }
-    }
-
-    /// Changes whole clusters; the end of the disk ends a cluster too.
-    async fn change_clusters(&self, first: GuestOffset, last: GuestOffset, change: Change) -> Result<()> {
+    /// Changes whole subclusters, or clusters if they are discarded.
+    async fn change_range(&self, first: GuestOffset, last: GuestOffset, change: Change) -> Result<()> {
         let mut at = first;
         while at < last {
             let extent = self.map(&self.active, at, last.0 - at.0).await?;
@@ -130,7 +137,13 @@ impl Qcow2 {
             if self.must_prepare() {
                 self.prepare_change().await?;
             }
-            at = self.change_slice(at, last, change).await?;
+            let end = self.change_slice(at, last, change).await?;
+            if end == at {
+                // A part of a compressed cluster has no state of its own.
+                self.zero_part(at, extent.len).await?;
+                at = at.add(extent.len);
+            }
+            at = at.max(end);
         }
         Ok(())
     }
@@ -138,51 +151,67 @@ impl Qcow2 {
     /// Whether entries of the extent change at all.
     fn needs_change(&self, extent: &Extent, change: Change) -> bool {
         match extent.place {
-            Place::Unallocated => self.backing.is_some() && change != Change::Drop,
-            Place::Zero { .. } if change == Change::Drop => true,
+            Place::Unallocated { host: None } if change == Change::Drop => false,
+            _ if change == Change::Drop => true,
+            Place::Unallocated { host } => self.backing.is_some() || host.is_some() && change != Change::Keep,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
         }
     }
 
-    /// Changes the entries of one slice. Returns where it ended.
-    async fn change_slice(&self, at: GuestOffset, last: GuestOffset, change: Change) -> Result<GuestOffset> {
-        let (_, index) = self.geometry.slice_of(at);
+    /// Changes the entries of one slice. Returns where it ended: at what has to be written instead, if not at
+    /// the end.
+    async fn change_slice(
+        &self,
+        first: GuestOffset,
+        last: GuestOffset,
+        change: Change,
+    ) -> Result<GuestOffset> {
+        let (_, index) = self.geometry.slice_of(first);
+        let start = self.geometry.guest_start(first);
         let in_slice = (self.geometry.slice_entries() - index) as u64;
-        let clusters = self.geometry.clusters_for(last.0 - at.0).min(in_slice);
-        let end = at.add(clusters << self.geometry.cluster_bits);
-        let _turn = self.guests.lock(at.0..end.0, true).await;
-        let (slice, slot) = self.writable_slot(at).await?;
+        let clusters = self.geometry.clusters_for(last.0 - start.0).min(in_slice);
+        let locked = start.0..start.0 + (clusters << self.geometry.cluster_bits);
+        let end = locked.end.min(last.0);
+        let _turn = self.guests.lock(locked, true).await;
+        let (slice, slot) = self.writable_slot(first).await?;
+        let mut at = first.0;
         for index in slot.index..slot.index + clusters as usize {
-            self.change_entry(&slice, index, change)?;
+            let cluster = self.geometry.guest_start(GuestOffset(at)).0;
+            let part = at - cluster..(end - cluster).min(self.geometry.cluster_size());
+            let next = cluster + part.end;
+            if !self.change_entry(&slice, index, part, change)? {
+                break;
+            }
+            at = next;
         }
         if self.has_data_file() && change != Change::Keep {
             // Under the lock, so that nobody writes there again before: entries on disk may still show the
             // place, where zeros are as good as what was there.
-            self.discard_data(HostOffset(at.0), end.0.min(last.0) - at.0).await;
+            let len = at.min(self.size.get()).saturating_sub(first.0);
+            self.discard_data(HostOffset(first.0), len).await;
         }
-        Ok(end)
+        Ok(GuestOffset(at))
     }
 
-    fn change_entry(&self, slice: &Piece, index: usize, change: Change) -> Result<()> {
+    /// Changes bytes of one cluster. False if it cannot be done without writing.
+    fn change_entry(&self, slice: &Piece, index: usize, part: Range<u64>, change: Change) -> Result<bool> {
         let old = self.entry(slice, index)?;
-        let zero = if self.v3 { L2Entry::Zero { host: None, copied: false } } else { L2Entry::Unallocated };
-        let new = match old {
+        let Some(zeroed) = old.with_zeros(part, self.geometry) else { return Ok(false) };
+        let gone = if self.v3 { L2Entry::Zero { host: None, copied: false } } else { L2Entry::Unallocated };
+        let new = match (old, zeroed) {
             _ if change == Change::Drop => L2Entry::Unallocated,
-            L2Entry::Unallocated if self.backing.is_none() => L2Entry::Unallocated,
-            L2Entry::Data { host, copied } if change == Change::Keep && self.v3 => {
-                L2Entry::Zero { host: Some(host), copied }
-            }
-            L2Entry::Zero { .. } if change == Change::Keep => old,
-            _ => zero,
+            (L2Entry::Unallocated, _) if self.backing.is_none() => old,
+            (_, L2Entry::Zero { .. }) if change != Change::Keep || !self.v3 => gone,
+            _ => zeroed,
         };
         if new == old {
-            return Ok(());
+            return Ok(true);
         }
-        self.l2.set_entry(slice, index, new.encode(self.geometry));
-        if !matches!(new, L2Entry::Zero { host: Some(_), .. }) {
+        self.set_entry(slice, index, new);
+        if new.host().is_none() {
             self.free_entry(old, true);
         }
-        Ok(())
+        Ok(true)
     }
 }

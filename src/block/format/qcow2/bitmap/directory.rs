@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn table_entries_survive_encoding_and_reserved_bits_are_refused() {
-        let geometry = Geometry { cluster_bits: 16, refcount_order: 4 };
+        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
         for entry in [TableEntry::Clear, TableEntry::Set, TableEntry::Bits(HostOffset(0x5_0000))] {
             assert_eq!(TableEntry::decode(entry.encode(), geometry), Some(entry));
         }

@@ -1,11 +1,11 @@
 //! The copied flags of the live disk: set where the refcount is 1, and nowhere else. A flag that is set wrongly
 //! lets a write change what a snapshot shows.
 
-use super::super::entries::{RawL2, has_copied, raw_l1, raw_l2, with_copied};
+use super::super::entries::{L2Words, RawL2, has_copied, l2_words, raw_l1, raw_l2, with_copied};
 use super::super::geometry::{ENTRY, Geometry, HostCluster, HostOffset};
 use super::super::overlap::Metadata;
+use super::Checker;
 use super::references::References;
-use super::{Checker, tables};
 use crate::block::Result;
 use crate::block::graph::driver::Repair;
 
@@ -17,8 +17,8 @@ struct WrongFlag {
 }
 
 /// The cluster of an entry that has a copied flag.
-fn flagged_cluster(raw: u64, geometry: Geometry) -> Option<HostCluster> {
-    match raw_l2(raw, geometry) {
+fn flagged_cluster(words: L2Words, geometry: Geometry) -> Option<HostCluster> {
+    match raw_l2(words, geometry) {
         RawL2::Standard { offset, .. } if offset != 0 => Some(geometry.cluster_of(HostOffset(offset))),
         _ => None,
     }
@@ -26,9 +26,9 @@ fn flagged_cluster(raw: u64, geometry: Geometry) -> Option<HostCluster> {
 
 /// Whether an entry needs no second look.
 #[inline]
-fn is_right(raw: u64, geometry: Geometry, refcounts: &References) -> bool {
-    let Some(cluster) = flagged_cluster(raw, geometry) else { return true };
-    cluster.0 < refcounts.len() && (refcounts.get(cluster.0) == 1) == has_copied(raw)
+fn is_right(words: L2Words, geometry: Geometry, refcounts: &References) -> bool {
+    let Some(cluster) = flagged_cluster(words, geometry) else { return true };
+    cluster.0 < refcounts.len() && (refcounts.get(cluster.0) == 1) == has_copied(words.descriptor)
 }
 
 impl Checker<'_> {
@@ -67,13 +67,14 @@ impl Checker<'_> {
     async fn check_table(&mut self, table: HostOffset, repair: bool) -> Result<()> {
         let (geometry, refcounts) = (self.image.geometry, &self.tally.references);
         let Ok(bytes) = self.tables.read(table.0, geometry.cluster_size()).await else { return Ok(()) };
-        let suspects: Vec<(usize, u64)> = tables::entries(bytes)
+        let suspects: Vec<(usize, L2Words)> = l2_words(bytes, geometry)
             .enumerate()
-            .filter(|&(_, raw)| !is_right(raw, geometry, refcounts))
+            .filter(|&(_, words)| !is_right(words, geometry, refcounts))
             .collect();
         let mut wrong = Vec::new();
-        for (index, raw) in suspects {
-            let Some(cluster) = flagged_cluster(raw, geometry) else { continue };
+        for (index, words) in suspects {
+            let raw = words.descriptor;
+            let Some(cluster) = flagged_cluster(words, geometry) else { continue };
             let Some(refcount) = self.refcount(cluster).await else { continue };
             if (refcount == 1) != has_copied(raw) {
                 wrong.push(WrongFlag { index, raw, refcount });
@@ -111,7 +112,7 @@ impl Checker<'_> {
         }
         let mut bytes = self.tables.read(table.0, size).await?.to_vec();
         for WrongFlag { index, raw, refcount } in wrong {
-            let at = index * ENTRY as usize;
+            let at = index * self.image.geometry.l2_entry() as usize;
             let raw = with_copied(*raw, *refcount == 1);
             bytes[at..at + ENTRY as usize].copy_from_slice(&raw.to_be_bytes());
         }

@@ -5,7 +5,7 @@
 //! are longer than the budget in all overlap, and are not followed any more.
 
 use super::super::encrypt::luks_place;
-use super::super::entries::{decode_refcount_table, plain_zero, raw_l1};
+use super::super::entries::{L2Entry, decode_refcount_table, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
@@ -141,9 +141,14 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
-        let Ok(table) = self.tables.read(offset, self.image.geometry.cluster_size()).await else {
-            self.tally.report.check_errors += 1;
-            return Ok(());
+        let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
+            Ok(table) => table,
+            // What it refers to would pass for unused, and be freed.
+            Err(error) if self.tally.repair.is_some() => return Err(error),
+            Err(_) => {
+                self.tally.report.check_errors += 1;
+                return Ok(());
+            }
         };
         let zeroed = self.tally.count_l2(table, look);
         match zeroed.is_empty() {
@@ -155,9 +160,12 @@ impl Checker<'_> {
     /// Makes entries of an L2 table plain zeros.
     async fn zero_entries(&mut self, table: u64, zeroed: &[usize], look: Look) -> Result<()> {
         let own = look.active.then_some(Metadata::ActiveL2);
+        let geometry = self.image.geometry;
+        let mut zero = vec![0; geometry.l2_entry() as usize];
+        L2Entry::Zero { host: None, copied: false }.encode(geometry).write(&mut zero);
         for &index in zeroed {
-            let at = HostOffset(table).add(index as u64 * ENTRY);
-            self.write_metadata(at, &plain_zero().to_be_bytes(), own).await?;
+            let at = HostOffset(table).add(index as u64 * geometry.l2_entry());
+            self.write_metadata(at, &zero, own).await?;
         }
         self.image.l2.forget(HostOffset(table), self.image.geometry.cluster_size());
         self.tally.report.corruptions_fixed += zeroed.len() as u64;

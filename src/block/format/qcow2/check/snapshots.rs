@@ -115,7 +115,8 @@ impl Checker<'_> {
             snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
         });
         self.image.overlap.set_inactive_l1(l1_tables);
-        self.image.overlap.set_range(Metadata::SnapshotTable, table.clone());
+        let in_file = table.start..table.end.min(self.tally.file_len).max(table.start);
+        self.image.overlap.set_range(Metadata::SnapshotTable, in_file);
         self.image.snapshots.replace(snapshots);
         self.image.snapshot_table.replace(table);
     }
@@ -160,16 +161,29 @@ impl Checker<'_> {
 
     /// Writes to clusters that nothing refers to; they are counted, and all of it is durable.
     async fn write_to_free_space(&self, bytes: &[u8], clusters: u64) -> Result<Reserved<'_>> {
-        let mut room = self.image.reserve(clusters).await?;
-        if room.run.count < clusters {
-            room = self.image.reserve_contiguous(clusters).await?;
-        }
+        let room = self.reserve_clear(clusters).await?;
         self.image.settle().await?;
         let offset = self.image.geometry.start_of(room.run.first);
-        self.image.overlap.check(offset, bytes.len() as u64, None)?;
         self.image.file.write_bytes(offset.0, bytes).await?;
         self.image.file.flush().await?;
         Ok(room)
+    }
+
+    /// Takes clusters that follow one another where no table stands, not even one that is damaged: the old one is
+    /// in use until the switch.
+    async fn reserve_clear(&self, clusters: u64) -> Result<Reserved<'_>> {
+        let (geometry, mut passed_over) = (self.image.geometry, Vec::new());
+        let mut room = self.image.reserve(clusters).await?;
+        loop {
+            let offset = geometry.start_of(room.run.first);
+            let clear = self.image.overlap.check(offset, clusters << geometry.cluster_bits, None).is_ok();
+            if clear && room.run.count >= clusters {
+                return Ok(room);
+            }
+            passed_over.push(room);
+            // Behind all that is taken: sooner or later behind the end of the file, where no table is.
+            room = self.image.reserve_contiguous(clusters).await?;
+        }
     }
 
     async fn give_up_old_table(&self, old: Range<u64>) -> Result<()> {

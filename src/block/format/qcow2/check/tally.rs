@@ -1,10 +1,9 @@
 //! What a check has found so far: findings, and references to clusters. Knows the rules that entries of tables
 //! must keep; reads nothing.
 
-use super::super::entries::{RawL2, has_copied, raw_l2};
+use super::super::entries::{RawL2, bitmap_damage, has_copied, l2_words, raw_l2};
 use super::super::geometry::Geometry;
 use super::references::References;
-use super::tables::entries;
 use crate::block::graph::driver::{CheckReport, Repair};
 
 /// More findings than these are counted but not told: an image must not fill our memory.
@@ -143,24 +142,33 @@ impl Tally {
     pub(super) fn count_l2(&mut self, table: &[u8], look: Look) -> Vec<usize> {
         let mut zeroed = Vec::new();
         let mut expected = 0;
-        for (index, raw) in entries(table).enumerate().filter(|&(_, raw)| raw != 0) {
-            match raw_l2(raw, self.geometry) {
+        let words = l2_words(table, self.geometry).enumerate().filter(|(_, words)| !words.is_empty());
+        for (index, words) in words {
+            let damage = bitmap_damage(words, index, self.geometry, self.external);
+            match raw_l2(words, self.geometry) {
                 RawL2::Compressed { .. } if self.external => {
+                    let raw = words.descriptor;
                     self.corrupt(look.times, || {
                         format!("ERROR compressed cluster {index} with data file, entry=0x{raw:x}")
                     });
                 }
                 RawL2::Compressed { offset, len, copied } => {
-                    self.count_compressed(offset, len, copied, look);
+                    match damage {
+                        Some(damage) => self.corrupt(look.times, || damage),
+                        None => self.count_compressed(offset, len, copied, look),
+                    };
                 }
                 RawL2::Standard { offset, reserved, zero } => {
                     if reserved {
                         self.corrupt(look.times, || {
-                            format!("ERROR found l2 entry with reserved bits set: {raw:x}")
+                            format!("ERROR found l2 entry with reserved bits set: {:x}", words.descriptor)
                         });
                     }
+                    if let Some(damage) = damage {
+                        self.corrupt(look.times, || damage);
+                    }
                     // The copied flag tells the first cluster of a data file from none.
-                    if offset == 0 && !(self.external && has_copied(raw)) {
+                    if offset == 0 && !(self.external && has_copied(words.descriptor)) {
                         continue;
                     }
                     if !self.geometry.is_aligned(offset) && self.judge_unaligned(offset, zero, look) {

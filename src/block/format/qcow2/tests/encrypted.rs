@@ -93,12 +93,16 @@ fn random_requests_agree_with_the_model_and_with_qemu_img() {
         (512, 2, encryption(None), None),
         (65536, 3, encryption(None), Some(base(300_500))),
     ] {
-        let size = 1 << 20;
-        run(
-            &CreateOptions { size, cluster_size, version, encryption, ..CreateOptions::default() },
-            backing,
-            60,
-        );
+        let options = CreateOptions {
+            size: 1 << 20,
+            cluster_size,
+            version,
+            encryption,
+            backing_file: backing.as_ref().map(|_| "base".to_owned()),
+            backing_format: backing.as_ref().map(|_| "raw".to_owned()),
+            ..CreateOptions::default()
+        };
+        run(&options, backing, 60);
     }
 }
 

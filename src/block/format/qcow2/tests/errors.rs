@@ -16,7 +16,8 @@
 
 use super::crash::{Recording, record};
 use super::memory::{Disk, State};
-use super::operations::{Expect, Request, Row, Step, facts, is_full_sweep, observe, rows, sweep_seed};
+use super::operations::{Expect, Request, Row, Step, facts, is_full_sweep, observe, sweep_seed};
+use super::rows::rows;
 use crate::block::Kind;
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::blkdebug::{Effect, Fault, Faults, RequestKind};
@@ -202,17 +203,7 @@ impl Run<'_> {
 
     /// What a killed process would leave now is sound.
     fn check_crash(&self) {
-        let (seen, report) = observe(&self.engine, self.disk.bytes(), self.row.backing.as_deref()).unwrap();
-        assert_eq!(
-            (report.corruptions, report.check_errors),
-            (0, 0),
-            "{}: {:?}",
-            self.place,
-            report.messages
-        );
-        if let Err(what) = self.expect.judge(&seen) {
-            panic!("{}: {what}", self.place);
-        }
+        self.expect.judge_file(&self.engine, self.disk.bytes(), &self.place);
     }
 
     fn finish(&mut self) {

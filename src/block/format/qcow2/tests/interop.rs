@@ -59,6 +59,9 @@ fn images_of_every_kind_read_equal_and_survive_changes() {
         ("refcount_bits=8,lazy_refcounts=on", 65536),
         ("preallocation=metadata,cluster_size=4k", 4096),
         ("preallocation=full,cluster_size=32k,refcount_bits=4", 32768),
+        ("extended_l2=on,cluster_size=16k", 16384),
+        ("extended_l2=on,cluster_size=2M,refcount_bits=64", 2 << 20),
+        ("extended_l2=on,preallocation=metadata,lazy_refcounts=on", 65536),
     ];
     for (options, cluster) in kinds {
         let folder = Folder::new();
@@ -70,18 +73,26 @@ fn images_of_every_kind_read_equal_and_survive_changes() {
 
 #[test]
 fn compressed_images_read_equal_and_survive_changes() {
-    for cluster in [512, 4096, 65536, 1 << 20] {
+    for (cluster, extended) in
+        [(512, "off"), (4096, "off"), (65536, "off"), (1 << 20, "off"), (16384, "on"), (1 << 18, "on")]
+    {
         let folder = Folder::new();
-        folder.run(&format!("qemu-img create -q -f qcow2 -o cluster_size={cluster} plain 3M"));
+        let options = format!("cluster_size={cluster},extended_l2={extended}");
+        folder.run(&format!("qemu-img create -q -f qcow2 -o {options} plain 3M"));
         fill(&folder, "plain", 3 << 20, 7, 40);
-        folder.run(&format!("qemu-img convert -c -f qcow2 -O qcow2 -o cluster_size={cluster} plain disk"));
+        folder.run(&format!("qemu-img convert -c -f qcow2 -O qcow2 -o {options} plain disk"));
         survives_changes(&folder, "disk", cluster, None, "compressed");
     }
 }
 
 #[test]
 fn overlays_read_equal_and_survive_changes() {
-    for (options, cluster) in [("cluster_size=4k", 4096), ("compat=0.10,cluster_size=1k", 1024)] {
+    for (options, cluster) in [
+        ("cluster_size=4k", 4096),
+        ("compat=0.10,cluster_size=1k", 1024),
+        ("extended_l2=on", 65536),
+        ("extended_l2=on,cluster_size=16k,preallocation=metadata", 16384),
+    ] {
         let (folder, bytes) = (Folder::new(), base(2_000_128));
         folder.write("base", &bytes);
         folder.run(&format!("qemu-img create -q -f qcow2 -b base -F raw -o {options} disk 3M"));
@@ -92,8 +103,13 @@ fn overlays_read_equal_and_survive_changes() {
 
 #[test]
 fn internal_snapshots_are_listed_and_never_change() {
-    for (options, cluster) in [("cluster_size=1k", 1024), ("refcount_bits=4", 65536), ("compat=0.10", 65536)]
-    {
+    for (options, cluster) in [
+        ("cluster_size=1k", 1024),
+        ("refcount_bits=4", 65536),
+        ("compat=0.10", 65536),
+        ("extended_l2=on", 65536),
+        ("extended_l2=on,cluster_size=16k,preallocation=metadata", 16384),
+    ] {
         let folder = Folder::new();
         folder.run(&format!("qemu-img create -q -f qcow2 -o {options} disk 3M"));
         let mut contents = Vec::new();
@@ -120,7 +136,7 @@ fn internal_snapshots_are_listed_and_never_change() {
 
 #[test]
 fn new_images_are_byte_equal_to_those_of_qemu_img() {
-    let cases: [(&str, &str, CreateOptions); 11] = [
+    let cases: [(&str, &str, CreateOptions); 14] = [
         ("", "64M", CreateOptions { size: 64 << 20, ..CreateOptions::default() }),
         ("", "0", CreateOptions::default()),
         ("", "12", CreateOptions { size: 12, ..CreateOptions::default() }),
@@ -173,6 +189,39 @@ fn new_images_are_byte_equal_to_those_of_qemu_img() {
             CreateOptions {
                 size: 100 << 10,
                 preallocation: Preallocation::Metadata,
+                ..CreateOptions::default()
+            },
+        ),
+        (
+            "-o extended_l2=on,cluster_size=16k",
+            "20M",
+            CreateOptions {
+                size: 20 << 20,
+                cluster_size: 16384,
+                extended_l2: true,
+                ..CreateOptions::default()
+            },
+        ),
+        (
+            "-o extended_l2=on,preallocation=metadata,cluster_size=16k",
+            "40M",
+            CreateOptions {
+                size: 40 << 20,
+                cluster_size: 16384,
+                extended_l2: true,
+                preallocation: Preallocation::Metadata,
+                ..CreateOptions::default()
+            },
+        ),
+        (
+            "-u -b base -F raw -o extended_l2=on,preallocation=metadata",
+            "1M",
+            CreateOptions {
+                size: 1 << 20,
+                extended_l2: true,
+                preallocation: Preallocation::Metadata,
+                backing_file: Some("base".into()),
+                backing_format: Some("raw".into()),
                 ..CreateOptions::default()
             },
         ),

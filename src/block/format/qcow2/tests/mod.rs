@@ -13,4 +13,5 @@ mod model;
 mod operations;
 mod repair;
 mod resize;
+mod rows;
 mod snapshots;

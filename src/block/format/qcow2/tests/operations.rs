@@ -1,8 +1,6 @@
-//! The table of operations that the sweeps go through ([`super::crash`], [`super::errors`]), and what an image may
-//! show while one of them is under way.
+//! What the sweeps ([`super::crash`], [`super::errors`]) do to images, and what an image may show meanwhile.
 //!
-//! A [`Row`] is an image and steps on it. To add an operation: a row in [`rows`], with [`change`] for what it does and
-//! what it makes of the image. The sweeps then prove of every step:
+//! A [`Row`] is an image and steps on it; the table of all is in [`super::rows`]. The sweeps prove of every step:
 //!
 //! * requests of the guest: bytes are the old or the new ones until a flush, then the new ones;
 //! * a change (of size, snapshots, header …): everything that the image shows is as before or as after it, and as
@@ -10,26 +8,21 @@
 //!
 //! What an image shows is [`Seen`]: content, internal snapshots with theirs, and what the header says.
 
-use super::memory::{Disk, Folder, MemoryFile, State, driver};
-use super::model::{base, compressible};
-use crate::block::aio::{Backend, Engine};
-use crate::block::format::qcow2::CreateOptions;
+use super::memory::{MemoryFile, State, driver};
+use crate::block::aio::Engine;
+use crate::block::format::qcow2::Image;
 use crate::block::format::qcow2::driver::Qcow2;
 use crate::block::format::qcow2::geometry::GuestOffset;
 use crate::block::format::qcow2::mapping::View;
-use crate::block::graph::driver::{Check, CheckReport};
-use crate::block::graph::snapshots::{NewSnapshot, Selector};
+use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::graph::{Driver, Node};
-use crate::block::options::Preallocation;
 use crate::block::{Buffer, Result};
-use futures_util::future::{FutureExt, LocalBoxFuture, join_all};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use futures_util::future::{LocalBoxFuture, join_all};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Bytes of guest requests start and end at multiples of this, most of the time.
+/// The unit in which contents are compared.
 const SECTOR: usize = 512;
 
 /// An image, and what is done to it.
@@ -38,6 +31,9 @@ pub(super) struct Row {
     pub(super) bytes: Vec<u8>,
     pub(super) backing: Option<Vec<u8>>,
     pub(super) steps: Vec<Step>,
+    /// The image is broken until opening it, or the first step, has repaired it: until then it may not be clean, but
+    /// can be repaired without a loss.
+    pub(super) damaged: bool,
 }
 
 /// One step of a row.
@@ -99,10 +95,10 @@ impl Seen {
     }
 }
 
-/// What the header says of the image.
+/// What the header says of the image; not whether its refcounts are to be trusted, which may come and go.
 pub(super) fn facts(driver: &dyn Driver) -> String {
-    // The dirty bit comes and goes by itself.
-    format!("{} bytes, {:?}", driver.size(), driver.specifics()).replace("dirty: true", "dirty: false")
+    let facts = format!("{} bytes, {:?}", driver.size(), driver.specifics());
+    facts.replace("dirty: true", "dirty: false")
 }
 
 /// Whether an image was left with the dirty bit set.
@@ -127,7 +123,8 @@ pub(super) fn observe(
         .block_on(async {
             let report = image.check().await?;
             let (facts, mut snapshots) = (facts(&image), Vec::new());
-            for snapshot in image.snapshots.borrow().clone() {
+            let list = image.snapshots.borrow().clone();
+            for snapshot in list {
                 let view =
                     View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size)
                         .await?;
@@ -137,6 +134,21 @@ pub(super) fn observe(
             Ok((Seen { content, snapshots, facts }, report))
         })
         .unwrap()
+}
+
+/// What becomes of the file of a damaged image when it is repaired.
+fn repaired(engine: &Rc<Engine>, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let state = Rc::new(State { bytes: RefCell::new(bytes), ..State::default() });
+    let file = MemoryFile::node(engine, &state);
+    engine
+        .block_on(async {
+            let image = Image::read_for_check(&file).await?.into_qcow2(engine, None, false)?;
+            let report = image.repair(Repair::All).await?;
+            image.close().await?;
+            report.gave_up.map_or(Ok(()), Err)
+        })
+        .unwrap()?;
+    Ok(state.bytes.take())
 }
 
 async fn content(image: &Qcow2, view: &View) -> Result<Vec<u8>> {
@@ -214,11 +226,14 @@ pub(super) struct Expect<'a> {
     since: Vec<(usize, Vec<u8>)>,
     /// What a change that is under way makes of it.
     coming: Option<Seen>,
+    /// The first step is over.
+    begun_well: bool,
 }
 
 impl<'a> Expect<'a> {
     pub(super) fn new(row: &'a Row, facts: &'a [String], start: Seen) -> Expect<'a> {
-        Expect { row, facts, durable: start.clone(), current: start, since: Vec::new(), coming: None }
+        let (since, coming, begun_well) = (Vec::new(), None, false);
+        Expect { row, facts, durable: start.clone(), current: start, since, coming, begun_well }
     }
 
     /// A step begins.
@@ -245,6 +260,7 @@ impl<'a> Expect<'a> {
 
     /// A step that had begun ended well. `discarded`: what the bytes of a range are now.
     pub(super) fn end(&mut self, step: usize, mut discarded: impl FnMut(Range<usize>) -> Vec<u8>) {
+        self.begun_well = true;
         match &self.row.steps[step] {
             Step::Guest(requests) => {
                 for request in requests {
@@ -290,8 +306,29 @@ impl<'a> Expect<'a> {
         self.coming.as_ref()
     }
 
+    /// Whether the image is not, or no longer, damaged.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.row.damaged || self.begun_well
+    }
+
+    /// What a file shows that a crash may leave now. Panics at `place` if it may not be so.
+    pub(super) fn judge_file(&self, engine: &Rc<Engine>, bytes: Vec<u8>, place: &str) -> Seen {
+        let backing = self.row.backing.as_deref();
+        let open = |bytes| observe(engine, bytes, backing).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let (mut seen, mut report) = open(bytes.clone());
+        if !self.is_sound() && report.corruptions > 0 {
+            let bytes = repaired(engine, bytes).unwrap_or_else(|error| panic!("{place}: {error}"));
+            (seen, report) = open(bytes);
+        }
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{place}: {:?}", report.messages);
+        if let Err(what) = self.judge(&seen) {
+            panic!("{place}: {what}");
+        }
+        seen
+    }
+
     /// Whether an image may show this now.
-    pub(super) fn judge(&self, seen: &Seen) -> std::result::Result<(), String> {
+    fn judge(&self, seen: &Seen) -> std::result::Result<(), String> {
         if self.coming.as_ref() == Some(seen) {
             return Ok(());
         }
@@ -322,293 +359,6 @@ impl<'a> Expect<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// All rows, with what they do at random decided by `seed`.
-pub(super) fn rows(seed: u64) -> Vec<Row> {
-    let mut rows = writes(seed);
-    rows.extend(copies_on_write(seed));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, false));
-    rows.push(snapshots_and_compressed_clusters(seed, 4096, false));
-    rows.push(snapshots_and_compressed_clusters(seed, 512, true));
-    rows.push(refcount_table_grows(seed, false));
-    rows.push(refcount_table_grows(seed, true));
-    rows.extend(grows(seed));
-    rows.extend(shrinks(seed));
-    rows.extend(snapshots_change(seed));
-    rows
-}
-
-fn writes(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 16, 3), (4096, 1, 3), (65536, 16, 3), (512, 16, 2), (4096, 64, 3), (512, 2, 3)];
-    let row = |(cluster_size, bits, version): (u64, u64, u32)| {
-        let size = (30 * cluster_size).clamp(100 << 10, 500 << 10);
-        let options = options(size, cluster_size, bits, version);
-        let steps = workload(seed, size as usize, cluster_size as usize, 40);
-        let name = format!("writes, version {version}, clusters of {cluster_size}, {bits} bits");
-        new_row(name, &options, None, steps)
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-fn copies_on_write(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 3), (4096, 3), (65536, 3), (512, 2), (4096, 2)];
-    let row = |(cluster_size, version): (u64, u32)| {
-        let size = (30 * cluster_size).clamp(100 << 10, 500 << 10);
-        let options = overlay(options(size, cluster_size, 16, version));
-        let steps = workload(seed, size as usize, cluster_size as usize, 30);
-        let name = format!("writes over a backing file, version {version}, clusters of {cluster_size}");
-        new_row(name, &options, Some(base(size as usize * 3 / 4 + 77)), steps)
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-/// An image that qemu-img made, with clusters that are shared.
-fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, lazy: bool) -> Row {
-    let folder = Folder::new();
-    folder.write("bytes", &base(100 << 10));
-    let lazily = if lazy { "on" } else { "off" };
-    let options = format!("cluster_size={cluster},lazy_refcounts={lazily}");
-    folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {options} bytes disk"));
-    folder.run("qemu-io -f qcow2 disk -c 'write -P 5 10k 30k'");
-    folder.run("qemu-img snapshot -c one disk");
-    folder.run("qemu-io -f qcow2 disk -c 'write -P 6 20k 30k'");
-    let name = format!("writes beside a snapshot and compressed clusters of {cluster}, lazy {lazily}");
-    Row { name, bytes: folder.read("disk"), backing: None, steps: workload(seed, 100 << 10, cluster, 30) }
-}
-
-/// 512-byte clusters with 64-bit refcounts: the table outgrows its cluster again and again.
-fn refcount_table_grows(seed: u64, lazy_refcounts: bool) -> Row {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut steps = Vec::new();
-    for at in (0..7 * (128 << 10)).step_by(128 << 10) {
-        let mut bytes = vec![0; 128 << 10];
-        rng.fill(&mut bytes[..]);
-        steps.push(Step::Guest(vec![Request::Write(at, bytes)]));
-        steps.push(Step::Flush);
-    }
-    steps.extend(workload(seed, 1 << 20, 512, 10));
-    let options = CreateOptions { lazy_refcounts, ..options(1 << 20, 512, 64, 3) };
-    new_row(format!("the refcount table grows, lazy {lazy_refcounts}"), &options, None, steps)
-}
-
-fn grows(seed: u64) -> Vec<Row> {
-    use Preallocation::{Falloc, Full, Metadata, Off};
-    let mut rows = Vec::new();
-    for (mode, cluster, version, with_backing) in [
-        (Off, 512, 3, false),
-        (Metadata, 512, 3, false),
-        (Metadata, 512, 2, false),
-        (Falloc, 4096, 3, false),
-        (Full, 4096, 3, false),
-        (Metadata, 65536, 3, false),
-        (Off, 512, 3, true),
-        (Metadata, 512, 3, true),
-        (Metadata, 4096, 3, true),
-    ] {
-        let small = options(100 << 10, cluster, 16, version);
-        let backing = with_backing.then(|| base(250 << 10));
-        let small = if with_backing { overlay(small) } else { small };
-        let mut steps = workload(seed, 100 << 10, cluster as usize, 12);
-        steps.push(resize(200 << 10, mode));
-        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 4));
-        steps.push(resize(500 << 10, mode));
-        steps.extend(workload(seed + 2, 500 << 10, cluster as usize, 4));
-        let name =
-            format!("growing, {mode:?}, version {version}, clusters of {cluster}, backing {with_backing}");
-        rows.push(new_row(name, &small, backing, steps));
-    }
-    rows
-}
-
-/// Smaller, and larger again: nothing of what stood there may show.
-fn shrinks(seed: u64) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for (cluster, version, with_backing) in [
-        (512, 3, false),
-        (512, 2, false),
-        (4096, 3, false),
-        (65536, 3, false),
-        (512, 3, true),
-        (4096, 3, true),
-    ] {
-        let small = options(250 << 10, cluster, 16, version);
-        let backing = with_backing.then(|| base(300 << 10));
-        let small = if with_backing { overlay(small) } else { small };
-        let mut steps = workload(seed, 250 << 10, cluster as usize, 12);
-        steps.push(resize(70 << 10, Preallocation::Off));
-        steps.push(resize(200 << 10, Preallocation::Off));
-        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 6));
-        steps.push(resize((150 << 10) + 512, Preallocation::Off));
-        steps.extend(workload(seed + 2, 150 << 10, cluster as usize, 4));
-        steps.push(resize(250 << 10, Preallocation::Metadata));
-        let name = format!("shrinking, version {version}, clusters of {cluster}, backing {with_backing}");
-        rows.push(new_row(name, &small, backing, steps));
-    }
-    rows.push(shrinks_beside_a_snapshot(seed));
-    rows
-}
-
-fn shrinks_beside_a_snapshot(seed: u64) -> Row {
-    let mut row = snapshots_and_compressed_clusters(seed, 512, false);
-    row.name = "shrinking beside a snapshot and compressed clusters".into();
-    row.steps.truncate(8);
-    row.steps.push(Step::Flush);
-    row.steps.push(resize(30 << 10, Preallocation::Off));
-    row.steps.push(resize(100 << 10, Preallocation::Off));
-    row
-}
-
-fn resize(size: usize, mode: Preallocation) -> Step {
-    change(
-        "resize",
-        move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
-        move |seen| seen.content.resize(size, 0),
-    )
-}
-
-/// Internal snapshots come, are replaced and applied, and go, with writes in between and VM state behind the disk.
-fn snapshots_change(seed: u64) -> Vec<Row> {
-    let kinds = [(512, 16, 3, false), (4096, 4, 3, true), (65536, 64, 3, false), (512, 16, 2, false)];
-    let row = |(cluster, bits, version, with_backing): (u64, u64, u32, bool)| {
-        let small = options(100 << 10, cluster, bits, version);
-        let backing = with_backing.then(|| base(250 << 10));
-        let small = if with_backing { overlay(small) } else { small };
-        let mut steps = Vec::new();
-        let writes = |steps: &mut Vec<Step>| {
-            steps.extend(workload(seed + steps.len() as u64, 100 << 10, cluster as usize, 4));
-        };
-        writes(&mut steps);
-        steps.push(take_snapshot("one", false));
-        writes(&mut steps);
-        steps.push(take_snapshot("two", false));
-        writes(&mut steps);
-        steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
-        writes(&mut steps);
-        if version > 2 {
-            steps.push(resize(130 << 10, Preallocation::Off));
-        }
-        steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
-        steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
-        writes(&mut steps);
-        steps.extend([take_snapshot("three", true), delete_snapshot("one"), delete_snapshot("three")]);
-        writes(&mut steps);
-        let name = format!(
-            "snapshots, version {version}, clusters of {cluster}, {bits} bits, backing {with_backing}"
-        );
-        new_row(name, &small, backing, steps)
-    };
-    kinds.into_iter().map(row).collect()
-}
-
-/// A snapshot with VM state, in place of those of its name or beside them.
-fn take_snapshot(name: &'static str, replace: bool) -> Step {
-    let make = move |node: Rc<Node>| {
-        let new = NewSnapshot { name: name.into(), vm_state_size: 9000, ..NewSnapshot::default() };
-        async move {
-            let snapshots = node.driver().snapshots().unwrap();
-            let done = if replace { snapshots.replace(&new).await } else { snapshots.create(&new).await };
-            done.map(drop)
-        }
-        .boxed_local()
-    };
-    change(if replace { "replace" } else { "create" }, make, move |seen| {
-        seen.snapshots.retain(|(other, _)| !replace || other != name);
-        seen.snapshots.push((name.into(), seen.content.clone()));
-    })
-}
-
-fn apply_snapshot(name: &'static str) -> Step {
-    let make = move |node: Rc<Node>| {
-        async move { node.driver().snapshots().unwrap().apply(&Selector::Name(name.into())).await }
-            .boxed_local()
-    };
-    change("apply", make, move |seen| {
-        let found = seen.snapshots.iter().find(|(other, _)| other == name);
-        seen.content.clone_from(&found.unwrap().1);
-    })
-}
-
-fn delete_snapshot(name: &'static str) -> Step {
-    let make = move |node: Rc<Node>| {
-        async move { node.driver().snapshots().unwrap().delete(&Selector::Name(name.into())).await }
-            .boxed_local()
-    };
-    change("delete", make, move |seen| seen.snapshots.retain(|(other, _)| other != name))
-}
-
-/// Bytes behind the disk, which nobody sees.
-fn store_vm_state() -> Step {
-    let make = |node: Rc<Node>| {
-        async move {
-            let bytes = Buffer::from_bytes(&[0x5a; 9000]).iov(9000);
-            node.driver().vm_state().unwrap().write(0, &bytes).await?;
-            node.flush().await
-        }
-        .boxed_local()
-    };
-    change("VM state", make, |_| {})
-}
-
-fn new_row(name: String, options: &CreateOptions, backing: Option<Vec<u8>>, steps: Vec<Step>) -> Row {
-    let disk = Disk::create(Backend::Auto, options, backing.clone());
-    disk.close();
-    Row { name, bytes: disk.bytes(), backing, steps }
-}
-
-pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version: u32) -> CreateOptions {
-    CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
-}
-
-pub(super) fn overlay(options: CreateOptions) -> CreateOptions {
-    let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
-    CreateOptions { backing_file, backing_format, ..options }
-}
-
-/// Random requests, up to three at once, with a flush now and then and at the end.
-pub(super) fn workload(seed: u64, size: usize, cluster: usize, steps: usize) -> Vec<Step> {
-    let mut rng = StdRng::seed_from_u64(seed ^ (size * cluster) as u64);
-    let mut out = Vec::new();
-    // What is done to large clusters takes long.
-    let steps = if cluster > 4096 { steps / 2 } else { steps };
-    for _ in 0..steps {
-        let mut batch: Vec<Request> = Vec::new();
-        for _ in 0..rng.random_range(1..4) {
-            let request = request(&mut rng, size, cluster);
-            let (start, end) = (request.range().start, request.range().end);
-            if batch.iter().all(|other| other.range().end <= start || end <= other.range().start) {
-                batch.push(request);
-            }
-        }
-        out.push(Step::Guest(batch));
-        if rng.random_range(0..8) == 0 {
-            out.push(Step::Flush);
-        }
-    }
-    out.push(Step::Flush);
-    out
-}
-
-fn request(rng: &mut StdRng, size: usize, cluster: usize) -> Request {
-    let aligned = rng.random_range(0..8) > 0;
-    let unit = if aligned { SECTOR } else { 1 };
-    let start = rng.random_range(0..size / unit) * unit;
-    let longest = (3 * cluster).min(100 << 10).min(size - start) / unit;
-    let range = start..start + rng.random_range(1..=longest) * unit;
-    match rng.random_range(0..12) {
-        0..6 => {
-            let mut bytes = vec![0; range.len()];
-            rng.fill(&mut bytes[..]);
-            Request::Write(start, bytes)
-        }
-        6..8 => {
-            let start = start / cluster * cluster;
-            let end = range.end.next_multiple_of(cluster).min(size);
-            Request::Compressed(start, compressible(rng, end - start))
-        }
-        8..11 => Request::Zero(range, rng.random()),
-        _ => Request::Discard(range),
     }
 }
 

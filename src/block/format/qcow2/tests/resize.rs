@@ -4,7 +4,7 @@
 use super::interop::fill;
 use super::memory::{Disk, Folder};
 use super::model::{Model, base, finish, seed};
-use super::operations::overlay;
+use super::rows::overlay;
 use crate::block::Kind;
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;

@@ -9,7 +9,7 @@ use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots, VmState};
 use crate::block::options::Preallocation;
-use crate::block::{Buffer, Kind};
+use crate::block::{Buffer, Kind, Result};
 use rand::Rng;
 use std::rc::Rc;
 
@@ -71,6 +71,14 @@ fn qemu_agrees(disk: &Disk) -> Folder {
     folder
 }
 
+/// Whether a change came about. Narrow refcounts cannot count many snapshots of packed compressed clusters.
+fn is_made<T>(done: Result<T>) -> bool {
+    if let Err(error) = &done {
+        assert!(error.message().contains("cannot get any higher"), "{error}");
+    }
+    done.is_ok()
+}
+
 /// A model with snapshots: names and contents in the order of the image.
 struct Timeline {
     model: Model,
@@ -95,8 +103,10 @@ impl Timeline {
     fn create(&mut self) {
         self.count += 1;
         let name = format!("s{}", self.count);
-        create(&self.model.disk, &name);
-        self.taken.push((name, self.model.content.clone()));
+        let disk = &self.model.disk;
+        if is_made(disk.run(snapshots(disk).create(&named(&name)))) {
+            self.taken.push((name, self.model.content.clone()));
+        }
     }
 
     fn pick(&mut self) -> usize {
@@ -105,10 +115,11 @@ impl Timeline {
 
     fn replace(&mut self) {
         let at = self.pick();
-        let (name, _) = self.taken.remove(at);
         let disk = &self.model.disk;
-        disk.run(snapshots(disk).replace(&named(&name))).unwrap();
-        self.taken.push((name, self.model.content.clone()));
+        if is_made(disk.run(snapshots(disk).replace(&named(&self.taken[at].0)))) {
+            let (name, _) = self.taken.remove(at);
+            self.taken.push((name, self.model.content.clone()));
+        }
     }
 
     fn delete(&mut self) {
@@ -121,8 +132,9 @@ impl Timeline {
     fn apply(&mut self) {
         let at = self.pick();
         let disk = &self.model.disk;
-        disk.run(snapshots(disk).apply(&name(&self.taken[at].0))).unwrap();
-        self.model.content = self.taken[at].1.clone();
+        if is_made(disk.run(snapshots(disk).apply(&name(&self.taken[at].0)))) {
+            self.model.content = self.taken[at].1.clone();
+        }
     }
 
     fn grow(&mut self) {
@@ -171,6 +183,7 @@ fn every_snapshot_keeps_its_content_whatever_happens_to_the_others() {
     }
     run(&options(9, 16, 2), None, 40);
     run(&options(16, 16, 2), None, 25);
+    run(&CreateOptions { extended_l2: true, ..options(14, 16, 3) }, None, 40);
 }
 
 #[test]
@@ -190,14 +203,22 @@ fn snapshots_of_overlays_keep_their_content() {
         for len in [options.size as usize / 2 + 77, options.size as usize * 2] {
             run(&options, Some(base(len)), 30);
         }
+        if cluster_bits == 16 {
+            let preallocation = Preallocation::Metadata;
+            let options = CreateOptions { extended_l2: true, preallocation, ..options };
+            run(&options, Some(base(options.size as usize / 2)), 30);
+        }
     }
 }
 
 #[test]
 fn what_qemu_img_made_is_applied_deleted_and_replaced() {
-    for (words, cluster) in
-        [("cluster_size=1k", 1024), ("compat=0.10", 65536), ("refcount_bits=4,cluster_size=4k", 4096)]
-    {
+    for (words, cluster) in [
+        ("cluster_size=1k", 1024),
+        ("compat=0.10", 65536),
+        ("refcount_bits=4,cluster_size=4k", 4096),
+        ("extended_l2=on,cluster_size=16k", 16384),
+    ] {
         let folder = Folder::new();
         folder.write("bytes", &base(2 << 20));
         folder.run(&format!("qemu-img convert -c -f raw -O qcow2 -o {words} bytes disk"));
