@@ -68,6 +68,16 @@ fn a_backing_file_never_shows_through_where_the_disk_had_ended() {
 }
 
 #[test]
+fn subclusters_behind_the_end_are_gone_too() {
+    for backing in [None, Some(base(2 << 20))] {
+        let options = CreateOptions { extended_l2: true, ..options(14, 16, 3) };
+        let options = if backing.is_some() { overlay(options) } else { options };
+        let disk = Disk::create(Backend::Auto, &options, backing);
+        up_and_down(&mut Model::new(disk, options.cluster_size, seed("subclusters")), 12);
+    }
+}
+
+#[test]
 fn snapshots_keep_what_is_cut_off_the_disk() {
     for cluster in [512, 65536] {
         let folder = Folder::new();
