@@ -1,5 +1,6 @@
 //! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
 
+mod amend;
 mod bitmaps;
 mod compressed;
 mod crash;

@@ -7,6 +7,7 @@ use super::operations::{Request, Row, Step, change};
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
+use crate::block::graph::amend::AmendOptions;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::Repair;
 use crate::block::graph::snapshots::{NewSnapshot, Selector};
@@ -34,6 +35,7 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
     rows.extend(shrinks(seed));
+    rows.extend(amends(seed));
     rows.extend(repairs(seed));
     rows.push(bitmaps(seed));
     rows.extend(snapshots_change(seed));
@@ -283,6 +285,37 @@ fn shrinks_beside_a_snapshot(seed: u64) -> Row {
     row.steps.push(resize(30 << 10, Preallocation::Off));
     row.steps.push(resize(100 << 10, Preallocation::Off));
     row
+}
+
+/// The version and the width of refcounts change, beside snapshots.
+fn amends(seed: u64) -> Vec<Row> {
+    let kinds = [
+        (2, 16, false, Some("1.1"), None),
+        (2, 16, true, Some("1.1"), Some(8)),
+        (3, 16, false, Some("0.10"), None),
+        (3, 64, true, Some("0.10"), Some(16)),
+        (3, 16, false, None, Some(64)),
+        (3, 64, true, None, Some(4)),
+    ];
+    let row = |(version, bits, with_backing, compat, refcount_bits): (_, _, bool, Option<&str>, _)| {
+        let cluster = if with_backing { 4096 } else { 512 };
+        let small = options(100 << 10, cluster, bits, version);
+        let backing = with_backing.then(|| base(80 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = workload(seed, 100 << 10, cluster as usize, 6);
+        steps.push(take_snapshot("one", false));
+        steps.extend(workload(seed + 1, 100 << 10, cluster as usize, 6));
+        let compat = compat.map(str::to_owned);
+        let options = AmendOptions { compat, refcount_bits, ..AmendOptions::default() };
+        let name = format!("amending, version {version}, {bits} bits, backing {with_backing}: {options:?}");
+        let make = move |node: Rc<Node>| {
+            let options = options.clone();
+            async move { node.driver().amender().unwrap().amend(&options).await }.boxed_local()
+        };
+        steps.push(change("amend", make, |_| {}));
+        new_row(name, &small, backing, steps)
+    };
+    kinds.into_iter().map(row).collect()
 }
 
 fn resize(size: usize, mode: Preallocation) -> Step {
