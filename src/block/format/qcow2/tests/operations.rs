@@ -123,7 +123,8 @@ pub(super) fn observe(
         .block_on(async {
             let report = image.check().await?;
             let (facts, mut snapshots) = (facts(&image), Vec::new());
-            for snapshot in image.snapshots.borrow().clone() {
+            let list = image.snapshots.borrow().clone();
+            for snapshot in list {
                 let view =
                     View::read(&image.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size)
                         .await?;
