@@ -39,6 +39,7 @@ mod read;
 mod refcount;
 mod resize;
 mod shadow;
+mod shrink;
 mod snapshot;
 mod snapshot_ops;
 mod snapshot_view;

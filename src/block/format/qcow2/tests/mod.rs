@@ -12,5 +12,6 @@ mod memory;
 mod model;
 mod operations;
 mod repair;
+mod resize;
 mod rows;
 mod snapshots;

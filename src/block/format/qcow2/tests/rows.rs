@@ -33,7 +33,7 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
-    rows.extend(snapshots_change(seed));
+    rows.extend(shrinks(seed));
     rows.extend(repairs(seed));
     rows.push(bitmaps(seed));
     rows.extend(snapshots_change(seed));
@@ -237,9 +237,9 @@ fn grows(seed: u64) -> Vec<Row> {
         let backing = with_backing.then(|| base(250 << 10));
         let small = if with_backing { overlay(small) } else { small };
         let mut steps = workload(seed, 100 << 10, cluster as usize, 12);
-        steps.push(grow(200 << 10, mode));
+        steps.push(resize(200 << 10, mode));
         steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 4));
-        steps.push(grow(500 << 10, mode));
+        steps.push(resize(500 << 10, mode));
         steps.extend(workload(seed + 2, 500 << 10, cluster as usize, 4));
         let name =
             format!("growing, {mode:?}, version {version}, clusters of {cluster}, backing {with_backing}");
@@ -248,9 +248,48 @@ fn grows(seed: u64) -> Vec<Row> {
     rows
 }
 
-fn grow(size: usize, mode: Preallocation) -> Step {
+/// Smaller, and larger again: nothing of what stood there may show.
+fn shrinks(seed: u64) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (cluster, version, with_backing) in [
+        (512, 3, false),
+        (512, 2, false),
+        (4096, 3, false),
+        (65536, 3, false),
+        (512, 3, true),
+        (4096, 3, true),
+    ] {
+        let small = options(250 << 10, cluster, 16, version);
+        let backing = with_backing.then(|| base(300 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = workload(seed, 250 << 10, cluster as usize, 12);
+        steps.push(resize(70 << 10, Preallocation::Off));
+        steps.push(resize(200 << 10, Preallocation::Off));
+        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 6));
+        let odd = (150 << 10) + 512;
+        steps.push(resize(odd, Preallocation::Off));
+        steps.extend(workload(seed + 2, odd, cluster as usize, 4));
+        steps.push(resize(250 << 10, Preallocation::Metadata));
+        let name = format!("shrinking, version {version}, clusters of {cluster}, backing {with_backing}");
+        rows.push(new_row(name, &small, backing, steps));
+    }
+    rows.push(shrinks_beside_a_snapshot(seed));
+    rows
+}
+
+fn shrinks_beside_a_snapshot(seed: u64) -> Row {
+    let mut row = snapshots_and_compressed_clusters(seed, 512, "");
+    row.name = "shrinking beside a snapshot and compressed clusters".into();
+    row.steps.truncate(8);
+    row.steps.push(Step::Flush);
+    row.steps.push(resize(30 << 10, Preallocation::Off));
+    row.steps.push(resize(100 << 10, Preallocation::Off));
+    row
+}
+
+fn resize(size: usize, mode: Preallocation) -> Step {
     change(
-        "grow",
+        "resize",
         move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
         move |seen| seen.content.resize(size, 0),
     )
@@ -275,7 +314,7 @@ fn snapshots_change(seed: u64) -> Vec<Row> {
         steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
         writes(&mut steps);
         if version > 2 {
-            steps.push(grow(130 << 10, Preallocation::Off));
+            steps.push(resize(130 << 10, Preallocation::Off));
         }
         steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
         steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
@@ -349,7 +388,7 @@ pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version:
     CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
 }
 
-fn overlay(options: CreateOptions) -> CreateOptions {
+pub(super) fn overlay(options: CreateOptions) -> CreateOptions {
     let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
     CreateOptions { backing_file, backing_format, ..options }
 }
