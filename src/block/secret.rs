@@ -244,8 +244,7 @@ mod tests {
         assert!(refusal("secret,id=s,file=/nonexistent").contains("No such file or directory"));
         let twice = with(&["secret,id=s,data=a", "secret,id=s,data=a"]).unwrap_err();
         assert!(twice.message().contains("duplicate property 's'"));
-        let mut secrets = Secrets::default();
-        secrets.0 = Arc::new([("s".to_owned(), Key::from(vec![0xff]))].into());
+        let secrets = Secrets(Arc::new([("s".to_owned(), Key::from(vec![0xff]))].into()));
         assert_eq!(secrets.passphrase("s").unwrap_err().message(), "Data from secret s is not valid UTF-8");
     }
 

@@ -101,9 +101,12 @@ fn refcount(bytes: &mut [u8], cluster: usize, value: u16) {
     bytes[place..place + 2].copy_from_slice(&value.to_be_bytes());
 }
 
+/// What is done to the bytes of an image, and its name.
+type Damage = (&'static str, fn(&mut [u8]));
+
 /// Ways to damage an image of 64 KiB clusters: refcount table at 1, block at 2, L1 table at 3, L2 table at 4,
 /// data from 5 to 9.
-const DAMAGE: &[(&str, fn(&mut [u8]))] = &[
+const DAMAGE: &[Damage] = &[
     ("leak", |b| entry(b, 0, 0)),
     ("twice", |b| entry(b, 1, COPIED | 0x50000)),
     ("both", |b| {
@@ -225,8 +228,11 @@ fn snapshot_with_extra(bytes: &[u8], extra_len: usize) -> Vec<u8> {
     entry
 }
 
+/// What is done to a snapshot table that stands at some place of an image, and its name.
+type TableDamage = (&'static str, fn(&mut Vec<u8>, usize));
+
 /// Ways to damage the snapshot table, which `table` is the place of.
-const TABLE_DAMAGE: &[(&str, fn(&mut Vec<u8>, usize))] = &[
+const TABLE_DAMAGE: &[TableDamage] = &[
     ("no-extra", |b, table| replace_table(b, table, 0, 24)),
     ("little-extra", |b, table| replace_table(b, table, 16, 8)),
     ("much-extra", |b, table| replace_table(b, table, 1032, 24)),

@@ -83,7 +83,10 @@ impl Checker<'_> {
             return Ok(());
         };
         let differs = match self.tally.references.equal_to(bytes, order, clusters.clone()) {
-            Ok(used) => return Ok(self.end = self.end.max(used)),
+            Ok(used) => {
+                self.end = self.end.max(used);
+                return Ok(());
+            }
             Err(first) => first,
         };
         let mut bytes = bytes.to_vec();

@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_block_is_equal_only_if_every_refcount_is() {
         for order in 0..=6 {
-            let per_block = 512 * 8 >> order;
+            let per_block = (512 * 8) >> order;
             let mut references = References::new(8 * CHUNK, u64::MAX >> (64 - (1 << order)));
             let mut block = vec![0; 512];
             let clusters = 3 * per_block..4 * per_block;

@@ -36,7 +36,7 @@ impl TableReader {
         self.next = end;
         let start = (offset - self.window.start) as usize;
         let bytes = self.buffer.bytes().and_then(|bytes| bytes.get(start..start + len as usize));
-        bytes.map(|bytes| &*bytes).ok_or_else(|| Error::new(Kind::Io, "a read is still under way"))
+        bytes.ok_or_else(|| Error::new(Kind::Io, "a read is still under way"))
     }
 
     /// Forgets what was read: the file has changed.

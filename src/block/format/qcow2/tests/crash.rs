@@ -133,7 +133,7 @@ impl<'a> Judge<'a> {
         let place = self.place(at);
         let seen = self.expect.judge_file(&self.engine, file.clone(), &place);
         self.points += 1;
-        if self.points % GOES_ON == 0 && self.expect.is_sound() {
+        if self.points.is_multiple_of(GOES_ON) && self.expect.is_sound() {
             self.goes_on(file, &seen, &place);
         }
     }
