@@ -33,7 +33,8 @@ impl Qcow2 {
         let mut seen = HashSet::new();
         let live = self.active.l1.borrow().clone();
         self.expand_tree(&live, true, &mut seen).await?;
-        for snapshot in self.snapshots.borrow().clone() {
+        let snapshots = self.snapshots.borrow().clone();
+        for snapshot in snapshots {
             let view =
                 View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
             let l1 = view.l1.borrow().clone();
@@ -74,7 +75,8 @@ impl Qcow2 {
 
     async fn expand_entry(&self, table: &Table, piece: &Piece, index: usize, at: GuestOffset) -> Result<()> {
         let L2Entry::Zero { host: old, .. } = self.entry(piece, index)? else { return Ok(()) };
-        let new = match self.header.borrow().backing_file.is_some() {
+        let over_backing = self.header.borrow().backing_file.is_some();
+        let new = match over_backing {
             false => L2Entry::Unallocated,
             true => self.zeros_for(table, at).await?,
         };

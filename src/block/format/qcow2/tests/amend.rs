@@ -77,29 +77,26 @@ fn facts(folder: &Folder, image: &str) -> String {
 #[test]
 fn qemu_img_finds_the_same_disk_and_snapshots_and_the_same_options() {
     for (create, with_backing, change) in CHANGES {
-        for snapshots in [false, true] {
-            if snapshots && (change.contains("size") || create.contains("refcount_bits=2")) {
-                continue;
-            }
-            let (name, folder) = (format!("{create} {change} {snapshots}"), Folder::new());
-            image(&folder, create, with_backing, snapshots);
-            let backing = with_backing.then(|| folder.read("base"));
-            let disk = Disk::from_bytes(Backend::Auto, folder.read("disk"), backing.clone());
-            amend(&disk, change).unwrap();
-            assert!(disk.node.driver().read_only() || !change.contains("compat"), "{name}");
-            disk.close();
-            folder.write("ours", &disk.bytes());
-            folder.run("qemu-img check ours");
-            let before = snapshots.then(|| snapshots_of(&folder, "disk"));
-            folder.run(&format!("qemu-img amend -f qcow2 -o {change} disk"));
-            assert!(folder.content("ours", "") == folder.content("disk", ""), "{name}");
-            assert_eq!(facts(&folder, "ours"), facts(&folder, "disk"), "{name}");
-            assert!(before.is_none_or(|before| snapshots_of(&folder, "ours") == before), "{name}");
-            let disk = Disk::from_bytes(Backend::Auto, folder.read("ours"), backing);
-            let mut model = Model::new(disk, 1 << 16, seed(&name));
-            (0..20).for_each(|_| model.step());
-            finish(&model);
-        }
+        // Where they can be: neither resized in qemu-img's order, nor counted in 2 bits.
+        let snapshots = !change.contains("size") && !create.contains("refcount_bits=2");
+        let (name, folder) = (format!("{create} {change}"), Folder::new());
+        image(&folder, create, with_backing, snapshots);
+        let backing = with_backing.then(|| folder.read("base"));
+        let disk = Disk::from_bytes(Backend::Auto, folder.read("disk"), backing.clone());
+        amend(&disk, change).unwrap();
+        assert!(disk.node.driver().read_only(), "{name}");
+        disk.close();
+        folder.write("ours", &disk.bytes());
+        folder.run("qemu-img check ours");
+        let before = snapshots.then(|| snapshots_of(&folder, "disk"));
+        folder.run(&format!("qemu-img amend -f qcow2 -o {change} disk"));
+        assert!(folder.content("ours", "") == folder.content("disk", ""), "{name}");
+        assert_eq!(facts(&folder, "ours"), facts(&folder, "disk"), "{name}");
+        assert!(before.is_none_or(|before| snapshots_of(&folder, "ours") == before), "{name}");
+        let disk = Disk::from_bytes(Backend::Auto, folder.read("ours"), backing);
+        let mut model = Model::new(disk, 1 << 16, seed(&name));
+        (0..10).for_each(|_| model.step());
+        finish(&model);
     }
 }
 
