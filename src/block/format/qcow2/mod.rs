@@ -16,11 +16,12 @@
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
-//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node; `cache_options`: its memory |
 
 mod alloc;
 mod bitmap;
 mod cache;
+mod cache_options;
 mod check;
 mod codec;
 mod compressed;
@@ -51,6 +52,7 @@ mod vm_state;
 mod write;
 mod zero;
 
+pub use cache_options::CacheOptions;
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;

@@ -4,7 +4,7 @@
 //! of the old or the new size whenever the process dies.
 
 use super::cache::Piece;
-use super::driver::{Qcow2, l2_slices};
+use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostOffset};
 use super::header::{Header, MAX_L1_BYTES};
@@ -28,7 +28,7 @@ impl Qcow2 {
         }
         self.begin_bitmap_resize().await?;
         let old = self.size.get();
-        self.l2.set_capacity(l2_slices(self.geometry, size));
+        self.size_caches(size);
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         self.grow_data_file(old, size, preallocation).await?;
         if size > old {
@@ -162,7 +162,7 @@ impl Qcow2 {
         if self.entry(&slice, slot.index)? != L2Entry::Unallocated {
             return Ok(at.add(self.geometry.cluster_size()));
         }
-        let in_slice = (self.geometry.slice_entries() - slot.index) as u64;
+        let in_slice = (self.slices.entries() - slot.index) as u64;
         let wanted = self.geometry.clusters_for(to - at.0).min(in_slice);
         let is_free = |count: &u64| {
             self.entry(&slice, slot.index + *count as usize).is_ok_and(|entry| entry == L2Entry::Unallocated)

@@ -1,6 +1,7 @@
 //! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
 
 mod bitmaps;
+mod caches;
 mod compressed;
 mod crash;
 mod damaged;
