@@ -137,6 +137,7 @@ impl Opener<'_> {
             passphrase: passphrase(&mut own, "encrypt.key-secret", options).map_err(named)?,
             metadata_only: options.metadata_only,
         };
+        let caches = qcow2::CacheOptions::take(&mut own).map_err(|error| error.path(filename))?;
         finish("qcow2", &own)?;
         let file = self.file_node(filename, file);
         let image = match (options.check, write) {
@@ -149,6 +150,7 @@ impl Opener<'_> {
         if let Some(lazy) = options.lazy_refcounts {
             image.set_lazy_refcounts(lazy).map_err(named)?;
         }
+        image.set_caches(caches).map_err(|error| error.path(filename))?;
         if options.backing
             && let Some(data) = self.open_data_file(&image, filename, options)?
         {

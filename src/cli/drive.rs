@@ -8,6 +8,18 @@ use crate::util::keyval::Options;
 use crate::vm::builder::DiskConfig;
 use crate::vm::{Error, Result};
 
+/// What is left to the format's driver.
+const DRIVER_OPTIONS: &[&str] = &[
+    "encrypt.key-secret",
+    "encrypt.format",
+    "key-secret",
+    "l2-cache-size",
+    "refcount-cache-size",
+    "cache-size",
+    "l2-cache-entry-size",
+    "cache-clean-interval",
+];
+
 /// A disk as the user described it.
 #[derive(Clone, Debug)]
 pub(super) struct DriveSpec {
@@ -79,7 +91,7 @@ impl DriveSpec {
             }
         }
         let mut driver = Options::default();
-        for name in ["encrypt.key-secret", "encrypt.format", "key-secret"] {
+        for name in DRIVER_OPTIONS {
             if let Some(value) = options.take(name) {
                 driver.set(name, &value);
             }

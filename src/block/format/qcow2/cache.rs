@@ -118,11 +118,11 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// A cache of `capacity` pieces of `piece_size` bytes; `load` is told to the file when one is read.
+    /// A cache of `capacity` (at least 2) pieces of `piece_size` bytes; `load` is told to the file when one is read.
     pub(super) fn new(piece_size: u64, capacity: usize, load: Event) -> Cache {
         Cache {
             piece_size: piece_size as usize,
-            capacity: Cell::new(capacity.max(4)),
+            capacity: Cell::new(capacity),
             pieces: RefCell::default(),
             clock: RefCell::default(),
             dirty: RefCell::default(),
@@ -133,7 +133,7 @@ impl Cache {
 
     /// Lets the cache hold `capacity` pieces from now on.
     pub(super) fn set_capacity(&self, capacity: usize) {
-        self.capacity.set(capacity.max(4));
+        self.capacity.set(capacity);
     }
 
     /// Looks at a piece if it is in memory.
@@ -229,6 +229,24 @@ impl Cache {
         self.dirty.take();
     }
 
+    /// Drops the pieces that are clean, that nobody holds and that were not used since the last time, or since
+    /// the hand passed them.
+    pub(super) fn drop_unused(&self) {
+        let mut pieces = self.pieces.borrow_mut();
+        pieces
+            .retain(|_, piece| piece.used.replace(false) || piece.is_dirty() || Rc::strong_count(piece) > 1);
+        pieces.shrink_to_fit();
+        let mut clock = self.clock.borrow_mut();
+        clock.retain(|offset| pieces.contains_key(offset));
+        clock.shrink_to_fit();
+    }
+
+    /// How many pieces are in memory.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.pieces.borrow().len()
+    }
+
     /// Whether a piece was changed since the last checkpoint.
     pub(super) fn is_dirty(&self, offset: HostOffset) -> bool {
         self.dirty.borrow().contains(&offset)
@@ -290,6 +308,24 @@ mod tests {
         assert!(cache.get(HostOffset(0)).is_some());
         assert_eq!(cache.peek(HostOffset(512), |piece| piece.with(|bytes| bytes[24])), Some(7));
         assert_eq!(held.with(|bytes| bytes[0]), 0);
+    }
+
+    #[test]
+    fn pieces_unused_since_the_last_time_are_dropped_and_dirty_or_held_ones_never() {
+        let cache = Cache::new(512, 8, Event::None);
+        let held = insert(&cache, 0);
+        set(&cache, &insert(&cache, 512), 24, 7);
+        (2..5).for_each(|at| drop(insert(&cache, at * 512)));
+        cache.drop_unused();
+        assert_eq!(cache.len(), 5);
+        cache.get(HostOffset(3 * 512)).unwrap();
+        cache.drop_unused();
+        let left = |at: &u64| cache.pieces.borrow().contains_key(&HostOffset(at * 512));
+        assert_eq!((0..5).filter(left).collect::<Vec<u64>>(), [0, 1, 3]);
+        assert_eq!(cache.clock.borrow().len(), 3);
+        drop((held, cache.take_dirty()));
+        cache.drop_unused();
+        assert_eq!(cache.len(), 0);
     }
 
     #[test]

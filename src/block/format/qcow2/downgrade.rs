@@ -57,15 +57,15 @@ impl Qcow2 {
     }
 
     async fn expand_table(&self, table: Table) -> Result<()> {
-        let slice_size = self.geometry.slice_size();
+        let slice_size = self.slices.size();
         for (slice, first) in
-            (0..self.geometry.cluster_size() / slice_size).zip((0..).step_by(self.geometry.slice_entries()))
+            (0..self.geometry.cluster_size() / slice_size).zip((0..).step_by(self.slices.entries()))
         {
             if self.must_prepare() {
                 self.prepare_change().await?;
             }
             let piece = self.l2.load(&self.file, table.offset.add(slice * slice_size)).await?;
-            for index in 0..self.geometry.slice_entries() {
+            for index in 0..self.slices.entries() {
                 let at = table.start.add((first + index as u64) << self.geometry.cluster_bits);
                 self.expand_entry(&table, &piece, index, at).await?;
             }

@@ -3,11 +3,12 @@
 use super::alloc::{Frees, Users};
 use super::bitmap::BitmapList;
 use super::cache::Cache;
+use super::cache_options::{CacheOptions, Capacities, Cleaning};
 use super::codec::Codec;
 use super::compressed::Decompressed;
 use super::data::DataFile;
 use super::encrypt::{Encryption, Unlock, luks_place};
-use super::geometry::{Geometry, GuestOffset, HostOffset};
+use super::geometry::{Geometry, GuestOffset, HostOffset, Slices};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
@@ -27,19 +28,12 @@ use async_trait::async_trait;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Instant;
 
-/// The L2 cache covers the whole disk up to this many bytes of tables.
-const MAX_L2_CACHE: u64 = 32 << 20;
 /// What to do about a damaged image.
 const REPAIR: &str = "repair it with: qemu-img check -r all";
 /// Longest read or write, in bytes.
 const MAX_TRANSFER: u32 = 64 << 20;
-
-/// How many L2 slices are kept of a disk of `size` bytes.
-pub(super) fn l2_slices(geometry: Geometry, size: u64) -> usize {
-    let tables = geometry.l1_entries_for(size) << geometry.cluster_bits;
-    (tables.min(MAX_L2_CACHE) / geometry.slice_size()) as usize
-}
 
 /// An image whose metadata was read and found valid, before its backing file is known.
 pub struct Image {
@@ -56,6 +50,7 @@ pub struct Image {
     for_check: bool,
     /// Refcounts may be written late.
     lazy_refcounts: bool,
+    caches: CacheOptions,
     data: Option<Rc<Node>>,
 }
 
@@ -129,6 +124,7 @@ impl Image {
             bitmaps,
             for_check: false,
             lazy_refcounts,
+            caches: CacheOptions::default(),
             data: None,
         })
     }
@@ -163,6 +159,16 @@ impl Image {
             return Err(Error::new(Kind::InvalidArgument, what).remedy("leave out lazy-refcounts=on"));
         }
         self.lazy_refcounts = lazy;
+        Ok(())
+    }
+
+    /// Says how much metadata is kept in memory, and for how long.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] in QEMU's words for sizes that contradict one another or are none for this image.
+    pub fn set_caches(&mut self, caches: CacheOptions) -> Result<()> {
+        caches.check(self.header.geometry, self.header.size)?;
+        self.caches = caches;
         Ok(())
     }
 
@@ -204,7 +210,9 @@ impl Image {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
-        let slices = l2_slices(geometry, self.header.size);
+        let slices = self.caches.slices(geometry);
+        let capacities = self.caches.capacities(geometry, self.header.size);
+        self.refcounts.blocks.set_capacity(capacities.blocks);
         let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
         let raw = self.header.upheld() & DATA_FILE_RAW != 0;
@@ -227,7 +235,10 @@ impl Image {
             encryption: self.encryption,
             switching: Mutex::new(()),
             active: self.active,
-            l2: Cache::new(geometry.slice_size(), slices, Event::L2Load),
+            slices,
+            l2: Cache::new(slices.size(), capacities.slices, Event::L2Load),
+            cleaning: Cleaning::new(self.caches.interval(), Instant::now()),
+            caches: self.caches,
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
@@ -315,7 +326,10 @@ pub(super) struct Qcow2 {
     pub(super) data_file: Option<DataFile>,
     /// The live disk.
     pub(super) active: View,
+    pub(super) slices: Slices,
     pub(super) l2: Cache,
+    caches: CacheOptions,
+    cleaning: Cleaning,
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,
     pub(super) snapshots: RefCell<Vec<Snapshot>>,
@@ -345,6 +359,27 @@ impl Qcow2 {
     pub(super) fn zeros(&self, len: u64) -> Iov {
         let buffer = self.zeros.get_or_init(|| Buffer::new(self.geometry.cluster_size() as usize));
         buffer.iov(len as usize)
+    }
+
+    /// Makes the caches as large as a disk of `size` bytes needs them.
+    pub(super) fn size_caches(&self, size: u64) {
+        let Capacities { slices, blocks } = self.caches.capacities(self.geometry, size);
+        self.l2.set_capacity(slices);
+        self.refcounts.blocks.set_capacity(blocks);
+    }
+
+    /// Drops metadata that was not used for a whole interval. Called where a look at the clock costs nothing in
+    /// proportion: before metadata is read from the file, and with each flush.
+    pub(super) fn drop_unused_if_due(&self) {
+        if self.cleaning.is_due(Instant::now()) {
+            self.drop_unused();
+        }
+    }
+
+    /// Drops metadata that was not used since the last call.
+    pub(super) fn drop_unused(&self) {
+        self.l2.drop_unused();
+        self.refcounts.blocks.drop_unused();
     }
 }
 
@@ -417,6 +452,7 @@ impl Driver for Rc<Qcow2> {
     }
 
     async fn flush(&self) -> Result<()> {
+        self.drop_unused_if_due();
         self.flush_all().await
     }
 

@@ -4,7 +4,7 @@
 //!   guest offset   | L1 index | L2 index | in cluster |      host offset   | cluster | in cluster |
 //!                             |-- slice | index --|
 //! ```
-//! A *slice* is the part of an L2 table that is cached as one: 4 KiB, or the whole table where it is smaller.
+//! A *slice* is the part of an L2 table that is cached as one: see [`Slices`].
 //! A *subcluster* is what has a state of its own: 1/32 of a cluster with extended L2 entries, else the cluster.
 
 use std::ops::Range;
@@ -39,8 +39,6 @@ impl GuestOffset {
 pub(super) const ENTRY: u64 = 8;
 /// Host offsets end here: bits 56 and up of an entry are no part of an offset.
 pub(super) const HOST_END: u64 = 1 << 56;
-/// Bytes of an L2 slice, where the table is not smaller.
-const SLICE: u64 = 4096;
 
 /// log2 of the subclusters of a cluster with extended L2 entries.
 const SUBCLUSTERS_BITS: u32 = 5;
@@ -145,24 +143,6 @@ impl Geometry {
         size.div_ceil(self.l2_reach())
     }
 
-    /// Bytes of an L2 slice.
-    pub(super) fn slice_size(self) -> u64 {
-        self.cluster_size().min(SLICE)
-    }
-
-    /// Where in its L2 table the slice of a guest byte starts (bytes), and the entry's index in the slice.
-    pub(super) fn slice_of(self, at: GuestOffset) -> (u64, usize) {
-        let index = (at.0 >> self.cluster_bits) % self.l2_entries();
-        let byte = index * self.l2_entry();
-        let start = byte / self.slice_size() * self.slice_size();
-        (start, ((byte - start) / self.l2_entry()) as usize)
-    }
-
-    /// Entries of an L2 slice.
-    pub(super) fn slice_entries(self) -> usize {
-        (self.slice_size() / self.l2_entry()) as usize
-    }
-
     /// Width of a refcount in bits.
     pub(super) fn refcount_bits(self) -> u32 {
         1 << self.refcount_order
@@ -179,6 +159,44 @@ impl Geometry {
     }
 }
 
+/// How L2 tables are cut into slices. No header says it: each who opens the image may cut as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slices {
+    cluster_bits: u32,
+    /// log2 of the bytes of an L2 entry.
+    entry_bits: u32,
+    /// log2 of the bytes of a slice: 9 to `cluster_bits`.
+    slice_bits: u32,
+}
+
+impl Slices {
+    /// Slices of `size` bytes, a power of two from 512 to the cluster size.
+    pub(super) fn new(geometry: Geometry, size: u64) -> Slices {
+        Slices {
+            cluster_bits: geometry.cluster_bits,
+            entry_bits: geometry.l2_entry().ilog2(),
+            slice_bits: size.ilog2(),
+        }
+    }
+
+    /// Bytes of a slice.
+    pub(super) fn size(self) -> u64 {
+        1 << self.slice_bits
+    }
+
+    /// Entries of a slice.
+    pub(super) fn entries(self) -> usize {
+        1 << (self.slice_bits - self.entry_bits)
+    }
+
+    /// Where in its L2 table the slice of a guest byte starts (bytes), and the entry's index in the slice.
+    pub(super) fn of(self, at: GuestOffset) -> (u64, usize) {
+        let in_table = (at.0 >> self.cluster_bits) & ((1 << (self.cluster_bits - self.entry_bits)) - 1);
+        let index = in_table & (self.entries() as u64 - 1);
+        ((in_table - index) << self.entry_bits, index as usize)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,11 +205,16 @@ mod tests {
     fn a_guest_offset_splits_into_indices_that_lead_back_to_it() {
         for (cluster_bits, extended_l2) in (9..=21).flat_map(|bits| [(bits, false), (bits, true)]) {
             let geometry = Geometry { cluster_bits, refcount_order: 4, extended_l2 };
-            for cluster in [0, 1, 63, 64, 65, 8191, 8192, 1 << 20, (1 << 30) + 7] {
+            let clusters = [0, 1, 63, 64, 65, 8191, 8192, 1 << 20, (1 << 30) + 7];
+            for (cluster, slice_bits) in
+                clusters.into_iter().flat_map(|cluster| (9..=cluster_bits).map(move |bits| (cluster, bits)))
+            {
+                let slices = Slices::new(geometry, 1 << slice_bits);
                 let at = GuestOffset(cluster << cluster_bits);
-                let (slice, index) = geometry.slice_of(at);
-                assert_eq!(slice % geometry.slice_size(), 0);
-                assert!(index < geometry.slice_entries());
+                let (slice, index) = slices.of(at);
+                assert_eq!((slices.size(), slice % slices.size()), (1 << slice_bits, 0));
+                assert_eq!(slices.entries() as u64 * geometry.l2_entry(), slices.size());
+                assert!(index < slices.entries() && slice < geometry.cluster_size());
                 let in_table = slice / geometry.l2_entry() + index as u64;
                 let back = geometry.l1_index(at) as u64 * geometry.l2_entries() + in_table;
                 assert_eq!(back, cluster);

@@ -141,6 +141,7 @@ impl Qcow2 {
                 return Ok(extent);
             }
             if let Some(slot) = self.slot(view, at)? {
+                self.drop_unused_if_due();
                 self.l2.load(&self.file, slot.slice).await?;
             }
         }
@@ -163,7 +164,7 @@ impl Qcow2 {
         match L1Entry::decode(raw, self.geometry) {
             Ok(L1Entry::Unallocated) => Ok(None),
             Ok(L1Entry::Table { offset, copied }) => {
-                let (start, entry) = self.geometry.slice_of(at);
+                let (start, entry) = self.slices.of(at);
                 Ok(Some(Slot { table: offset, copied, slice: offset.add(start), index: entry }))
             }
             Err(what) => {
@@ -223,7 +224,7 @@ impl Qcow2 {
         let first = self.entry(slice, slot.index)?;
         self.check_external(first, self.geometry.guest_start(at))?;
         let mut extent = self.extent_in(first, self.geometry.in_cluster(at.0));
-        for index in slot.index + 1..self.geometry.slice_entries() {
+        for index in slot.index + 1..self.slices.entries() {
             if extent.len >= len || !self.geometry.is_aligned(at.0 + extent.len) {
                 break;
             }

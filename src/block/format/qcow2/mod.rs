@@ -16,12 +16,13 @@
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
-//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node; `cache_options`: its memory |
 
 mod alloc;
 mod amend;
 mod bitmap;
 mod cache;
+mod cache_options;
 mod check;
 mod codec;
 mod compressed;
@@ -55,6 +56,7 @@ mod vm_state;
 mod write;
 mod zero;
 
+pub use cache_options::CacheOptions;
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use driver::Image;

@@ -12,6 +12,7 @@
 //!   [`super::alloc`].
 
 use super::cache::{Cache, Piece};
+use super::cache_options::MIN_BLOCKS;
 use super::entries::{decode_refcount_table, refcount, set_refcount, without_reserved};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
@@ -25,10 +26,6 @@ use std::rc::Rc;
 
 /// Refcount table entries are written in groups of this many.
 pub(super) const TABLE_GROUP: usize = 64;
-/// Refcount blocks in memory, as QEMU's least: enough where the L2 cache covers the disk.
-const MIN_BLOCKS: usize = 4;
-/// Bytes of refcount blocks that are kept at least.
-const CACHE_BYTES: u64 = 256 << 10;
 
 /// A run of host clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +65,13 @@ impl Refcounts {
         let bytes =
             file.read_bytes(offset.0, (u64::from(clusters) << geometry.cluster_bits) as usize).await?;
         let table = bytes.chunks_exact(ENTRY as usize).map(super::extensions::be64).collect();
-        let blocks = MIN_BLOCKS.max((CACHE_BYTES >> geometry.cluster_bits) as usize);
         Ok(Refcounts {
             geometry,
             file: file.clone(),
             table: RefCell::new(table),
             changed: RefCell::default(),
             place: Cell::new((offset, clusters)),
-            blocks: Cache::new(geometry.cluster_size(), blocks, Event::RefblockLoad),
+            blocks: Cache::new(geometry.cluster_size(), MIN_BLOCKS, Event::RefblockLoad),
             hint: Cell::new(0),
             untouched: Cell::new(geometry.clusters_for(file.size())),
             allocations: Cell::new(0),

@@ -6,7 +6,7 @@
 //! before they could be seen.
 
 use super::cache::Piece;
-use super::driver::{Qcow2, l2_slices};
+use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{ENTRY, GuestOffset, HostOffset};
 use super::header::{Header, MAX_L1_BYTES};
@@ -35,7 +35,7 @@ impl Qcow2 {
         }
         // What stands where the disk will be.
         self.discard_vm_state().await?;
-        self.l2.set_capacity(l2_slices(self.geometry, size));
+        self.size_caches(size);
         self.drop_behind(old).await?;
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         self.grow_data_file(old, size, preallocation).await?;
@@ -167,7 +167,7 @@ impl Qcow2 {
         if self.entry(&slice, slot.index)? != L2Entry::Unallocated {
             return Ok(at.add(self.geometry.cluster_size()));
         }
-        let in_slice = (self.geometry.slice_entries() - slot.index) as u64;
+        let in_slice = (self.slices.entries() - slot.index) as u64;
         let wanted = self.geometry.clusters_for(to - at.0).min(in_slice);
         let is_free = |count: &u64| {
             self.entry(&slice, slot.index + *count as usize).is_ok_and(|entry| entry == L2Entry::Unallocated)

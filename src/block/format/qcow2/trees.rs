@@ -28,7 +28,7 @@
 //! If the last flush fails, the header is switched back (if that fails too, memory follows the file), and
 //! nothing changes before a flush has succeeded: nobody knows which of both a power failure would leave.
 
-use super::driver::{Qcow2, l2_slices, note_metadata};
+use super::driver::{Qcow2, note_metadata};
 use super::entries::{L1Entry, without_copied};
 use super::geometry::{HostCluster, HostOffset};
 use super::header::Header;
@@ -269,7 +269,7 @@ impl Qcow2 {
         self.active.disk_size.set(tables.size);
         self.size.set(tables.size);
         self.l2.clear();
-        self.l2.set_capacity(l2_slices(self.geometry, tables.size));
+        self.size_caches(tables.size);
         self.unwritten.set(None);
         note_metadata(
             &self.overlap,

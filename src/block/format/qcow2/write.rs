@@ -103,8 +103,8 @@ impl Qcow2 {
 
     /// How many clusters, from that of `at` on, one go may change: `len` bytes, one slice, a bounded run.
     fn run_limit(&self, at: GuestOffset, len: u64) -> u64 {
-        let (_, index) = self.geometry.slice_of(at);
-        let in_slice = (self.geometry.slice_entries() - index) as u64;
+        let (_, index) = self.slices.of(at);
+        let in_slice = (self.slices.entries() - index) as u64;
         let bounded = (MAX_RUN >> self.geometry.cluster_bits).max(1);
         self.geometry.clusters_for(len).min(in_slice).min(bounded)
     }

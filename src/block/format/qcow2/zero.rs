@@ -167,9 +167,9 @@ impl Qcow2 {
         last: GuestOffset,
         change: Change,
     ) -> Result<GuestOffset> {
-        let (_, index) = self.geometry.slice_of(first);
+        let (_, index) = self.slices.of(first);
         let start = self.geometry.guest_start(first);
-        let in_slice = (self.geometry.slice_entries() - index) as u64;
+        let in_slice = (self.slices.entries() - index) as u64;
         let clusters = self.geometry.clusters_for(last.0 - start.0).min(in_slice);
         let locked = start.0..start.0 + (clusters << self.geometry.cluster_bits);
         let end = locked.end.min(last.0);

@@ -11,7 +11,7 @@ use crate::block::filter::blkdebug::{Fault, Faults, RequestKind};
 use crate::block::filter::log_writes::{GARBAGE, Log};
 use crate::block::filter::{BlkDebug, LogWrites};
 use crate::block::format::qcow2::driver::Qcow2;
-use crate::block::format::qcow2::{CreateOptions, Image, Unlock, create};
+use crate::block::format::qcow2::{CacheOptions, CreateOptions, Image, Unlock, create};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -131,6 +131,7 @@ pub(super) struct Disk {
     file: Rc<Node>,
     pub(super) backing: Option<Rc<Node>>,
     pub(super) node: Rc<Node>,
+    caches: CacheOptions,
 }
 
 impl Disk {
@@ -168,7 +169,7 @@ impl Disk {
         let failing = BlkDebug::new(Node::new("log", Box::new(logged)), faults.clone());
         let file = Node::new("faults", Box::new(failing));
         let node = open_file(&engine, &file, backing.clone(), false)?;
-        Ok(Disk { engine, state, log, faults, file, backing, node })
+        Ok(Disk { engine, state, log, faults, file, backing, node, caches: CacheOptions::default() })
     }
 
     pub(super) fn run<T>(&self, future: impl Future<Output = T>) -> T {
@@ -182,7 +183,14 @@ impl Disk {
 
     pub(super) fn reopen(&mut self) {
         self.close();
-        self.node = open_file(&self.engine, &self.file, self.backing.clone(), false).unwrap();
+        let driver = driver_of_file(&self.engine, &self.file, self.backing.clone(), false, self.caches);
+        self.node = Node::new("disk", Box::new(driver.unwrap()));
+    }
+
+    /// From now on the driver keeps that much in memory.
+    pub(super) fn reopen_with(&mut self, caches: CacheOptions) {
+        self.caches = caches;
+        self.reopen();
     }
 
     /// From the write or flush after the next `skip` on, they all fail.
@@ -212,7 +220,18 @@ pub(super) fn driver(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Rc<Qcow2>> {
-    driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only)
+    driver_with(engine, state, backing, read_only, CacheOptions::default())
+}
+
+/// A driver over the file that keeps as much in memory as `caches` says.
+pub(super) fn driver_with(
+    engine: &Rc<Engine>,
+    state: &Rc<State>,
+    backing: Option<Rc<Node>>,
+    read_only: bool,
+    caches: CacheOptions,
+) -> Result<Rc<Qcow2>> {
+    driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only, caches)
 }
 
 fn driver_of_file(
@@ -220,6 +239,7 @@ fn driver_of_file(
     file: &Rc<Node>,
     backing: Option<Rc<Node>>,
     read_only: bool,
+    caches: CacheOptions,
 ) -> Result<Rc<Qcow2>> {
     let image = match read_only {
         true => engine.block_on(Image::read(file)).unwrap()?,
@@ -227,6 +247,7 @@ fn driver_of_file(
     };
     let mut image = image;
     engine.block_on(image.unlock(engine, &with_key())).unwrap()?;
+    image.set_caches(caches)?;
     image.into_qcow2(engine, backing, read_only)
 }
 
@@ -261,7 +282,8 @@ fn open_file(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Rc<Node>> {
-    Ok(Node::new("disk", Box::new(driver_of_file(engine, file, backing, read_only)?)))
+    let driver = driver_of_file(engine, file, backing, read_only, CacheOptions::default())?;
+    Ok(Node::new("disk", Box::new(driver)))
 }
 
 /// A folder for the real qemu-img.

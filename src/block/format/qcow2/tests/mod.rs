@@ -2,6 +2,7 @@
 
 mod amend;
 mod bitmaps;
+mod caches;
 mod compressed;
 mod crash;
 mod damaged;

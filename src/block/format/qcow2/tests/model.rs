@@ -3,7 +3,7 @@
 
 use super::memory::{Disk, Folder, described};
 use crate::block::aio::Backend;
-use crate::block::format::qcow2::CreateOptions;
+use crate::block::format::qcow2::{CacheOptions, CreateOptions};
 use crate::block::graph::Node;
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Kind};
@@ -179,9 +179,14 @@ pub(super) fn base(len: usize) -> Vec<u8> {
 }
 
 pub(super) fn run(options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize) {
+    run_with(options, backing, steps, CacheOptions::default());
+}
+
+fn run_with(options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize, caches: CacheOptions) {
     for backend in [Backend::Auto, Backend::Threads] {
-        let seed = seed(&format!("{options:?} {backend:?}"));
-        let disk = Disk::create(backend, options, backing.clone());
+        let seed = seed(&format!("{options:?} {caches:?} {backend:?}"));
+        let mut disk = Disk::create(backend, options, backing.clone());
+        disk.reopen_with(caches);
         let mut model = Model::new(disk, options.cluster_size, seed);
         for step in 0..steps {
             model.step();
@@ -223,6 +228,23 @@ fn every_refcount_width_agrees_with_the_model() {
     for order in 0..=6 {
         run(&options(9, 1 << order, 3), None, 150);
         run(&options(12, 1 << order, 3), None, 100);
+    }
+}
+
+#[test]
+fn the_smallest_caches_agree_with_the_model() {
+    for (cluster_bits, extended_l2) in [(9, false), (16, false), (14, true)] {
+        for slice in [512, 1 << cluster_bits] {
+            let caches = CacheOptions {
+                l2_cache_size: Some(0),
+                refcount_cache_size: Some(1),
+                l2_cache_entry_size: Some(slice),
+                ..CacheOptions::default()
+            };
+            let options = overlay(CreateOptions { extended_l2, ..options(cluster_bits, 64, 3) });
+            let len = options.size as usize / 2 + 77;
+            run_with(&options, Some(base(len)), 80, caches);
+        }
     }
 }
 
