@@ -148,6 +148,25 @@ fn growing_an_image_grows_its_data_file_and_shows_zeros_whatever_stood_there() {
 }
 
 #[test]
+fn shrinking_an_image_cuts_its_data_file_and_what_stood_there_never_comes_back() {
+    for raw in ["", ",data_file_raw=on"] {
+        let folder = folder(raw);
+        folder.qemu_io("qcow2", "a", &["write -P 9 0 1M"]);
+        let image = Image::open(BACKENDS[0], &folder.path("a"), "qcow2", false);
+        let resize = |size| {
+            image.engine.block_on(image.node.truncate(size, Preallocation::Off)).unwrap().unwrap();
+        };
+        resize(300_032);
+        assert_eq!(std::fs::metadata(folder.path("data")).unwrap().len(), 300_032, "{raw}");
+        resize(MIB);
+        image.close();
+        let expect = [vec![9; 300_032], vec![0; MIB as usize - 300_032]].concat();
+        folder.qemu_img("check -q a");
+        assert!(folder.content("qcow2", "a") == expect, "{raw}");
+    }
+}
+
+#[test]
 fn a_raw_data_file_stays_one_and_other_autoclear_features_do_not() {
     let folder = folder(",data_file_raw=on");
     patched(&folder, "named", |bytes| bytes[AUTOCLEAR] |= 0x80);

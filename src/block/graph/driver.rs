@@ -7,6 +7,7 @@
 use crate::block::crypto::hash::Hash;
 use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
+use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
@@ -162,6 +163,11 @@ pub trait Driver {
 
     /// Persistent dirty bitmaps, where the format stores them.
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+
+    /// Changes of options, where the format has them.
+    fn amender(&self) -> Option<&dyn Amend> {
         None
     }
 

@@ -1,7 +1,8 @@
 //! The graph: what a driver is ([`driver`]), what a node is ([`node`]), the one pipeline that every request
 //! passes ([`io`]), allocation status over a chain ([`status`]), the moments at which tests break in
-//! ([`event`]), and what only some formats can do ([`bitmaps`], [`snapshots`]).
+//! ([`event`]), and what only some formats can do ([`amend`], [`bitmaps`], [`snapshots`]).
 
+pub mod amend;
 pub mod bitmaps;
 pub mod driver;
 pub mod event;

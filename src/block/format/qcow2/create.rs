@@ -21,8 +21,6 @@ use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
-/// Up to this cluster size the feature name table is left out.
-const MAX_WITHOUT_NAMES: u64 = 4096;
 /// Smallest clusters that have subclusters, in bytes.
 const MIN_EXTENDED_CLUSTER: u64 = 16384;
 /// Clusters that are in use before there is an L1 table.
@@ -221,7 +219,7 @@ impl CreateOptions {
             crypt_method: 0,
             compression_type: self.compression_type.to_byte(),
             unknown_fields: Vec::new(),
-            extensions: self.extensions(),
+            extensions: self.extensions(geometry),
             backing_file: self.backing_file.clone(),
             header_len: 0,
             used: 0,
@@ -236,13 +234,12 @@ impl CreateOptions {
         data | compression | extended
     }
 
-    fn extensions(&self) -> Vec<Extension> {
+    fn extensions(&self, geometry: Geometry) -> Vec<Extension> {
         let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
         let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
         let data = self.data_file.as_ref();
         let data = data.map(|name| Extension { magic: DATA_FILE, data: name.as_bytes().to_vec() });
-        // As qemu-img: the table would take most of a small first cluster.
-        let room = self.cluster_size > MAX_WITHOUT_NAMES;
+        let room = extensions::has_room_for_names(geometry);
         let names = (self.version >= 3 && room).then(extensions::feature_name_table);
         format.into_iter().chain(data).chain(names).collect()
     }

@@ -15,6 +15,7 @@ use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
 use super::snapshot::{self, Snapshot};
 use crate::block::aio::Engine;
+use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Repair, Specifics};
 use crate::block::graph::snapshots::{Snapshots, VmState};
@@ -474,10 +475,10 @@ impl Driver for Rc<Qcow2> {
     fn specifics(&self) -> Option<Specifics> {
         let header = self.header.borrow();
         Some(Specifics::Qcow2(Qcow2Specifics {
-            compat: if self.v3 { "1.1" } else { "0.10" },
+            compat: if header.is_v3() { "1.1" } else { "0.10" },
             compression_type: self.codec.name(),
             lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
-            refcount_bits: self.geometry.refcount_bits(),
+            refcount_bits: header.geometry.refcount_bits(),
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: self.geometry.extended_l2,
@@ -493,6 +494,10 @@ impl Driver for Rc<Qcow2> {
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(&**self)
+    }
+
+    fn amender(&self) -> Option<&dyn Amend> {
         Some(&**self)
     }
 

@@ -5,6 +5,7 @@
 //! ```
 //! Extensions that we do not know stay as they are, also when the header is laid out anew.
 
+use super::geometry::Geometry;
 use crate::block::{Error, Kind, Result};
 
 /// Format of the backing file, a string.
@@ -17,6 +18,8 @@ pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 pub(super) const BITMAPS: u32 = 0x2385_2875;
 /// Where the LUKS header is.
 pub(super) const ENCRYPTION: u32 = 0x0537_be77;
+/// Up to this cluster size the feature name table is left out.
+const MAX_WITHOUT_NAMES: u64 = 4096;
 /// Bytes of an entry of the feature name table.
 const FEATURE_NAME: usize = 48;
 
@@ -71,6 +74,11 @@ pub(super) fn feature_name(extensions: &[Extension], bit: u8) -> Option<String> 
     let entry = table.data.chunks_exact(FEATURE_NAME).find(|entry| entry[..2] == [0, bit])?;
     let name: Vec<u8> = entry[2..].iter().copied().take_while(|&byte| byte != 0).collect();
     Some(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Whether images get a feature name table: as with qemu-img, not where it would take most of the first cluster.
+pub(super) fn has_room_for_names(geometry: Geometry) -> bool {
+    geometry.cluster_size() > MAX_WITHOUT_NAMES
 }
 
 /// The feature name table that new images get.

@@ -13,12 +13,13 @@
 //! | `header`, `extensions`, `entries`, `snapshot` | `read`, `write`, `zero`, `compressed` |
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
 //! | `codec`: bytes of compressed clusters | |
-//! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `create` |
+//! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | `shadow`, `trees`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
+//! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | `encrypt`: the key of an image, its data | `driver`: the whole as a node; `cache_options`: its memory |
 
 mod alloc;
+mod amend;
 mod bitmap;
 mod cache;
 mod cache_options;
@@ -27,6 +28,7 @@ mod codec;
 mod compressed;
 pub mod create;
 mod data;
+mod downgrade;
 mod driver;
 pub mod encrypt;
 mod entries;
@@ -38,8 +40,10 @@ mod mapping;
 mod overlap;
 mod read;
 mod refcount;
+mod refcount_width;
 mod resize;
 mod shadow;
+mod shrink;
 mod snapshot;
 mod snapshot_ops;
 mod snapshot_view;

@@ -249,6 +249,15 @@ impl Refcounts {
         Ok(left)
     }
 
+    /// Sets the count of a cluster that is in use and that nothing refers to yet.
+    pub(super) async fn set_count(&self, cluster: HostCluster, count: u64) -> Result<()> {
+        let (block, index) = self.position(cluster.0);
+        if let Some(piece) = self.block(block).await? {
+            self.set(&piece, index, count);
+        }
+        Ok(())
+    }
+
     /// The first cluster behind all that have a refcount.
     pub(super) async fn end_in_use(&self) -> Result<u64> {
         let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());

@@ -1,7 +1,9 @@
-//! Growing the disk, and allocating clusters ahead of their use.
+//! Changing the size of the disk, and allocating clusters ahead of their use.
 //!
-//! Each step is one switch of the header: to a longer L1 table first, to the new size last, so that the image is
-//! of the old or the new size whenever the process dies.
+//! Each step is one switch of the header, so that the image is of the old or the new size whenever the process
+//! dies. Growing switches to a longer L1 table first and to the new size last. Shrinking (see [`super::shrink`])
+//! switches to the new size first, and clusters may stay mapped behind the end: an image that grows gives them up
+//! before they could be seen.
 
 use super::cache::Piece;
 use super::driver::Qcow2;
@@ -21,14 +23,20 @@ impl Qcow2 {
     /// Changes the size of the disk. No request is in flight.
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
-        self.prepare_change().await?;
-        if size > self.size.get() {
-            // It stands where the disk will be.
-            self.discard_vm_state().await?;
-        }
-        self.begin_bitmap_resize().await?;
         let old = self.size.get();
+        if size < old && preallocation != Preallocation::Off {
+            let what = "Preallocation can only be used for growing images";
+            return Err(Error::new(Kind::InvalidArgument, what));
+        }
+        self.prepare_change().await?;
+        self.begin_bitmap_resize().await?;
+        if size < old {
+            return self.shrink(size).await;
+        }
+        // What stands where the disk will be.
+        self.discard_vm_state().await?;
         self.size_caches(size);
+        self.drop_behind(old).await?;
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         self.grow_data_file(old, size, preallocation).await?;
         if size > old {
@@ -50,9 +58,6 @@ impl Qcow2 {
         let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
         if !size.is_multiple_of(SECTOR) {
             return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
-        }
-        if size < self.size.get() {
-            return refuse("Shrinking qcow2 images is not supported");
         }
         if !self.v3 && !self.snapshots.borrow().is_empty() {
             return refuse("Can't resize a v2 image which has snapshots");
@@ -101,7 +106,7 @@ impl Qcow2 {
     }
 
     /// Switches size, L1 entries and L1 offset.
-    async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
+    pub(super) async fn switch_size(&self, size: u64, l1: HostOffset, entries: u64) -> Result<()> {
         let switch = |header: &mut Header| {
             header.size = size;
             header.l1_entries = entries as u32;

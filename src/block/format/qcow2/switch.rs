@@ -2,8 +2,9 @@
 //!
 //! Operations that must be atomic end in one change of the header, and the header is the old or the new one
 //! whenever the process dies: what changes is written by one request that covers just the sectors that differ.
-//! Fields of the fixed part stand in one sector; extensions and the backing file's name may span more, and are
-//! as atomic as the host's write of a few sectors is.
+//! Fields of the fixed part stand in one sector. Extensions and the backing file's name may span more: where the old
+//! or the new header has nothing behind the first sector, the rest is written while no header refers to it. Else
+//! the change is as atomic as the host's write of a few sectors is.
 
 use super::driver::Qcow2;
 use super::header::Header;
@@ -27,9 +28,28 @@ impl Qcow2 {
         after[..bytes.len()].copy_from_slice(&bytes);
         after[bytes.len()..old.used.max(bytes.len())].fill(0);
         if let Some(range) = changed_sectors(&before, &after) {
-            self.write_header(range.start as u64, &after[range]).await?;
+            self.write_sectors(&after, range, old.used, bytes.len()).await?;
         }
         self.header.replace(new);
+        Ok(())
+    }
+
+    /// Writes sectors of the first cluster, of which the old header uses `old` bytes and the new one `new`.
+    async fn write_sectors(&self, bytes: &[u8], range: Range<usize>, old: usize, new: usize) -> Result<()> {
+        let write = |range: Range<usize>| self.write_header(range.start as u64, &bytes[range]);
+        if range.start > 0 || range.end <= SECTOR || old.min(new) > SECTOR {
+            return write(range).await;
+        }
+        if old <= SECTOR {
+            write(SECTOR..range.end).await?;
+            self.file.flush().await?;
+            return write(0..SECTOR).await;
+        }
+        write(0..SECTOR).await?;
+        // What is left there means nothing to the new header.
+        if self.file.flush().await.is_ok() {
+            let _ = write(SECTOR..range.end).await;
+        }
         Ok(())
     }
 

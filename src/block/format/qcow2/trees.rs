@@ -112,14 +112,21 @@ impl Qcow2 {
         let mut walk = Walk::new(self, l1);
         while let Some(table) = walk.next().await? {
             shadow.count(self.geometry.cluster_of(table.offset), change).await?;
-            shadow.count_table(&table.bytes, change).await?;
+            // Clusters of a data file are not counted.
+            if !self.has_data_file() {
+                shadow.count_table(&table.bytes, change).await?;
+            }
         }
         Ok(())
     }
 
     async fn write_tables(&self, shadow: &mut Shadow<'_>, plan: Plan) -> Result<Tables> {
         let holders = if plan.new.is_some() { 2 } else { 1 };
-        let mut live = self.relink(shadow, plan.live, holders).await?;
+        // Clusters of a data file have no counts, and their flags never change.
+        let mut live = match self.has_data_file() {
+            true => plan.live,
+            false => self.relink(shadow, plan.live, holders).await?,
+        };
         for raw in &mut live {
             *raw = self.flagged(shadow, *raw).await?;
         }

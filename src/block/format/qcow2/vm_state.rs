@@ -82,8 +82,7 @@ impl Qcow2 {
     /// Cuts off what hangs behind the live disk. No request is in flight.
     pub(super) async fn discard_vm_state(&self) -> Result<()> {
         let (disk, behind) = self.live_l1();
-        // Images with a data file never have any.
-        if behind.is_empty() || self.data_file.is_some() {
+        if behind.is_empty() {
             return Ok(());
         }
         let kept = self.snapshots.borrow().clone();

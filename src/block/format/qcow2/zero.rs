@@ -10,6 +10,8 @@
 //! | compressed | zero | zero | zero (version 2: unallocated) |
 //! | zero with a cluster | zero | – | zero |
 //!
+//! Behind the end of the disk everything becomes unallocated.
+//!
 //! In an external data file, which is not counted, the places of clusters that are zeroed by unmapping or
 //! discarded are given back to the host at once. A raw one takes the request itself, and no entry changes.
 //!
@@ -34,6 +36,8 @@ enum Change {
     Keep,
     /// Nothing of it is needed.
     Discard,
+    /// It is behind the end of the disk: nothing of it is seen.
+    Drop,
 }
 
 impl Qcow2 {
@@ -101,6 +105,11 @@ impl Qcow2 {
         self.change_range(first, last, Change::Keep).await
     }
 
+    /// Gives up whole clusters behind the end of the disk.
+    pub(super) async fn drop_clusters(&self, first: GuestOffset, last: GuestOffset) -> Result<()> {
+        self.change_range(first, last, Change::Drop).await
+    }
+
     /// Zeroes a part of one or two clusters by writing, unless it reads as zeros already.
     pub(super) async fn zero_part(&self, at: GuestOffset, len: u64) -> Result<()> {
         let mut done = 0;
@@ -142,6 +151,8 @@ impl Qcow2 {
     /// Whether entries of the extent change at all.
     fn needs_change(&self, extent: &Extent, change: Change) -> bool {
         match extent.place {
+            Place::Unallocated { host: None } if change == Change::Drop => false,
+            _ if change == Change::Drop => true,
             Place::Unallocated { host } => self.backing.is_some() || host.is_some() && change != Change::Keep,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
@@ -189,6 +200,7 @@ impl Qcow2 {
         let Some(zeroed) = old.with_zeros(part, self.geometry) else { return Ok(false) };
         let gone = if self.v3 { L2Entry::Zero { host: None, copied: false } } else { L2Entry::Unallocated };
         let new = match (old, zeroed) {
+            _ if change == Change::Drop => L2Entry::Unallocated,
             (L2Entry::Unallocated, _) if self.backing.is_none() => old,
             (_, L2Entry::Zero { .. }) if change != Change::Keep || !self.v3 => gone,
             _ => zeroed,

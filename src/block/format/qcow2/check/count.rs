@@ -157,12 +157,16 @@ impl Checker<'_> {
         }
     }
 
-    /// Makes entries of an L2 table plain zeros.
+    /// Makes entries of an L2 table plain zeros, which version 2 has none of.
     async fn zero_entries(&mut self, table: u64, zeroed: &[usize], look: Look) -> Result<()> {
         let own = look.active.then_some(Metadata::ActiveL2);
         let geometry = self.image.geometry;
         let mut zero = vec![0; geometry.l2_entry() as usize];
-        L2Entry::Zero { host: None, copied: false }.encode(geometry).write(&mut zero);
+        let entry = match self.image.v3 {
+            true => L2Entry::Zero { host: None, copied: false },
+            false => L2Entry::Unallocated,
+        };
+        entry.encode(geometry).write(&mut zero);
         for &index in zeroed {
             let at = HostOffset(table).add(index as u64 * geometry.l2_entry());
             self.write_metadata(at, &zero, own).await?;

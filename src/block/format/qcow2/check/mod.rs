@@ -91,7 +91,6 @@ impl<'a> Checker<'a> {
             report: CheckReport { total_clusters, ..CheckReport::default() },
             references: References::new(clusters, geometry.refcount_max()),
             repair,
-            zeros: image.v3,
             external: image.has_data_file(),
             file_len,
             rebuild: false,

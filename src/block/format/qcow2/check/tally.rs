@@ -35,8 +35,6 @@ pub(super) struct Tally {
     pub(super) references: References,
     /// What may be repaired.
     pub(super) repair: Option<Repair>,
-    /// The version has zero clusters.
-    pub(super) zeros: bool,
     /// Clusters of data are in a file of their own, where nothing is counted.
     pub(super) external: bool,
     pub(super) file_len: u64,
@@ -184,7 +182,7 @@ impl Tally {
 
     /// An entry whose cluster does not start where clusters start. Returns whether a repair drops it.
     fn judge_unaligned(&mut self, offset: u64, zero: bool, look: Look) -> bool {
-        let repairs = zero && self.zeros && self.repairs_all();
+        let repairs = zero && self.repairs_all();
         let (word, what) = match (repairs, zero) {
             (true, _) => ("Repairing", "Preallocated cluster"),
             (false, true) => ("ERROR", "Preallocated cluster"),

@@ -321,6 +321,23 @@ fn bitmaps_grow_with_the_disk_and_what_is_added_is_clean() {
     assert_eq!(dirty_by_qemu(&folder, "disk", "off"), []);
 }
 
+#[test]
+fn bitmaps_shrink_with_the_disk_and_what_is_added_again_is_clean() {
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 -o cluster_size=512 disk 9M");
+    folder.run("qemu-img bitmap --add -g 512 disk on");
+    folder.run("qemu-io -f qcow2 disk -c 'write 0 9M'");
+    let disk = open(&folder, "disk");
+    disk.run(disk.node.truncate(1 << 20, Preallocation::Off)).unwrap();
+    hand_over(&folder, &disk, "disk");
+    assert_eq!(dirty_by_qemu(&folder, "disk", "on"), std::slice::from_ref(&(0..1 << 20)));
+    let disk = open(&folder, "disk");
+    disk.run(disk.node.truncate((1 << 20) - 512, Preallocation::Off)).unwrap();
+    disk.run(disk.node.truncate(2 << 20, Preallocation::Off)).unwrap();
+    hand_over(&folder, &disk, "disk");
+    assert_eq!(dirty_by_qemu(&folder, "disk", "on"), std::slice::from_ref(&(0..(1 << 20) - 512)));
+}
+
 /// Calls `judge` with all files that a kill at any moment of the log leaves, and with one of those that a power
 /// failure may leave.
 fn die_everywhere(initial: &[u8], log: &[Entry], rng: &mut StdRng, mut judge: impl FnMut(usize, Vec<u8>)) {

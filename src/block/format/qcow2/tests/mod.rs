@@ -1,5 +1,6 @@
 //! Tests of the driver as a whole, over a file in memory that can log, fail and delay.
 
+mod amend;
 mod bitmaps;
 mod caches;
 mod compressed;
@@ -13,5 +14,6 @@ mod memory;
 mod model;
 mod operations;
 mod repair;
+mod resize;
 mod rows;
 mod snapshots;

@@ -91,7 +91,8 @@ fn what_qemu_img_repairs_we_repair_to_the_same_content() {
                 continue;
             }
             let ours = repair(&engine, &bytes).unwrap();
-            assert!(is_sound(&ours.report), "{options}: {index}: {:?}", ours.report);
+            let told: Vec<_> = ours.report.messages.iter().take(5).collect();
+            assert!(is_sound(&ours.report), "{options}: {index}: {told:?}");
             folder.write("ours", &ours.bytes);
             folder.run("qemu-img check -f qcow2 ours");
             // Where content cannot be read, the repair of neither helps.

@@ -7,6 +7,7 @@ use super::operations::{Request, Row, Step, change};
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
+use crate::block::graph::amend::AmendOptions;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::Repair;
 use crate::block::graph::snapshots::{NewSnapshot, Selector};
@@ -33,7 +34,8 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(refcount_table_grows(seed, false));
     rows.push(refcount_table_grows(seed, true));
     rows.extend(grows(seed));
-    rows.extend(snapshots_change(seed));
+    rows.extend(shrinks(seed));
+    rows.extend(amends(seed));
     rows.extend(repairs(seed));
     rows.push(bitmaps(seed));
     rows.extend(snapshots_change(seed));
@@ -237,9 +239,9 @@ fn grows(seed: u64) -> Vec<Row> {
         let backing = with_backing.then(|| base(250 << 10));
         let small = if with_backing { overlay(small) } else { small };
         let mut steps = workload(seed, 100 << 10, cluster as usize, 12);
-        steps.push(grow(200 << 10, mode));
+        steps.push(resize(200 << 10, mode));
         steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 4));
-        steps.push(grow(500 << 10, mode));
+        steps.push(resize(500 << 10, mode));
         steps.extend(workload(seed + 2, 500 << 10, cluster as usize, 4));
         let name =
             format!("growing, {mode:?}, version {version}, clusters of {cluster}, backing {with_backing}");
@@ -248,9 +250,79 @@ fn grows(seed: u64) -> Vec<Row> {
     rows
 }
 
-fn grow(size: usize, mode: Preallocation) -> Step {
+/// Smaller, and larger again: nothing of what stood there may show.
+fn shrinks(seed: u64) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (cluster, version, with_backing) in [
+        (512, 3, false),
+        (512, 2, false),
+        (4096, 3, false),
+        (65536, 3, false),
+        (512, 3, true),
+        (4096, 3, true),
+    ] {
+        let small = options(250 << 10, cluster, 16, version);
+        let backing = with_backing.then(|| base(300 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = workload(seed, 250 << 10, cluster as usize, 12);
+        steps.push(resize(70 << 10, Preallocation::Off));
+        steps.push(resize(200 << 10, Preallocation::Off));
+        steps.extend(workload(seed + 1, 200 << 10, cluster as usize, 6));
+        let odd = (150 << 10) + 512;
+        steps.push(resize(odd, Preallocation::Off));
+        steps.extend(workload(seed + 2, odd, cluster as usize, 4));
+        steps.push(resize(250 << 10, Preallocation::Metadata));
+        let name = format!("shrinking, version {version}, clusters of {cluster}, backing {with_backing}");
+        rows.push(new_row(name, &small, backing, steps));
+    }
+    rows.push(shrinks_beside_a_snapshot(seed));
+    rows
+}
+
+fn shrinks_beside_a_snapshot(seed: u64) -> Row {
+    let mut row = snapshots_and_compressed_clusters(seed, 512, "");
+    row.name = "shrinking beside a snapshot and compressed clusters".into();
+    row.steps.truncate(8);
+    row.steps.push(Step::Flush);
+    row.steps.push(resize(30 << 10, Preallocation::Off));
+    row.steps.push(resize(100 << 10, Preallocation::Off));
+    row
+}
+
+/// The version and the width of refcounts change, beside snapshots.
+fn amends(seed: u64) -> Vec<Row> {
+    let kinds = [
+        (2, 16, false, Some("1.1"), None),
+        (2, 16, true, Some("1.1"), Some(8)),
+        (3, 16, false, Some("0.10"), None),
+        (3, 64, true, Some("0.10"), Some(16)),
+        (3, 16, false, None, Some(64)),
+        (3, 64, true, None, Some(4)),
+    ];
+    let row = |(version, bits, with_backing, compat, refcount_bits): (_, _, bool, Option<&str>, _)| {
+        let cluster = if with_backing { 4096 } else { 512 };
+        let small = options(100 << 10, cluster, bits, version);
+        let backing = with_backing.then(|| base(80 << 10));
+        let small = if with_backing { overlay(small) } else { small };
+        let mut steps = workload(seed, 100 << 10, cluster as usize, 6);
+        steps.push(take_snapshot("one", false));
+        steps.extend(workload(seed + 1, 100 << 10, cluster as usize, 6));
+        let compat = compat.map(str::to_owned);
+        let options = AmendOptions { compat, refcount_bits, ..AmendOptions::default() };
+        let name = format!("amending, version {version}, {bits} bits, backing {with_backing}: {options:?}");
+        let make = move |node: Rc<Node>| {
+            let options = options.clone();
+            async move { node.driver().amender().unwrap().amend(&options).await }.boxed_local()
+        };
+        steps.push(change("amend", make, |_| {}));
+        new_row(name, &small, backing, steps)
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+fn resize(size: usize, mode: Preallocation) -> Step {
     change(
-        "grow",
+        "resize",
         move |node| async move { node.truncate(size as u64, mode).await }.boxed_local(),
         move |seen| seen.content.resize(size, 0),
     )
@@ -275,7 +347,7 @@ fn snapshots_change(seed: u64) -> Vec<Row> {
         steps.extend([take_snapshot("one", true), apply_snapshot("two")]);
         writes(&mut steps);
         if version > 2 {
-            steps.push(grow(130 << 10, Preallocation::Off));
+            steps.push(resize(130 << 10, Preallocation::Off));
         }
         steps.extend([store_vm_state(), take_snapshot("three", false), store_vm_state()]);
         steps.extend([delete_snapshot("two"), apply_snapshot("one")]);
@@ -349,7 +421,7 @@ pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version:
     CreateOptions { size, cluster_size, refcount_bits, version, ..CreateOptions::default() }
 }
 
-fn overlay(options: CreateOptions) -> CreateOptions {
+pub(super) fn overlay(options: CreateOptions) -> CreateOptions {
     let (backing_file, backing_format) = (Some("base".into()), Some("raw".into()));
     CreateOptions { backing_file, backing_format, ..options }
 }

@@ -1,0 +1,216 @@
+//! Changing the version, the width of refcounts and the features of an image that exists.
+//!
+//! Order on disk:
+//!
+//! 1. what the image shows stays as it is, but it gets ready: for version 2, zero clusters go
+//!    ([`super::downgrade`]); for another width, all refcounts are written anew to clusters that nothing refers to
+//!    ([`super::refcount_width`]);
+//! 2. everything is flushed, as when the image is closed: no dirty bit, no bitmap in use;
+//! 3. one change of the header switches version, features, and place and width of the refcounts. A flush.
+//!
+//! From then on this driver knows an image that is no more: it takes no changes until it is opened again.
+
+use super::driver::Qcow2;
+use super::extensions::{self, DATA_FILE, Extension, FEATURE_NAMES};
+use super::header::{DATA_FILE_RAW, DIRTY, Header, LAZY_REFCOUNTS};
+use crate::block::graph::amend::{Amend, AmendOptions};
+use crate::block::options::Preallocation;
+use crate::block::{Error, Kind, Result};
+use async_trait::async_trait;
+
+#[async_trait(?Send)]
+impl Amend for Qcow2 {
+    async fn amend(&self, options: &AmendOptions) -> Result<()> {
+        let target = Target::new(&self.header.borrow(), options)?;
+        self.check_target(&target)?;
+        if let Some(size) = options.size.filter(|&size| size != self.size.get()) {
+            self.resize(size, Preallocation::Off).await?;
+        }
+        if target == Target::of(&self.header.borrow()) {
+            return Ok(());
+        }
+        match self.switch_target(target).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.corrupted(error).await),
+        }
+    }
+}
+
+/// What of the header can be chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    version: u32,
+    refcount_order: u32,
+    lazy_refcounts: bool,
+    data_file: Option<String>,
+    data_file_raw: bool,
+}
+
+impl Target {
+    /// As the image is.
+    fn of(header: &Header) -> Target {
+        Target {
+            version: header.version,
+            refcount_order: header.geometry.refcount_order,
+            lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
+            data_file: header.data_file(),
+            data_file_raw: header.autoclear & DATA_FILE_RAW != 0,
+        }
+    }
+
+    /// As the options want it.
+    fn new(header: &Header, options: &AmendOptions) -> Result<Target> {
+        let mut target = Target::of(header);
+        check_backing(header, options)?;
+        if let Some(compat) = &options.compat {
+            target.version = version(compat)?;
+        }
+        if let Some(bits) = options.refcount_bits {
+            target.refcount_order = refcount_order(bits)?;
+        }
+        if let Some(name) = &options.data_file {
+            target.data_file = Some(name.clone());
+        }
+        target.data_file_raw = options.data_file_raw.unwrap_or(target.data_file_raw);
+        // Late refcounts go with the version that has them, unless they are asked for.
+        target.lazy_refcounts = options.lazy_refcounts.unwrap_or(target.lazy_refcounts && target.version > 2);
+        target.check_version(options)?;
+        Ok(target)
+    }
+
+    fn check_version(&self, options: &AmendOptions) -> Result<()> {
+        if self.version > 2 {
+            return Ok(());
+        }
+        if self.lazy_refcounts {
+            return Err(invalid(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+            ));
+        }
+        match (self.refcount_order, options.refcount_bits) {
+            (4, _) => Ok(()),
+            (_, Some(_)) => Err(invalid(
+                "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+            )),
+            (_, None) => Err(invalid("compat=0.10 requires refcount_bits=16")),
+        }
+    }
+
+    /// Makes a header be so.
+    fn enter(&self, header: &mut Header) {
+        if header.version != self.version {
+            header.extensions.retain(|extension| extension.magic != FEATURE_NAMES);
+            if self.version > 2 && extensions::has_room_for_names(header.geometry) {
+                header.extensions.push(extensions::feature_name_table());
+            }
+            header.unknown_fields.clear();
+        }
+        header.version = self.version;
+        header.compatible &= !LAZY_REFCOUNTS;
+        if self.lazy_refcounts {
+            header.compatible |= LAZY_REFCOUNTS;
+        }
+        if !self.data_file_raw {
+            header.autoclear &= !DATA_FILE_RAW;
+        }
+        if self.data_file != header.data_file() {
+            header.extensions.retain(|extension| extension.magic != DATA_FILE);
+            let data = self.data_file.iter().map(|name| name.as_bytes().to_vec());
+            header.extensions.extend(data.map(|data| Extension { magic: DATA_FILE, data }));
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Refuses what this image cannot become.
+    fn check_target(&self, target: &Target) -> Result<()> {
+        let header = self.header.borrow();
+        if target.data_file != header.data_file() && !self.has_data_file() {
+            return Err(invalid("data-file can only be set for images that use an external data file"));
+        }
+        if target.data_file_raw && header.autoclear & DATA_FILE_RAW == 0 {
+            return Err(invalid("data-file-raw cannot be set on existing images"));
+        }
+        if target.version < header.version { self.check_downgrade(&header) } else { Ok(()) }
+    }
+
+    fn check_downgrade(&self, header: &Header) -> Result<()> {
+        let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
+        if self.has_data_file() {
+            return refuse("Cannot downgrade an image with a data file");
+        }
+        let features = header.incompatible & !DIRTY;
+        if features != 0 {
+            return refuse(&format!(
+                "Cannot downgrade an image with incompatible features {features:#x} set"
+            ));
+        }
+        let fits =
+            |disk_size, vm_state_size| disk_size == header.size && vm_state_size <= u64::from(u32::MAX);
+        if !self.snapshots.borrow().iter().all(|of| fits(of.disk_size, of.info.vm_state_size)) {
+            return refuse("Internal snapshots prevent downgrade of image");
+        }
+        if !self.bitmaps.is_empty() {
+            let error = Error::new(Kind::Unsupported, "Cannot downgrade an image with persistent bitmaps");
+            return Err(error.remedy("remove them with: qemu-img bitmap --remove"));
+        }
+        Ok(())
+    }
+
+    async fn switch_target(&self, target: Target) -> Result<()> {
+        if self.read_only.get() {
+            return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
+        }
+        self.clear_autoclear().await?;
+        if target.version < 3 && self.v3 {
+            self.expand_zero_clusters().await?;
+        }
+        self.close_all().await?;
+        let new = match target.refcount_order == self.geometry.refcount_order {
+            true => None,
+            false => Some(self.write_refcounts_anew(target.refcount_order).await?),
+        };
+        let switch = |header: &mut Header| {
+            target.enter(header);
+            if let Some(new) = &new {
+                new.enter(header);
+            }
+        };
+        self.change_header(switch).await?;
+        if let Some(new) = new {
+            new.adopt(self);
+        }
+        self.read_only.set(true);
+        self.file.flush().await
+    }
+}
+
+fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
+    let same_file = options.backing_file.is_none() || options.backing_file == header.backing_file;
+    let same_format = options.backing_format.is_none() || options.backing_format == header.backing_format();
+    match same_file && same_format {
+        true => Ok(()),
+        false => {
+            Err(invalid("Cannot amend the backing file").remedy("You can use 'qemu-img rebase' instead."))
+        }
+    }
+}
+
+fn version(compat: &str) -> Result<u32> {
+    match compat {
+        "0.10" | "v2" => Ok(2),
+        "1.1" | "v3" => Ok(3),
+        other => Err(invalid(format!("Unknown compatibility level {other}"))),
+    }
+}
+
+fn refcount_order(bits: u64) -> Result<u32> {
+    match bits.is_power_of_two() && bits <= 64 {
+        true => Ok(bits.trailing_zeros()),
+        false => Err(invalid("Refcount width must be a power of two and may not exceed 64 bits")),
+    }
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidArgument, what.into())
+}
