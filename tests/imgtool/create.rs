@@ -198,9 +198,11 @@ fn what_makes_no_sense_is_refused_in_the_same_words() {
 #[test]
 fn a_refused_create_leaves_what_was_there() {
     let lab = Lab::new();
-    for line in
-        ["-f qcow2 -o cluster_size=100 x 1M", "-f qcow2 -o compat=v4 x 1M", "-f qcow2 -o data_file=d x 1M"]
-    {
+    for line in [
+        "-f qcow2 -o cluster_size=100 x 1M",
+        "-f qcow2 -o compat=v4 x 1M",
+        "-f qcow2 -o extended_l2=on,cluster_size=4k x 1M",
+    ] {
         lab.write("x", b"precious");
         assert_eq!(lab.ours(&format!("create {line}")).status.code(), Some(1));
         assert_eq!(std::fs::read(lab.path("x")).unwrap(), b"precious", "{line}");
