@@ -207,11 +207,11 @@ fn luks_facts(facts: &LuksFacts, format: Option<&str>) -> Map<String, Value> {
     put("hash-alg", json!(facts.hash));
     put("cipher-alg", json!(facts.cipher));
     put("uuid", json!(facts.uuid));
-    if let Some(format) = format {
-        put("format", json!(format));
-    }
     if let Some(hash) = facts.iv_hash {
         put("ivgen-hash-alg", json!(hash));
+    }
+    if let Some(format) = format {
+        put("format", json!(format));
     }
     put("cipher-mode", json!(facts.mode));
     put("slots", facts.slots.iter().map(|&(offset, iterations)| slot_json(offset, iterations)).collect());
