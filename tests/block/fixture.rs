@@ -6,7 +6,7 @@ use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
 use cowvm::block::{Buffer, Kind, Result};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,14 +32,32 @@ impl Folder {
 
     /// Runs qemu-io commands on an image of this folder.
     pub(crate) fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
-        let mut words = vec!["-f", format];
-        words.extend(commands.iter().flat_map(|command| ["-c", command]));
-        words.push(image);
-        self.run("qemu-io", &words);
+        self.qemu_io_on(&["-f", format, image], commands);
+    }
+
+    /// Runs qemu-io commands on what `image` describes: the words of its command line.
+    pub(crate) fn qemu_io_on(&self, image: &[&str], commands: &[&str]) {
+        self.run("qemu-io", &[commands_of(commands), image.to_vec()].concat());
+    }
+
+    /// Runs qemu-io commands and kills qemu-io then: what it had not written is lost.
+    pub(crate) fn qemu_io_dies(&self, image: &str, commands: &[&str]) {
+        let words = [&commands_of(commands)[..], &["-c", "abort", "-f", "qcow2", image]].concat();
+        assert!(!self.output("qemu-io", &words).status.success(), "qemu-io survived");
+    }
+
+    /// Runs qemu-img, which must refuse.
+    pub(crate) fn qemu_img_refuses(&self, line: &str) {
+        let output = self.output("qemu-img", &line.split(' ').collect::<Vec<_>>());
+        assert!(!output.status.success(), "qemu-img {line}: done");
+    }
+
+    fn output(&self, program: &str, words: &[&str]) -> Output {
+        Command::new(program).args(words).current_dir(self.0.path()).output().unwrap()
     }
 
     fn run(&self, program: &str, words: &[&str]) -> String {
-        let output = Command::new(program).args(words).current_dir(self.0.path()).output().unwrap();
+        let output = self.output(program, words);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(
             output.status.success(),
@@ -55,6 +73,11 @@ impl Folder {
         self.qemu_img(&format!("convert -f {format} -O raw {image} {image}.content"));
         std::fs::read(self.path(&format!("{image}.content"))).unwrap()
     }
+}
+
+/// Commands for qemu-io as words of its command line.
+fn commands_of<'a>(commands: &[&'a str]) -> Vec<&'a str> {
+    commands.iter().flat_map(|command| ["-c", command]).collect()
 }
 
 /// An open image with the engine that runs it.
@@ -73,9 +96,13 @@ impl Image {
     pub(crate) fn open(backend: Backend, path: &Path, format: &str, read_only: bool) -> Image {
         let options =
             OpenOptions { format: Some(format.into()), read_only, unmap: true, ..OpenOptions::default() };
+        Image::open_with(backend, path, &options)
+    }
+
+    pub(crate) fn open_with(backend: Backend, path: &Path, options: &OpenOptions) -> Image {
         // A child that another test of this process is starting holds all our locks from its fork to its exec.
         for _ in 0..500 {
-            match Image::try_open(backend, path, &options) {
+            match Image::try_open(backend, path, options) {
                 Err(error) if error.kind() == Kind::Locked => std::thread::sleep(Duration::from_millis(10)),
                 other => return other.unwrap(),
             }

@@ -5,8 +5,9 @@
 mod data_file;
 mod fixture;
 mod hostile;
-mod interop;
+mod judge;
 mod locks;
+mod matrix;
 mod model;
 mod open;
 mod zeroes;
