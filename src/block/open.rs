@@ -121,10 +121,7 @@ impl Opener<'_> {
         filename: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let write = !options.read_only;
-        if !options.force_share {
-            file.lock(Access { write, resize: write, share_writes: false })?;
-        }
+        lock_alone(&file, options)?;
         let remedy = match options.format {
             Some(_) => "name the format that the image has, or check it with: cowvm imgtool check",
             None => "check the image with: cowvm imgtool check",
@@ -140,12 +137,7 @@ impl Opener<'_> {
         let caches = qcow2::CacheOptions::take(&mut own).map_err(|error| error.path(filename))?;
         finish("qcow2", &own)?;
         let file = self.file_node(filename, file);
-        let image = match (options.check, write) {
-            (true, _) => qcow2::Image::read_for_check(&file).await,
-            (false, true) => qcow2::Image::read_for_writing(self.engine, &file).await,
-            (false, false) => qcow2::Image::read(&file).await,
-        };
-        let mut image = image.map_err(named)?;
+        let mut image = self.read_qcow2(&file, options).await.map_err(named)?;
         image.unlock(self.engine, &unlock).await.map_err(|error| error.path(filename))?;
         if let Some(lazy) = options.lazy_refcounts {
             image.set_lazy_refcounts(lazy).map_err(named)?;
@@ -166,22 +158,28 @@ impl Opener<'_> {
         Ok(Node::new(filename, driver))
     }
 
+    async fn read_qcow2(&self, file: &Rc<Node>, options: &OpenOptions) -> Result<qcow2::Image> {
+        match (options.check, options.read_only) {
+            (true, _) => qcow2::Image::read_for_check(file).await,
+            (false, true) => qcow2::Image::read(file).await,
+            (false, false) => qcow2::Image::read_for_writing(self.engine, file).await,
+        }
+    }
+
     async fn open_luks(
         &mut self,
         file: FileDriver,
         filename: &str,
         options: &OpenOptions,
     ) -> Result<Rc<Node>> {
-        let write = !options.read_only;
-        if !options.force_share {
-            file.lock(Access { write, resize: write, share_writes: false })?;
-        }
+        lock_alone(&file, options)?;
         let mut own = options.driver.clone();
         let named = |error: Error| error.path(filename);
         let key = passphrase(&mut own, "key-secret", options).map_err(named)?;
         finish("luks", &own)?;
         let file = self.file_node(filename, file);
-        let opened = Luks::open(self.engine, file, key.as_ref(), options.metadata_only, !write).await;
+        let opened =
+            Luks::open(self.engine, file, key.as_ref(), options.metadata_only, options.read_only).await;
         Ok(Node::new(filename, Box::new(opened.map_err(named)?)))
     }
 
@@ -222,10 +220,7 @@ impl Opener<'_> {
             .remedy("name the file that has the data with data-file.filename="));
         }
         self.chain.push(file.identity());
-        if !options.force_share {
-            let write = !options.read_only;
-            file.lock(Access { write, resize: write, share_writes: false })?;
-        }
+        lock_alone(&file, options)?;
         Ok(Some(Node::new(name, Box::new(file))))
     }
 
@@ -249,6 +244,15 @@ impl Opener<'_> {
         };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
+    }
+}
+
+/// Takes the locks of a format: nobody else writes, or changes the size of what we write.
+fn lock_alone(file: &FileDriver, options: &OpenOptions) -> Result<()> {
+    let write = !options.read_only;
+    match options.force_share {
+        true => Ok(()),
+        false => file.lock(Access { write, resize: write, share_writes: false }),
     }
 }
 
