@@ -13,7 +13,7 @@
 
 use super::memory::{Disk, Folder};
 use super::operations::{Expect, Row, Seen, Step, facts, is_dirty, is_full_sweep, observe, sweep_seed};
-use super::rows::{options, rows};
+use super::rows::{options, sweep_all};
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::log_writes::{Entry, Log, Replay};
 use rand::rngs::StdRng;
@@ -208,15 +208,7 @@ fn sweep(row: &Row, seed: u64) -> usize {
 
 #[test]
 fn death_at_any_moment_of_any_operation_leaves_the_old_or_the_new_state() {
-    let seed = sweep_seed();
-    let mut all = 0;
-    for row in rows(seed) {
-        let begun = std::time::Instant::now();
-        let points = sweep(&row, seed);
-        println!("{points:6} {:5} ms  {}", begun.elapsed().as_millis(), row.name);
-        all += points;
-    }
-    println!("{all:6} points");
+    sweep_all(sweep);
 }
 
 /// Until a new image is complete there is none, or an empty one.

@@ -16,8 +16,8 @@
 
 use super::crash::{Recording, record};
 use super::memory::{Disk, State};
-use super::operations::{Expect, Request, Row, Step, facts, is_full_sweep, observe, sweep_seed};
-use super::rows::rows;
+use super::operations::{Expect, Request, Row, Step, facts, is_full_sweep, observe};
+use super::rows::sweep_all;
 use crate::block::Kind;
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::blkdebug::{Effect, Fault, Faults, RequestKind};
@@ -261,13 +261,5 @@ fn sweep(row: &Row, seed: u64) -> usize {
 
 #[test]
 fn an_error_of_the_host_costs_nothing_but_the_request() {
-    let seed = sweep_seed();
-    let mut all = 0;
-    for row in rows(seed) {
-        let begun = std::time::Instant::now();
-        let points = sweep(&row, seed);
-        println!("{points:6} {:5} ms  {}", begun.elapsed().as_millis(), row.name);
-        all += points;
-    }
-    println!("{all:6} points");
+    sweep_all(sweep);
 }

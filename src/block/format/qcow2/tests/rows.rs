@@ -3,7 +3,7 @@
 
 use super::memory::{Disk, Folder};
 use super::model::{base, compressible};
-use super::operations::{Request, Row, Step, change};
+use super::operations::{Request, Row, Step, change, sweep_seed};
 use crate::block::aio::Backend;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
@@ -23,7 +23,7 @@ use std::rc::Rc;
 const SECTOR: usize = 512;
 
 /// All rows, with what they do at random decided by `seed`.
-pub(super) fn rows(seed: u64) -> Vec<Row> {
+fn rows(seed: u64) -> Vec<Row> {
     let mut rows = writes(seed);
     rows.extend(copies_on_write(seed));
     rows.extend(subclusters(seed));
@@ -40,6 +40,19 @@ pub(super) fn rows(seed: u64) -> Vec<Row> {
     rows.push(bitmaps(seed));
     rows.extend(snapshots_change(seed));
     rows
+}
+
+/// Takes all rows through a sweep, which returns how many points it tried.
+pub(super) fn sweep_all(sweep: impl Fn(&Row, u64) -> usize) {
+    let seed = sweep_seed();
+    let mut all = 0;
+    for row in rows(seed) {
+        let begun = std::time::Instant::now();
+        let points = sweep(&row, seed);
+        println!("{points:6} {:5} ms  {}", begun.elapsed().as_millis(), row.name);
+        all += points;
+    }
+    println!("{all:6} points");
 }
 
 fn writes(seed: u64) -> Vec<Row> {
