@@ -2,7 +2,8 @@
 //!
 //! * A piece is shared by `Rc`; whoever holds one keeps it in the cache, so there is never a second copy.
 //! * A dirty piece is never dropped. When all are dirty or held, the cache grows past its capacity for a
-//!   moment, and [`Cache::is_crowded`] tells the next writer to have them written back first.
+//!   moment, and [`Cache::is_crowded`] tells the next writer to have them written back first. As long as all that
+//!   is in use fits, nothing is written before a flush asks for it.
 //! * Two tasks that miss the same piece read it once.
 //!
 //! Replacement is second chance: a piece that was used since the hand last passed is passed over once.
@@ -202,7 +203,8 @@ impl Cache {
 
     /// Whether so much is dirty that a writer should have it written back before it dirties more.
     pub(super) fn is_crowded(&self) -> bool {
-        self.dirty.borrow().len() > self.capacity.get() / 2
+        let capacity = self.capacity.get();
+        self.pieces.borrow().len() > capacity && self.dirty.borrow().len() > capacity / 2
     }
 
     /// Whether nothing waits to be written.

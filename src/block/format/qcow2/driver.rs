@@ -230,6 +230,7 @@ impl Image {
             lazy_refcounts: self.lazy_refcounts,
             autoclear: Cell::new(self.header.autoclear & !self.header.upheld()),
             unsettled: Cell::new(false),
+            owed_header: RefCell::default(),
             data_file: external.then_some(DataFile { node: self.data, raw }),
             header: RefCell::new(self.header),
             encryption: self.encryption,
@@ -322,6 +323,8 @@ pub(super) struct Qcow2 {
     pub(super) autoclear: Cell<u64>,
     /// A switch of the header may or may not outlive a power failure: nothing may change before a flush.
     pub(super) unsettled: Cell<bool>,
+    /// Bytes of the first cluster, and where they belong: see [`super::switch`].
+    pub(super) owed_header: RefCell<Option<(u64, Vec<u8>)>>,
     /// Where the guest's data is, if not in `file`.
     pub(super) data_file: Option<DataFile>,
     /// The live disk.

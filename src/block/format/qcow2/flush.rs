@@ -64,6 +64,13 @@ impl Drop for Checkpoint<'_> {
     }
 }
 
+/// Whether refcounts are written before what relies on them, or left for later with the dirty bit set.
+#[derive(Clone, Copy)]
+enum RefcountsAre {
+    Written,
+    Left,
+}
+
 /// What becomes of the refcount table.
 enum Table<'a> {
     /// Groups of entries change in place.
@@ -75,10 +82,10 @@ enum Table<'a> {
 impl Qcow2 {
     /// Makes all completed writes durable.
     pub(super) async fn flush_all(&self) -> Result<()> {
-        self.flush_with(self.may_leave_refcounts()).await
+        self.flush_with(self.when_refcounts()).await
     }
 
-    async fn flush_with(&self, late: bool) -> Result<()> {
+    async fn flush_with(&self, refcounts: RefcountsAre) -> Result<()> {
         if self.is_broken() {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -86,7 +93,7 @@ impl Qcow2 {
             ));
         }
         self.file.debug_event(Event::FlushToOs);
-        self.write_late_or_not(late).await?;
+        self.write_back_with(refcounts).await?;
         self.file.debug_event(Event::FlushToDisk);
         self.flush_file().await?;
         self.release().await;
@@ -108,10 +115,10 @@ impl Qcow2 {
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
     pub(super) async fn settle(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
-            self.flush_with(false).await?;
+            self.flush_with(RefcountsAre::Written).await?;
         }
         self.end_with_sector().await?;
-        self.flush_with(false).await
+        self.flush_with(RefcountsAre::Written).await
     }
 
     /// Sets the dirty bit, or takes it back, durably.
@@ -120,13 +127,14 @@ impl Qcow2 {
         if is_dirty == dirty || self.for_check {
             return Ok(());
         }
-        self.change_header(|header| header.incompatible ^= DIRTY).await?;
-        self.file.flush().await
+        self.change_header_durably(|header| header.incompatible ^= DIRTY).await
     }
 
-    /// Whether refcounts may be written later than what relies on them.
-    fn may_leave_refcounts(&self) -> bool {
-        self.lazy_refcounts && !self.refcounts.blocks.is_crowded()
+    fn when_refcounts(&self) -> RefcountsAre {
+        match self.lazy_refcounts && !self.refcounts.blocks.is_crowded() {
+            true => RefcountsAre::Left,
+            false => RefcountsAre::Written,
+        }
     }
 
     /// Before a request that changes something: see to what must come first. Cheap where nothing must.
@@ -134,6 +142,7 @@ impl Qcow2 {
         if self.read_only.get() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
+        self.settle_header().await?;
         self.clear_autoclear().await?;
         if self.bitmaps.must_track() {
             self.track_bitmaps().await?;
@@ -156,8 +165,7 @@ impl Qcow2 {
         if self.autoclear.get() == 0 {
             return Ok(());
         }
-        self.change_header(|header| header.autoclear = header.upheld()).await?;
-        self.file.flush().await?;
+        self.change_header_durably(|header| header.autoclear = header.upheld()).await?;
         self.autoclear.set(0);
         Ok(())
     }
@@ -167,6 +175,7 @@ impl Qcow2 {
         self.read_only.get()
             || self.autoclear.get() != 0
             || self.unsettled.get()
+            || self.owes_header()
             || self.bitmaps.must_track()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
@@ -175,13 +184,14 @@ impl Qcow2 {
 
     /// Writes all metadata that is dirty now, in order; the last step is not yet durable.
     pub(super) async fn write_back(&self) -> Result<()> {
-        self.write_late_or_not(self.may_leave_refcounts()).await
+        self.write_back_with(self.when_refcounts()).await
     }
 
-    async fn write_late_or_not(&self, late: bool) -> Result<()> {
-        match late {
-            true => self.write_all_but_refcounts().await,
-            false => self.write_in_order().await,
+    async fn write_back_with(&self, refcounts: RefcountsAre) -> Result<()> {
+        self.settle_header().await?;
+        match refcounts {
+            RefcountsAre::Left => self.write_all_but_refcounts().await,
+            RefcountsAre::Written => self.write_in_order().await,
         }
     }
 
@@ -280,7 +290,13 @@ impl Qcow2 {
             header.refcount_table_offset = offset;
             header.refcount_table_clusters = clusters;
         };
-        self.change_header(switch).await?;
+        if let Err(error) = self.change_header(switch).await {
+            if self.owes_header() {
+                // The header on disk may name the new place: nothing else goes there.
+                room.keep();
+            }
+            return Err(error);
+        }
         room.keep();
         let old = self.refcounts.moved(offset, clusters);
         self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());

@@ -5,6 +5,9 @@
 //! Fields of the fixed part stand in one sector. Extensions and the backing file's name may span more: where the old
 //! or the new header has nothing behind the first sector, the rest is written while no header refers to it. Else
 //! the change is as atomic as the host's write of a few sectors is.
+//!
+//! Where a write fails and the file does not say how it ended, the header on disk may be either. The bytes that memory
+//! stands for are owed to the file then, and nothing else changes before they are there.
 
 use super::driver::Qcow2;
 use super::header::Header;
@@ -15,10 +18,11 @@ use std::ops::Range;
 const SECTOR: usize = 512;
 
 impl Qcow2 {
-    /// Changes the header on disk, then in memory. Not durable until the file is flushed. After an error it is
-    /// the file that says which header it has; if it does not answer either, nobody may write any more.
+    /// Changes the header on disk, then in memory. Not durable until the file is flushed. After an error memory
+    /// has the old header, and the file has it too or is owed it.
     pub(super) async fn change_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let _turn = self.switching.lock().await;
+        self.pay_header().await?;
         let old = self.header.borrow().clone();
         let mut new = old.clone();
         change(&mut new);
@@ -28,19 +32,44 @@ impl Qcow2 {
         after[..bytes.len()].copy_from_slice(&bytes);
         after[bytes.len()..old.used.max(bytes.len())].fill(0);
         if let Some(range) = changed_sectors(&before, &after) {
-            self.write_sectors(&after, range, old.used, bytes.len()).await?;
+            let change = Change { before, after, old: old.used, new: bytes.len() };
+            self.write_sectors(&change, range).await?;
         }
         self.header.replace(new);
         Ok(())
     }
 
-    /// Writes sectors of the first cluster, of which the old header uses `old` bytes and the new one `new`.
-    async fn write_sectors(&self, bytes: &[u8], range: Range<usize>, old: usize, new: usize) -> Result<()> {
-        let write = |range: Range<usize>| self.write_header(range.start as u64, &bytes[range]);
-        if range.start > 0 || range.end <= SECTOR || old.min(new) > SECTOR {
+    /// Changes the header durably.
+    pub(super) async fn change_header_durably(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.change_header(change).await?;
+        self.file.flush().await
+    }
+
+    /// Whether the file may have another header than memory.
+    pub(super) fn owes_header(&self) -> bool {
+        self.owed_header.borrow().is_some()
+    }
+
+    /// Gives the file the header that memory has, if a failed write left it unknown.
+    pub(super) async fn settle_header(&self) -> Result<()> {
+        let _turn = self.switching.lock().await;
+        self.pay_header().await
+    }
+
+    async fn pay_header(&self) -> Result<()> {
+        let Some((at, bytes)) = self.owed_header.borrow().clone() else { return Ok(()) };
+        self.file.write_bytes(at, &bytes).await?;
+        self.file.flush().await?;
+        self.owed_header.replace(None);
+        Ok(())
+    }
+
+    async fn write_sectors(&self, change: &Change, range: Range<usize>) -> Result<()> {
+        let write = |range: Range<usize>| self.write_header(change, range);
+        if range.start > 0 || range.end <= SECTOR || change.old.min(change.new) > SECTOR {
             return write(range).await;
         }
-        if old <= SECTOR {
+        if change.old <= SECTOR {
             write(SECTOR..range.end).await?;
             self.file.flush().await?;
             return write(0..SECTOR).await;
@@ -53,17 +82,25 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn write_header(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let Err(error) = self.file.write_bytes(at, bytes).await else { return Ok(()) };
-        match self.file.read_bytes(at, bytes.len()).await {
-            Ok(now) if now == bytes => Ok(()),
-            Ok(_) => Err(error),
-            Err(_) => {
-                self.read_only.set(true);
-                Err(error)
-            }
+    async fn write_header(&self, change: &Change, range: Range<usize>) -> Result<()> {
+        let (at, before, after) =
+            (range.start as u64, &change.before[range.clone()], &change.after[range.clone()]);
+        let Err(error) = self.file.write_bytes(at, after).await else { return Ok(()) };
+        match self.file.read_bytes(at, after.len()).await {
+            Ok(now) if now == after => return Ok(()),
+            Ok(now) if now == before => {}
+            _ => drop(self.owed_header.replace(Some((at, before.to_vec())))),
         }
+        Err(error)
     }
+}
+
+/// The first cluster, of which the old header uses `old` bytes and the new one `new`.
+struct Change {
+    before: Vec<u8>,
+    after: Vec<u8>,
+    old: usize,
+    new: usize,
 }
 
 /// The sectors from the first to the last that differ.

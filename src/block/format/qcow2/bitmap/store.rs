@@ -78,8 +78,7 @@ impl Qcow2 {
     /// the autoclear bit: it comes and goes while the bit says that it counts for nothing.
     async fn switch_header(&self, count: usize, place: &Range<u64>) -> Result<()> {
         if count == 0 {
-            self.change_header(|header| header.autoclear &= !BITMAPS_VALID).await?;
-            self.file.flush().await?;
+            self.change_header_durably(|header| header.autoclear &= !BITMAPS_VALID).await?;
             // The bitmaps are gone already, and what is left of them is ignored.
             let _ = self.change_header(|header| directory::set_extension(header, 0, place)).await;
             return Ok(());
@@ -90,8 +89,7 @@ impl Qcow2 {
                 directory::set_extension(header, count, place);
                 header.autoclear &= !BITMAPS_VALID;
             };
-            self.change_header(not_yet).await?;
-            self.file.flush().await?;
+            self.change_header_durably(not_yet).await?;
         }
         self.change_header(|header| directory::set_extension(header, count, place)).await
     }

@@ -126,8 +126,7 @@ impl Checker<'_> {
             header.refcount_table_offset = offset;
             header.refcount_table_clusters = clusters;
         };
-        self.image.change_header(switch).await?;
-        self.image.file.flush().await?;
+        self.image.change_header_durably(switch).await?;
         self.image.refcounts.replace(offset, clusters, table);
         self.tables.forget();
         Ok(())

@@ -149,8 +149,7 @@ impl Checker<'_> {
             header.snapshots_offset = offset;
             header.snapshot_count = count;
         };
-        image.change_header(switch).await?;
-        image.file.flush().await?;
+        image.change_header_durably(switch).await?;
         if let Some(room) = room {
             room.keep();
         }
