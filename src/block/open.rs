@@ -112,7 +112,7 @@ impl Opener<'_> {
                 .remedy("use cache=writeback, or make the image larger with qemu-img resize"));
         }
         let file = self.file_node(filename, file);
-        Ok(Node::new(filename, Box::new(Raw::new(file, guessed))))
+        Ok(Node::new(filename, Box::new(Raw::new(file, guessed, options.unmap))))
     }
 
     async fn open_qcow2(
@@ -134,7 +134,8 @@ impl Opener<'_> {
             passphrase: passphrase(&mut own, "encrypt.key-secret", options).map_err(named)?,
             metadata_only: options.metadata_only,
         };
-        let caches = qcow2::CacheOptions::take(&mut own).map_err(|error| error.path(filename))?;
+        let own_options = qcow2::ImageOptions::take(&mut own, options.unmap);
+        let own_options = own_options.map_err(|error| error.path(filename))?;
         finish("qcow2", &own)?;
         let file = self.file_node(filename, file);
         let image = match options.check {
@@ -149,7 +150,7 @@ impl Opener<'_> {
         if let Some(lazy) = options.lazy_refcounts {
             image.set_lazy_refcounts(lazy).map_err(named)?;
         }
-        image.set_caches(caches).map_err(|error| error.path(filename))?;
+        image.set_options(own_options).map_err(|error| error.path(filename))?;
         if options.backing
             && let Some(data) = self.open_data_file(&image, filename, options)?
         {

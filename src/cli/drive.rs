@@ -18,6 +18,21 @@ const DRIVER_OPTIONS: &[&str] = &[
     "cache-size",
     "l2-cache-entry-size",
     "cache-clean-interval",
+    "discard-no-unref",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "overlap-check",
+    "overlap-check.template",
+    "overlap-check.main-header",
+    "overlap-check.active-l1",
+    "overlap-check.active-l2",
+    "overlap-check.refcount-table",
+    "overlap-check.refcount-block",
+    "overlap-check.snapshot-table",
+    "overlap-check.inactive-l1",
+    "overlap-check.inactive-l2",
+    "overlap-check.bitmap-directory",
 ];
 
 /// A disk as the user described it.

@@ -5,6 +5,7 @@ use cowvm::block::graph::Node;
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
 use cowvm::block::{Buffer, Kind, Result};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::rc::Rc;
@@ -50,6 +51,18 @@ impl Folder {
     pub(crate) fn qemu_img_refuses(&self, line: &str) {
         let output = self.output("qemu-img", &line.split(' ').collect::<Vec<_>>());
         assert!(!output.status.success(), "qemu-img {line}: done");
+    }
+
+    /// Opens what `image` describes in qemu-io, which must refuse. Returns what it says.
+    pub(crate) fn qemu_io_refuses(&self, image: &str) -> String {
+        let output = self.output("qemu-io", &["--image-opts", "-c", "read 0 512", image]);
+        assert!(!output.status.success(), "{image}: opened");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// How many bytes of disk a file takes.
+    pub(crate) fn space(&self, name: &str) -> u64 {
+        std::fs::metadata(self.path(name)).unwrap().blocks() * 512
     }
 
     fn output(&self, program: &str, words: &[&str]) -> Output {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod data_file;
+mod discards;
 mod fixture;
 mod hostile;
 mod judge;

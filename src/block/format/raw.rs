@@ -17,12 +17,15 @@ pub const SECTOR: u64 = 512;
 pub struct Raw {
     file: Rc<Node>,
     guessed: bool,
+    /// Discards reach the file.
+    unmap: bool,
 }
 
 impl Raw {
-    /// The disk that `file` is. `guessed` says that no one named the format.
-    pub fn new(file: Rc<Node>, guessed: bool) -> Raw {
-        Raw { file, guessed }
+    /// The disk that `file` is. `guessed` says that no one named the format, `unmap` that the file gives back the
+    /// space of what is discarded, or zeroed by requests that allow it.
+    pub fn new(file: Rc<Node>, guessed: bool, unmap: bool) -> Raw {
+        Raw { file, guessed, unmap }
     }
 
     /// Refuses what would make a guessed raw image look like another format at the next start.
@@ -74,10 +77,13 @@ impl Driver for Raw {
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
-        self.file.write_zeroes(offset, len, may_unmap).await
+        self.file.write_zeroes(offset, len, may_unmap && self.unmap).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.unmap {
+            return Ok(());
+        }
         self.file.discard(offset, len.min(self.file.size().saturating_sub(offset))).await
     }
 

@@ -79,6 +79,16 @@ impl Node {
 
     /// Tells that a range is no longer needed; a hint, so parts smaller than the driver's alignment are kept.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.give_back(offset, len, false).await
+    }
+
+    /// As [`Node::discard`], but the range reads as before or as zeros afterwards, and as nothing else: in a crash
+    /// too.
+    pub async fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        self.give_back(offset, len, true).await
+    }
+
+    async fn give_back(&self, offset: u64, len: u64, leave_zeros: bool) -> Result<()> {
         self.check_writable(offset, len)?;
         let inner = self.aligned_inside(offset..offset + len);
         if inner.is_empty() {
@@ -86,7 +96,12 @@ impl Node {
         }
         let _change = self.changing();
         let _guard = self.writes.lock(inner.clone(), false).await;
-        match self.driver.discard(inner.start, inner.end - inner.start).await {
+        let len = inner.end - inner.start;
+        let done = match leave_zeros {
+            true => self.driver.write_zeroes(inner.start, len, true).await,
+            false => self.driver.discard(inner.start, len).await,
+        };
+        match done {
             Err(error) if error.kind() == Kind::Unsupported => Ok(()),
             other => other,
         }

@@ -34,7 +34,6 @@ pub struct FileDriver {
     size: Cell<u64>,
     read_only: bool,
     cache: CacheMode,
-    unmap: bool,
     limits: Limits,
     identity: (u64, u64),
     /// The flush that failed. The kernel takes pages that it could not write for clean ones and the next fdatasync
@@ -99,7 +98,6 @@ impl FileDriver {
             size: Cell::new(metadata.len()),
             read_only: options.read_only,
             cache: options.cache,
-            unmap: options.unmap,
             limits: Limits {
                 request_alignment,
                 memory_alignment,
@@ -253,16 +251,13 @@ impl Driver for FileDriver {
         }
         if offset < size {
             self.extent.set(None);
-            self.zero_range(offset, end.min(size) - offset, may_unmap && self.unmap).await?;
+            self.zero_range(offset, end.min(size) - offset, may_unmap).await?;
         }
         self.extent.set(None);
         Ok(())
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        if !self.unmap {
-            return Ok(());
-        }
         let done = self.zero_range(offset, len, true).await;
         self.extent.set(None);
         done

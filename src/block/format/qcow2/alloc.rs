@@ -112,12 +112,6 @@ impl Frees {
     }
 }
 
-impl From<Run> for Free {
-    fn from(run: Run) -> Free {
-        Free { run, punch: false }
-    }
-}
-
 /// Requests in flight, in two epochs: those that may know clusters from before, and later ones.
 #[derive(Default)]
 pub(super) struct Users {
@@ -249,6 +243,11 @@ impl Qcow2 {
         self.frees.push(Run { first, count: last.0 - first.0 + 1 }, punch);
     }
 
+    /// Gives up a table that is gone from the file, as the next flush makes sure.
+    pub(super) fn free_table(&self, run: Run) {
+        self.frees.push_written([Free { run, punch: self.discards.other }]);
+    }
+
     /// Counts down what is ready. What cannot be counted down leaks.
     pub(super) async fn release(&self) {
         while let Some(frees) = self.frees.take_ready(&self.users) {
@@ -320,7 +319,7 @@ impl Qcow2 {
         if let Some(old) = old {
             let cluster = self.geometry.cluster_of(old);
             self.overlap.remove(Metadata::ActiveL2, cluster);
-            self.frees.push(Run { first: cluster, count: 1 }, false);
+            self.frees.push(Run { first: cluster, count: 1 }, self.discards.other);
         }
         Ok(())
     }

@@ -160,7 +160,12 @@ impl Qcow2 {
         }
         self.clear_autoclear().await?;
         if target.version < 3 && self.v3 {
-            self.expand_zero_clusters().await?;
+            // They change where they stand, in snapshots too.
+            let checks = self.overlap.want_inactive_l2(false);
+            let done = self.expand_zero_clusters().await;
+            let done = if done.is_ok() { self.settle().await } else { done };
+            self.overlap.want_inactive_l2(checks);
+            done?;
         }
         if target.version > 2 && !self.v3 {
             self.complete_snapshots().await?;

@@ -19,6 +19,7 @@ use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
 use crate::block::graph::{Event, Node};
 use crate::block::{Error, Iov, Kind, Result};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The external data file.
@@ -76,6 +77,17 @@ impl Qcow2 {
     /// Writes zeros to a cluster that nothing refers to, and that is to be the guest's at `at`.
     pub(super) async fn write_zero_cluster(&self, host: HostOffset, at: GuestOffset) -> Result<()> {
         self.write_data(host, at, &self.zeros(self.geometry.cluster_size())).await
+    }
+
+    /// Gives the space of a range whose content the guest gave up back to the host; its entries keep the place. On
+    /// disk they may still show it: zeros are as good there as what was written before.
+    pub(super) async fn empty_place(&self, place: Range<u64>) {
+        let Ok(node) = self.data_node() else { return };
+        let len = place.end.min(node.size()).saturating_sub(place.start);
+        if len > 0 && self.check_data(HostOffset(place.start), len).is_ok() {
+            // A hint, as below.
+            let _ = node.punch(place.start, len).await;
+        }
     }
 
     /// Gives the space of a range that nobody uses back to the host.

@@ -89,7 +89,7 @@ impl Qcow2 {
         self.set_entry(piece, index, new);
         if let Some(old) = old {
             let run = Run { first: self.geometry.cluster_of(old), count: 1 };
-            (0..table.holders).for_each(|_| self.frees.push(run, false));
+            (0..table.holders).for_each(|_| self.frees.push(run, self.discards.other));
         }
         Ok(())
     }

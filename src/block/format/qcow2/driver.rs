@@ -7,9 +7,11 @@ use super::cache_options::{CacheOptions, Capacities, Cleaning};
 use super::codec::Codec;
 use super::compressed::Decompressed;
 use super::data::DataFile;
+use super::discard_options::DiscardOptions;
 use super::encrypt::{Encryption, Unlock, luks_place};
 use super::geometry::{Geometry, GuestOffset, HostOffset, Slices};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, EXTERNAL_DATA, Header, LAZY_REFCOUNTS};
+use super::image_options::ImageOptions;
 use super::mapping::View;
 use super::overlap::{Metadata, Overlap};
 use super::refcount::Refcounts;
@@ -50,7 +52,7 @@ pub struct Image {
     for_check: bool,
     /// Refcounts may be written late.
     lazy_refcounts: bool,
-    caches: CacheOptions,
+    options: ImageOptions,
     data: Option<Rc<Node>>,
 }
 
@@ -125,7 +127,7 @@ impl Image {
             bitmaps,
             for_check: false,
             lazy_refcounts,
-            caches: CacheOptions::default(),
+            options: ImageOptions::default(),
             data: None,
         })
     }
@@ -163,13 +165,14 @@ impl Image {
         Ok(())
     }
 
-    /// Says how much metadata is kept in memory, and for how long.
+    /// Says what the user decides of caches, discarded space and checks.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] in QEMU's words for sizes that contradict one another or are none for this image.
-    pub fn set_caches(&mut self, caches: CacheOptions) -> Result<()> {
-        caches.check(self.header.geometry, self.header.size)?;
-        self.caches = caches;
+    /// [`Kind::InvalidArgument`] in QEMU's words for options that contradict one another or are none for this image.
+    pub fn set_options(&mut self, options: ImageOptions) -> Result<()> {
+        options.caches.check(self.header.geometry, self.header.size)?;
+        options.discards.check(self.header.is_v3())?;
+        self.options = options;
         Ok(())
     }
 
@@ -211,8 +214,10 @@ impl Image {
             self.check_writable()?;
         }
         let geometry = self.header.geometry;
-        let slices = self.caches.slices(geometry);
-        let capacities = self.caches.capacities(geometry, self.header.size);
+        let ImageOptions { caches, discards, checks_inactive_l2 } = self.options;
+        self.overlap.want_inactive_l2(checks_inactive_l2 && !self.for_check);
+        let slices = caches.slices(geometry);
+        let capacities = caches.capacities(geometry, self.header.size);
         self.refcounts.blocks.set_capacity(capacities.blocks);
         let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
         let external = self.header.incompatible & EXTERNAL_DATA != 0;
@@ -239,8 +244,9 @@ impl Image {
             active: self.active,
             slices,
             l2: Cache::new(slices.size(), capacities.slices, Event::L2Load),
-            cleaning: Cleaning::new(self.caches.interval(), Instant::now()),
-            caches: self.caches,
+            cleaning: Cleaning::new(caches.interval(), Instant::now()),
+            caches,
+            discards,
             refcounts: self.refcounts,
             overlap: self.overlap,
             snapshots: RefCell::new(self.snapshots),
@@ -333,6 +339,8 @@ pub(super) struct Qcow2 {
     pub(super) slices: Slices,
     pub(super) l2: Cache,
     caches: CacheOptions,
+    /// Which space goes back to the host.
+    pub(super) discards: DiscardOptions,
     cleaning: Cleaning,
     pub(super) refcounts: Refcounts,
     pub(super) overlap: Rc<Overlap>,

@@ -152,6 +152,9 @@ impl Qcow2 {
         if self.bitmaps.must_track() {
             self.track_bitmaps().await?;
         }
+        if self.overlap.lacks_inactive_l2() {
+            self.note_inactive_l2().await?;
+        }
         if self.unsettled.get() {
             self.file.flush().await?;
             self.unsettled.set(false);
@@ -182,6 +185,7 @@ impl Qcow2 {
             || self.unsettled.get()
             || self.owes_header()
             || self.bitmaps.must_track()
+            || self.overlap.lacks_inactive_l2()
             || self.frees.is_crowded()
             || self.l2.is_crowded()
             || self.refcounts.blocks.is_crowded()
@@ -305,7 +309,7 @@ impl Qcow2 {
         room.keep();
         let old = self.refcounts.moved(offset, clusters);
         self.overlap.set_range(Metadata::RefcountTable, self.refcounts.table_range());
-        self.frees.push_written([Free::from(old)]);
+        self.free_table(old);
         self.file.flush().await
     }
 

@@ -16,7 +16,8 @@
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
-//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node; `cache_options`: its memory |
+//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
+//! | | `image_options`, `cache_options`, `discard_options`: what its user decides |
 
 mod alloc;
 mod amend;
@@ -28,6 +29,7 @@ mod codec;
 mod compressed;
 pub mod create;
 mod data;
+mod discard_options;
 mod downgrade;
 mod driver;
 pub mod encrypt;
@@ -36,6 +38,7 @@ mod extensions;
 mod flush;
 mod geometry;
 mod header;
+mod image_options;
 mod mapping;
 mod overlap;
 mod read;
@@ -59,5 +62,7 @@ mod zero;
 pub use cache_options::CacheOptions;
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
+pub use discard_options::DiscardOptions;
 pub use driver::Image;
 pub use encrypt::{EncryptOptions, Unlock};
+pub use image_options::ImageOptions;

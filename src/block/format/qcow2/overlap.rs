@@ -4,13 +4,15 @@
 //! the L2 tables it names, the refcount table and its blocks, the snapshot table, the snapshots' L1
 //! tables and the bitmap directory (what QEMU checks by default), and the header of the encryption. Tables of one
 //! cluster are bits in a sparse map, so that a check costs one look-up; the rest is a short list of ranges.
+//! The L2 tables of snapshots are checked where that is asked for: to know where they are, all L1 tables must be
+//! read, when the image changes for the first time and after each change of the snapshots.
 //!
 //! Invariant: whatever the tables in memory refer to as metadata is in here before it is written.
 
 use super::cache::OffsetMap;
 use super::geometry::{Geometry, HostCluster, HostOffset};
 use crate::block::{Error, Kind, Result};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 /// A kind of metadata. The text is how messages call it.
@@ -23,6 +25,7 @@ pub(super) enum Metadata {
     RefcountBlock,
     SnapshotTable,
     InactiveL1,
+    InactiveL2,
     EncryptionHeader,
     BitmapDirectory,
 }
@@ -37,6 +40,7 @@ impl Metadata {
             Metadata::RefcountBlock => "refcount block",
             Metadata::SnapshotTable => "snapshot table",
             Metadata::InactiveL1 => "inactive L1 table",
+            Metadata::InactiveL2 => "inactive L2 table",
             Metadata::EncryptionHeader => "encryption header",
             Metadata::BitmapDirectory => "bitmap directory",
         }
@@ -82,6 +86,8 @@ struct Places {
     /// L1 tables of snapshots, in order and merged.
     inactive_l1: Vec<Range<u64>>,
     l2_tables: ClusterSet,
+    /// L2 tables of snapshots, where they are known.
+    inactive_l2: Option<ClusterSet>,
     refcount_blocks: ClusterSet,
 }
 
@@ -89,12 +95,13 @@ struct Places {
 pub(super) struct Overlap {
     geometry: Geometry,
     places: RefCell<Places>,
+    wants_inactive_l2: Cell<bool>,
 }
 
 impl Overlap {
     /// Nothing but the header.
     pub(super) fn new(geometry: Geometry) -> Overlap {
-        let overlap = Overlap { geometry, places: RefCell::default() };
+        let overlap = Overlap { geometry, places: RefCell::default(), wants_inactive_l2: Cell::new(false) };
         overlap.set_range(Metadata::Header, 0..geometry.cluster_size());
         overlap
     }
@@ -108,6 +115,7 @@ impl Overlap {
         places.ranges.retain(|(kind, _)| stays(*kind));
         places.inactive_l1.clear();
         places.l2_tables.0.clear();
+        places.inactive_l2 = None;
         places.refcount_blocks.0.clear();
     }
 
@@ -158,6 +166,22 @@ impl Overlap {
         self.places.borrow_mut().inactive_l1 = merged;
     }
 
+    /// Says whether L2 tables of snapshots are to be checked too. Returns whether they were.
+    pub(super) fn want_inactive_l2(&self, wanted: bool) -> bool {
+        self.places.borrow_mut().inactive_l2 = None;
+        self.wants_inactive_l2.replace(wanted)
+    }
+
+    /// Whether [`Overlap::set_inactive_l2`] must be called before anything is written.
+    pub(super) fn lacks_inactive_l2(&self) -> bool {
+        self.wants_inactive_l2.get() && self.places.borrow().inactive_l2.is_none()
+    }
+
+    /// Notes where the L2 tables of all snapshots are.
+    pub(super) fn set_inactive_l2(&self, tables: ClusterSet) {
+        self.places.borrow_mut().inactive_l2 = Some(tables);
+    }
+
     fn whole_clusters(&self, range: &Range<u64>) -> Range<u64> {
         let size = self.geometry.cluster_size();
         range.start / size * size..range.end.next_multiple_of(size)
@@ -204,8 +228,10 @@ impl Places {
             return Some(Metadata::InactiveL1);
         }
         let clusters = start >> geometry.cluster_bits..end.div_ceil(geometry.cluster_size());
+        let inactive = self.inactive_l2.as_ref().map(|tables| (Metadata::InactiveL2, tables));
         let sets = [(Metadata::ActiveL2, &self.l2_tables), (Metadata::RefcountBlock, &self.refcount_blocks)];
         sets.into_iter()
+            .chain(inactive)
             .find(|(kind, set)| Some(*kind) != own && set.intersects(&clusters))
             .map(|(kind, _)| kind)
     }

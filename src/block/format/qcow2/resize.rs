@@ -100,7 +100,7 @@ impl Qcow2 {
         if old.1 > 0 {
             let run =
                 Run { first: self.geometry.cluster_of(old.0), count: self.geometry.clusters_for(old.1) };
-            self.frees.push_written([run.into()]);
+            self.free_table(run);
         }
         self.file.flush().await
     }

@@ -36,7 +36,7 @@ impl Qcow2 {
         let removed = live.split_off(self.geometry.l1_entries_for(size) as usize);
         let kept = self.snapshots.borrow().clone();
         let (added, dropped, new) = (Vec::new(), Vec::new(), None);
-        self.switch_trees(Plan { removed, added, live, size, kept, dropped, new }).await
+        self.switch_trees(Plan { removed, added, live, size, kept, dropped, new, punch: true }).await
     }
 
     async fn give_up_behind(&self, size: u64) -> Result<()> {

@@ -15,6 +15,7 @@ use super::driver::Qcow2;
 use super::geometry::ENTRY;
 use super::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use super::mapping::View;
+use super::overlap::ClusterSet;
 use super::snapshot::{Snapshot, next_id};
 use super::snapshot_view::{OpenView, SnapshotView};
 use super::trees::Plan;
@@ -56,6 +57,7 @@ impl Snapshots for Rc<Qcow2> {
             kept: self.snapshots.borrow().clone(),
             dropped: Vec::new(),
             new: None,
+            punch: self.discards.snapshot,
         };
         self.switch_trees(plan).await
     }
@@ -75,6 +77,7 @@ impl Snapshots for Rc<Qcow2> {
             kept,
             dropped,
             new: None,
+            punch: self.discards.snapshot,
         };
         self.switch_trees(plan).await
     }
@@ -103,6 +106,7 @@ impl Qcow2 {
             kept: snapshots.iter().map(Snapshot::completed).collect(),
             dropped: Vec::new(),
             new: None,
+            punch: self.discards.snapshot,
         };
         self.switch_trees(plan).await
     }
@@ -154,6 +158,7 @@ impl Qcow2 {
             kept,
             dropped,
             new: Some((info.clone(), vm_state)),
+            punch: self.discards.snapshot,
         };
         self.switch_trees(plan).await?;
         Ok(info)
@@ -173,6 +178,20 @@ impl Qcow2 {
         let view =
             View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
         Ok(view.l1.into_inner())
+    }
+
+    /// Tells the overlap checks where the L2 tables of all snapshots are.
+    pub(super) async fn note_inactive_l2(&self) -> Result<()> {
+        let (snapshots, mut tables) = (self.snapshots.borrow().clone(), ClusterSet::default());
+        for snapshot in &snapshots {
+            let view =
+                View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
+            view.each_table(self.geometry, |offset| {
+                tables.insert(self.geometry.cluster_of(offset).0);
+            });
+        }
+        self.overlap.set_inactive_l2(tables);
+        Ok(())
     }
 
     /// Refuses to take a snapshot away from its readers.

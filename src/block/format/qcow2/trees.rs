@@ -62,6 +62,8 @@ pub(super) struct Plan {
     pub(super) dropped: Vec<Snapshot>,
     /// A snapshot that comes, of the live disk and of these L1 entries behind it.
     pub(super) new: Option<(SnapshotInfo, Vec<u64>)>,
+    /// The space of what is free then goes back to the host.
+    pub(super) punch: bool,
 }
 
 /// New tables in the file that nothing refers to yet.
@@ -93,7 +95,7 @@ impl Qcow2 {
         plan.cancel();
         let _tables = self.tables.lock().await;
         let _writing = self.writing.lock().await;
-        let mut shadow = Shadow::new(self);
+        let (mut shadow, punch) = (Shadow::new(self), plan.punch);
         // First what goes, so that no count is higher in between than before and after.
         self.count_tree(&mut shadow, &plan.removed, Change::Remove).await?;
         let freed = shadow.take_freed();
@@ -103,7 +105,9 @@ impl Qcow2 {
         let durable = self.switch(&tables).await?;
         self.adopt(shadow, tables);
         durable?;
-        self.punch_freed(&freed).await;
+        if punch {
+            self.punch_freed(&freed).await;
+        }
         Ok(())
     }
 

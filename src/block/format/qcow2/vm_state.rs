@@ -85,6 +85,7 @@ impl Qcow2 {
         let kept = self.snapshots.borrow().clone();
         let size = self.size.get();
         let (added, dropped, new) = (Vec::new(), Vec::new(), None);
-        self.switch_trees(Plan { removed: behind, added, live: disk, size, kept, dropped, new }).await
+        let plan = Plan { removed: behind, added, live: disk, size, kept, dropped, new, punch: true };
+        self.switch_trees(plan).await
     }
 }

@@ -12,8 +12,9 @@
 //!
 //! Behind the end of the disk everything becomes unallocated.
 //!
-//! In an external data file, which is not counted, the places of clusters that are zeroed by unmapping or
-//! discarded are given back to the host at once. A raw one takes the request itself, and no entry changes.
+//! With `discard-no-unref` a cluster that is the guest's alone stays so when it is discarded or unmapped: the entry
+//! becomes zero and keeps its place, whose space goes back to the host at once. The same is done to all clusters
+//! in an external data file, which are not counted. A raw one takes the request itself, and no entry changes.
 //!
 //! Version 2 has no zero clusters: without a backing file unallocated ones do as well, with one both requests
 //! are refused, and the pipeline writes zeros.
@@ -22,7 +23,7 @@ use super::alloc::InFlight;
 use super::cache::Piece;
 use super::driver::Qcow2;
 use super::entries::L2Entry;
-use super::geometry::{GuestOffset, HostOffset};
+use super::geometry::GuestOffset;
 use super::mapping::{Extent, Place};
 use crate::block::{Error, Kind, Result};
 use std::ops::Range;
@@ -40,12 +41,21 @@ enum Change {
     Drop,
 }
 
+/// What came of changing an entry.
+enum Outcome {
+    Done,
+    /// Bytes of the file that it keeps hold nothing any more.
+    Emptied(Range<u64>),
+    /// It cannot be done without writing.
+    Impossible,
+}
+
 impl Qcow2 {
     /// Makes a range read as zeros.
     pub(super) async fn zero_disk(&self, at: GuestOffset, len: u64, may_unmap: bool) -> Result<()> {
         let _user = self.begin_change(at, len).await?;
         if self.is_raw() {
-            return self.data_node()?.write_zeroes(at.0, len, may_unmap).await;
+            return self.data_node()?.write_zeroes(at.0, len, may_unmap && self.discards.request).await;
         }
         let (end, size) = (at.add(len), self.geometry.subcluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
@@ -75,7 +85,11 @@ impl Qcow2 {
     pub(super) async fn discard_disk(&self, at: GuestOffset, len: u64) -> Result<()> {
         let _user = self.begin_change(at, len).await?;
         if self.is_raw() {
-            return self.data_node()?.discard(at.0, len).await;
+            return match self.discards.request {
+                // Not a discard: it reads as the guest's disk, of which every byte is the old one or zero.
+                true => self.data_node()?.punch(at.0, len).await,
+                false => Ok(()),
+            };
         }
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
@@ -148,6 +162,7 @@ impl Qcow2 {
             Place::Unallocated { host: None } if change == Change::Drop => false,
             _ if change == Change::Drop => true,
             Place::Unallocated { host } => self.backing.is_some() || host.is_some() && change != Change::Keep,
+            Place::Zero { copied: true, .. } if self.discards.no_unref => false,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
         }
@@ -169,43 +184,83 @@ impl Qcow2 {
         let end = locked.end.min(last.0);
         let _turn = self.guests.lock(locked, true).await;
         let (slice, slot) = self.writable_slot(first).await?;
-        let mut at = first.0;
+        let (mut at, mut emptied) = (first.0, Vec::new());
         for index in slot.index..slot.index + clusters as usize {
             let cluster = self.geometry.guest_start(GuestOffset(at)).0;
             let part = at - cluster..(end - cluster).min(self.geometry.cluster_size());
             let next = cluster + part.end;
-            if !self.change_entry(&slice, index, part, change)? {
-                break;
+            match self.change_entry(&slice, index, part, change)? {
+                Outcome::Impossible => break,
+                Outcome::Done => {}
+                Outcome::Emptied(place) => append(&mut emptied, place),
             }
             at = next;
         }
-        if self.has_data_file() && change != Change::Keep {
-            // Under the lock, so that nobody writes there again before: entries on disk may still show the
-            // place, where zeros are as good as what was there.
-            let len = at.min(self.size.get()).saturating_sub(first.0);
-            self.discard_data(HostOffset(first.0), len).await;
+        if self.empties_places(change) {
+            // Under the lock, so that nobody writes there again before.
+            self.empty_places(emptied).await?;
         }
         Ok(GuestOffset(at))
     }
 
-    /// Changes bytes of one cluster. False if it cannot be done without writing.
-    fn change_entry(&self, slice: &Piece, index: usize, part: Range<u64>, change: Change) -> Result<bool> {
+    /// Whether the space of places that are emptied goes back to the host.
+    fn empties_places(&self, change: Change) -> bool {
+        match change {
+            Change::Keep => false,
+            Change::Unmap | Change::Discard => self.discards.request,
+            Change::Drop => true,
+        }
+    }
+
+    async fn empty_places(&self, places: Vec<Range<u64>>) -> Result<()> {
+        if self.encryption.is_some() && !places.is_empty() {
+            // Zeros of the file are not zeros to whoever decrypts them: no entry may show them.
+            self.flush_all().await?;
+        }
+        for place in places {
+            self.empty_place(place).await;
+        }
+        Ok(())
+    }
+
+    /// Changes bytes of one cluster.
+    fn change_entry(&self, slice: &Piece, index: usize, part: Range<u64>, change: Change) -> Result<Outcome> {
         let old = self.entry(slice, index)?;
-        let Some(zeroed) = old.with_zeros(part, self.geometry) else { return Ok(false) };
-        let gone = if self.v3 { L2Entry::Zero { host: None, copied: false } } else { L2Entry::Unallocated };
-        let new = match (old, zeroed) {
-            _ if change == Change::Drop => L2Entry::Unallocated,
-            (L2Entry::Unallocated, _) if self.backing.is_none() => old,
-            (_, L2Entry::Zero { .. }) if change != Change::Keep || !self.v3 => gone,
-            _ => zeroed,
+        let Some(zeroed) = old.with_zeros(part.clone(), self.geometry) else {
+            return Ok(Outcome::Impossible);
         };
+        let new = self.changed(old, zeroed, change);
         if new == old {
-            return Ok(true);
+            return Ok(Outcome::Done);
         }
         self.set_entry(slice, index, new);
         if new.host().is_none() {
-            self.free_entry(old, true);
+            self.free_entry(old, change == Change::Drop || self.discards.request);
         }
-        Ok(true)
+        let stays = self.has_data_file() || self.discards.no_unref && new.host().is_some();
+        Ok(match old.own_host().filter(|_| stays) {
+            Some(host) => Outcome::Emptied(host.0 + part.start..host.0 + part.end),
+            None => Outcome::Done,
+        })
+    }
+
+    /// What becomes of an entry; `zeroed` is what it is with its bytes as zeros.
+    fn changed(&self, old: L2Entry, zeroed: L2Entry, change: Change) -> L2Entry {
+        let keeps = change == Change::Keep || self.discards.no_unref && old.own_host().is_some();
+        match (old, zeroed) {
+            _ if change == Change::Drop => L2Entry::Unallocated,
+            (L2Entry::Unallocated, _) if self.backing.is_none() => old,
+            (_, L2Entry::Zero { .. }) if !self.v3 => L2Entry::Unallocated,
+            (_, L2Entry::Zero { .. }) if !keeps => L2Entry::Zero { host: None, copied: false },
+            _ => zeroed,
+        }
+    }
+}
+
+/// Adds a range behind others, as one with the last if it continues it.
+fn append(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
     }
 }

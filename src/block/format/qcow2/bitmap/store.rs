@@ -5,7 +5,7 @@
 //! ```
 //! Only then are the clusters of the old ones given back. Dying before leaks the new clusters, after it the old.
 
-use super::super::alloc::{Free, Reserved};
+use super::super::alloc::Reserved;
 use super::super::driver::Qcow2;
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::Header;
@@ -125,7 +125,7 @@ impl Qcow2 {
         let (start, len) = (HostOffset(range.start), range.end - range.start);
         if len > 0 && self.overlap.check(start, len, None).is_ok() {
             let run = Run { first: self.geometry.cluster_of(start), count: self.geometry.clusters_for(len) };
-            self.frees.push_written([Free::from(run)]);
+            self.free_table(run);
         }
     }
 }

@@ -203,7 +203,7 @@ impl Checker<'_> {
         if self.snapshots.counted && !old.is_empty() {
             let first = self.image.geometry.cluster_of(HostOffset(old.start));
             let count = self.image.geometry.clusters_for(old.end - old.start);
-            self.image.frees.push_written([Run { first, count }.into()]);
+            self.image.free_table(Run { first, count });
         }
         self.image.settle().await
     }

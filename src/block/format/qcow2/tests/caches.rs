@@ -4,7 +4,7 @@ use super::memory::{State, driver, driver_with};
 use crate::block::aio::{Backend, Engine};
 use crate::block::format::qcow2::cache_options::Cleaning;
 use crate::block::format::qcow2::driver::Qcow2;
-use crate::block::format::qcow2::{CacheOptions, CreateOptions, create};
+use crate::block::format::qcow2::{CacheOptions, CreateOptions, ImageOptions, create};
 use crate::block::graph::Driver;
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Result};
@@ -27,7 +27,7 @@ fn opened(engine: &Rc<Engine>, state: &Rc<State>, text: &str) -> Result<Rc<Qcow2
     let mut options = Options::parse(text, None);
     let caches = CacheOptions::take(&mut options)?;
     assert!(options.pairs().is_empty());
-    driver_with(engine, state, None, true, caches)
+    driver_with(engine, state, None, true, ImageOptions { caches, ..ImageOptions::default() })
 }
 
 fn read_everywhere(engine: &Engine, disk: &Rc<Qcow2>, most: usize) {

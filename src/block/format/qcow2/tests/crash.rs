@@ -11,9 +11,10 @@
 //!
 //! [`log_writes`]: crate::block::filter::log_writes
 
-use super::memory::{Disk, Folder};
+use super::memory::{Disk, Folder, described};
 use super::operations::{Expect, Row, Seen, Step, facts, is_dirty, is_full_sweep, observe, sweep_seed};
 use super::rows::{options, sweep_all};
+use super::window::DATA_AT;
 use crate::block::aio::{Backend, Engine};
 use crate::block::filter::log_writes::{Entry, Log, Replay};
 use rand::rngs::StdRng;
@@ -155,9 +156,11 @@ impl<'a> Judge<'a> {
 
     fn ask_qemu(&self, file: &[u8], at: usize) {
         self.folder.write("disk", file);
+        self.folder.write("data", file.get(DATA_AT as usize..).unwrap_or_default());
         let repair = if is_dirty(file) { "-r all" } else { "" };
         // 3: leaks alone.
-        let status = self.folder.try_run(&format!("qemu-img check {repair} -f qcow2 disk")).status.code();
+        let status =
+            self.folder.try_run(&format!("qemu-img check {repair} {}", described("disk"))).status.code();
         assert!(matches!(status, Some(0 | 3)), "{}: qemu-img check: {status:?}", self.place(at));
     }
 }
@@ -184,7 +187,7 @@ fn sweep(row: &Row, seed: u64) -> usize {
     let likely = if is_full_sweep() {
         1.0
     } else {
-        (POINTS as f64 / (moments * (1 + POWER_FAILURES)) as f64).min(1.0)
+        (row.points(POINTS) as f64 / (moments * (1 + POWER_FAILURES)) as f64).min(1.0)
     };
     let ask_qemu = JUDGED_BY_QEMU as f64 / moments as f64;
     loop {

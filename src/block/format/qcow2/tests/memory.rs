@@ -5,13 +5,14 @@
 //!   qcow2 ─▶ blkdebug ─▶ log_writes ─▶ memory
 //! ```
 
+use super::window::Window;
 use crate::block::aio::{Backend, Engine};
 use crate::block::crypto::Key;
 use crate::block::filter::blkdebug::{Fault, Faults, RequestKind};
 use crate::block::filter::log_writes::{GARBAGE, Log};
 use crate::block::filter::{BlkDebug, LogWrites};
 use crate::block::format::qcow2::driver::Qcow2;
-use crate::block::format::qcow2::{CacheOptions, CreateOptions, Image, Unlock, create};
+use crate::block::format::qcow2::{CacheOptions, CreateOptions, Image, ImageOptions, Unlock, create};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
@@ -131,7 +132,7 @@ pub(super) struct Disk {
     file: Rc<Node>,
     pub(super) backing: Option<Rc<Node>>,
     pub(super) node: Rc<Node>,
-    caches: CacheOptions,
+    options: ImageOptions,
 }
 
 impl Disk {
@@ -139,7 +140,8 @@ impl Disk {
         let engine = Engine::new(backend).unwrap();
         let state = Rc::new(State::default());
         let file = MemoryFile::node(&engine, &state);
-        engine.block_on(create(&engine, &file, None, options)).unwrap().unwrap();
+        let data = options.data_file.as_ref().map(|_| Window::node(&file));
+        engine.block_on(create(&engine, &file, data.as_ref(), options)).unwrap().unwrap();
         Disk::open(engine, state, backing)
     }
 
@@ -169,7 +171,7 @@ impl Disk {
         let failing = BlkDebug::new(Node::new("log", Box::new(logged)), faults.clone());
         let file = Node::new("faults", Box::new(failing));
         let node = open_file(&engine, &file, backing.clone(), false)?;
-        Ok(Disk { engine, state, log, faults, file, backing, node, caches: CacheOptions::default() })
+        Ok(Disk { engine, state, log, faults, file, backing, node, options: ImageOptions::default() })
     }
 
     pub(super) fn run<T>(&self, future: impl Future<Output = T>) -> T {
@@ -183,13 +185,13 @@ impl Disk {
 
     pub(super) fn reopen(&mut self) {
         self.close();
-        let driver = driver_of_file(&self.engine, &self.file, self.backing.clone(), false, self.caches);
+        let driver = driver_of_file(&self.engine, &self.file, self.backing.clone(), false, self.options);
         self.node = Node::new("disk", Box::new(driver.unwrap()));
     }
 
     /// From now on the driver keeps that much in memory.
     pub(super) fn reopen_with(&mut self, caches: CacheOptions) {
-        self.caches = caches;
+        self.options.caches = caches;
         self.reopen();
     }
 
@@ -220,18 +222,18 @@ pub(super) fn driver(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Rc<Qcow2>> {
-    driver_with(engine, state, backing, read_only, CacheOptions::default())
+    driver_with(engine, state, backing, read_only, ImageOptions::default())
 }
 
-/// A driver over the file that keeps as much in memory as `caches` says.
+/// A driver over the file with options.
 pub(super) fn driver_with(
     engine: &Rc<Engine>,
     state: &Rc<State>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-    caches: CacheOptions,
+    options: ImageOptions,
 ) -> Result<Rc<Qcow2>> {
-    driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only, caches)
+    driver_of_file(engine, &MemoryFile::node(engine, state), backing, read_only, options)
 }
 
 fn driver_of_file(
@@ -239,14 +241,17 @@ fn driver_of_file(
     file: &Rc<Node>,
     backing: Option<Rc<Node>>,
     read_only: bool,
-    caches: CacheOptions,
+    options: ImageOptions,
 ) -> Result<Rc<Qcow2>> {
     let mut image = engine.block_on(Image::read(file)).unwrap()?;
     engine.block_on(image.unlock(engine, &with_key())).unwrap()?;
     if !read_only {
         image = engine.block_on(image.made_right(engine)).unwrap()?;
     }
-    image.set_caches(caches)?;
+    image.set_options(options)?;
+    if image.needs_data_file() {
+        image.set_data_file(Window::node(file));
+    }
     image.into_qcow2(engine, backing, read_only)
 }
 
@@ -281,7 +286,7 @@ fn open_file(
     backing: Option<Rc<Node>>,
     read_only: bool,
 ) -> Result<Rc<Node>> {
-    let driver = driver_of_file(engine, file, backing, read_only, CacheOptions::default())?;
+    let driver = driver_of_file(engine, file, backing, read_only, ImageOptions::default())?;
     Ok(Node::new("disk", Box::new(driver)))
 }
 

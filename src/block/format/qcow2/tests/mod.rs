@@ -17,3 +17,4 @@ mod repair;
 mod resize;
 mod rows;
 mod snapshots;
+mod window;

@@ -34,6 +34,15 @@ pub(super) struct Row {
     /// The image is broken until opening it, or the first step, has repaired it: until then it may not be clean, but
     /// can be repaired without a loss.
     pub(super) damaged: bool,
+    /// Each run of it takes long: it is encrypted.
+    pub(super) slow: bool,
+}
+
+impl Row {
+    /// How many points are tried where `most` are of other rows.
+    pub(super) fn points(&self, most: usize) -> usize {
+        if self.slow { most / 8 } else { most }
+    }
 }
 
 /// One step of a row.
@@ -95,10 +104,13 @@ impl Seen {
     }
 }
 
-/// What the header says of the image; not whether its refcounts are to be trusted, which may come and go.
+/// What the header says of the image; not whether its refcounts and its enabled bitmaps are to be trusted, which may
+/// come and go.
 pub(super) fn facts(driver: &dyn Driver) -> String {
     let facts = format!("{} bytes, {:?}", driver.size(), driver.specifics());
-    facts.replace("dirty: true", "dirty: false")
+    ["dirty", "in_use", "inconsistent"]
+        .iter()
+        .fold(facts, |facts, flag| facts.replace(&format!("{flag}: true"), &format!("{flag}: false")))
 }
 
 /// Whether an image was left with the dirty bit set.

@@ -1,11 +1,13 @@
 //! The table of operations that the sweeps go through. To add one: a row, with [`change`] for what it does and what
 //! it makes of the image.
 
-use super::memory::{Disk, Folder};
+use super::memory::{Disk, Folder, PASSPHRASE};
 use super::model::{base, compressible};
 use super::operations::{Request, Row, Step, change, sweep_seed};
 use crate::block::aio::Backend;
-use crate::block::format::qcow2::CreateOptions;
+use crate::block::crypto::{Key, luks};
+use crate::block::encryption::SlotChange;
+use crate::block::format::qcow2::{CreateOptions, EncryptOptions};
 use crate::block::graph::Node;
 use crate::block::graph::amend::AmendOptions;
 use crate::block::graph::bitmaps::Bitmaps;
@@ -18,6 +20,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Bytes of guest requests start and end at multiples of this, most of the time.
 const SECTOR: usize = 512;
@@ -37,7 +40,10 @@ fn rows(seed: u64) -> Vec<Row> {
     rows.extend(shrinks(seed));
     rows.extend(amends(seed));
     rows.extend(repairs(seed));
-    rows.push(bitmaps(seed));
+    rows.extend(bitmaps(seed));
+    rows.extend(encrypted(seed));
+    rows.push(key_slots(seed));
+    rows.extend(data_files(seed));
     rows.extend(snapshots_change(seed));
     rows
 }
@@ -103,7 +109,7 @@ fn snapshots_and_compressed_clusters(seed: u64, cluster: usize, more: &str) -> R
     folder.run("qemu-io -f qcow2 disk -c 'write -P 6 20k 30k'");
     let name = format!("writes beside a snapshot and compressed clusters of {cluster}{more}");
     let steps = workload(seed, 100 << 10, cluster, 30);
-    Row { name, bytes: folder.read("disk"), backing: None, steps, damaged: false }
+    Row { name, bytes: folder.read("disk"), backing: None, steps, damaged: false, slow: false }
 }
 
 /// Images that a check finds fault with. What the guest sees is whole in all of them.
@@ -120,7 +126,7 @@ fn repairs(seed: u64) -> Vec<Row> {
             let mut steps = vec![repair(what)];
             steps.extend(workload(seed, 100 << 10, cluster, 6));
             let name = format!("repairing {name}, clusters of {cluster}");
-            rows.push(Row { name, bytes, backing: None, steps, damaged: what == Repair::All });
+            rows.push(Row { name, bytes, backing: None, steps, damaged: what == Repair::All, slow: false });
         }
         rows.push(dirty(seed, cluster));
     }
@@ -134,7 +140,14 @@ fn dirty(seed: u64, cluster: usize) -> Row {
     zero_refcounts(&mut bytes, cluster);
     // Incompatible bit 0.
     bytes[79] |= 1;
-    Row { name, bytes, backing: None, steps: workload(seed, 100 << 10, cluster, 10), damaged: true }
+    Row {
+        name,
+        bytes,
+        backing: None,
+        steps: workload(seed, 100 << 10, cluster, 10),
+        damaged: true,
+        slow: false,
+    }
 }
 
 /// An image with some data.
@@ -165,25 +178,104 @@ fn repair(what: Repair) -> Step {
     change("repair", make, |_| {})
 }
 
-/// Operations on bitmaps. None is enabled: what a crash makes of those that are is told apart, with their tests.
-fn bitmaps(seed: u64) -> Row {
+/// Operations on bitmaps. Whether enabled ones can be trusted after a crash is told with their own tests.
+fn bitmaps(seed: u64) -> [Row; 2] {
     fn of(node: &Node) -> &dyn Bitmaps {
         node.driver().bitmaps().unwrap()
     }
-    let add = |name: &'static str| {
+    let add = |name: &'static str, enabled| {
         let make =
-            move |node: Rc<Node>| async move { of(&node).add(name, Some(512), false).await }.boxed_local();
+            move |node: Rc<Node>| async move { of(&node).add(name, Some(512), enabled).await }.boxed_local();
         change("add a bitmap", make, |_| {})
     };
-    let merge = |node: Rc<Node>| async move { of(&node).merge("two", of(&node), "one").await }.boxed_local();
-    let clear = |node: Rc<Node>| async move { of(&node).clear("two").await }.boxed_local();
-    let remove = |node: Rc<Node>| async move { of(&node).remove("one").await }.boxed_local();
-    let mut steps = workload(seed, 100 << 10, 512, 4);
-    steps.extend([add("one"), add("two"), change("merge bitmaps", merge, |_| {})]);
-    steps.extend(workload(seed + 1, 100 << 10, 512, 4));
-    steps.extend([change("clear a bitmap", clear, |_| {}), change("remove a bitmap", remove, |_| {})]);
-    steps.extend(workload(seed + 2, 100 << 10, 512, 4));
-    new_row("bitmaps".into(), &options(100 << 10, 512, 16, 3), None, steps)
+    let row = |enabled| {
+        let merge =
+            |node: Rc<Node>| async move { of(&node).merge("two", of(&node), "one").await }.boxed_local();
+        let clear = |node: Rc<Node>| async move { of(&node).clear("two").await }.boxed_local();
+        let remove = |node: Rc<Node>| async move { of(&node).remove("one").await }.boxed_local();
+        let mut steps = workload(seed, 100 << 10, 512, 4);
+        steps.extend([add("one", enabled), add("two", enabled), change("merge bitmaps", merge, |_| {})]);
+        steps.extend(workload(seed + 1, 100 << 10, 512, 4));
+        steps.extend([change("clear a bitmap", clear, |_| {}), change("remove a bitmap", remove, |_| {})]);
+        steps.extend(workload(seed + 2, 100 << 10, 512, 4));
+        new_row(format!("bitmaps, enabled: {enabled}"), &options(100 << 10, 512, 16, 3), None, steps)
+    };
+    [row(false), row(true)]
+}
+
+fn passphrase() -> Key {
+    Key::from(PASSPHRASE.as_bytes().to_vec())
+}
+
+/// As few iterations as there may be.
+const AT_ONCE: Duration = Duration::from_nanos(1);
+
+fn luks() -> EncryptOptions {
+    EncryptOptions::Luks(
+        luks::CreateOptions { time: AT_ONCE, ..luks::CreateOptions::default() },
+        passphrase(),
+    )
+}
+
+fn encrypted(seed: u64) -> Vec<Row> {
+    let row = |(name, encryption, cluster, with_backing): (_, _, u64, bool)| {
+        let plain = options(100 << 10, cluster, 16, 3);
+        let small = if with_backing { overlay(plain) } else { plain };
+        let small = CreateOptions { encryption: Some(encryption), ..small };
+        let mut steps: Vec<Step> = workload(seed, 100 << 10, cluster as usize, 16);
+        steps.iter_mut().for_each(without_compression);
+        steps.push(take_snapshot("one", false));
+        steps.extend(workload(seed + 1, 100 << 10, cluster as usize, 4));
+        steps.iter_mut().for_each(without_compression);
+        let backing = with_backing.then(|| base(80 << 10));
+        let name = format!("writes, {name}, clusters of {cluster}, backing {with_backing}");
+        Row { slow: true, ..new_row(name, &small, backing, steps) }
+    };
+    let aes = EncryptOptions::Aes(passphrase());
+    [("AES", aes, 512, true), ("LUKS", luks(), 512, false), ("LUKS", luks(), 4096, true)].map(row).into()
+}
+
+/// Encrypted images and those with a data file take no compressed clusters.
+fn without_compression(step: &mut Step) {
+    let Step::Guest(requests) = step else { return };
+    for request in requests {
+        if let Request::Compressed(at, bytes) = request {
+            *request = Request::Write(*at, std::mem::take(bytes));
+        }
+    }
+}
+
+/// A second passphrase comes and goes.
+fn key_slots(seed: u64) -> Row {
+    fn slot(name: &'static str, slot_change: SlotChange) -> Step {
+        let make = move |node: Rc<Node>| {
+            let slot_change = slot_change.clone();
+            async move { node.driver().key_slots().unwrap().change_key_slots(&slot_change, false).await }
+                .boxed_local()
+        };
+        change(name, make, |_| {})
+    }
+    let small = CreateOptions { encryption: Some(luks()), ..options(100 << 10, 4096, 16, 3) };
+    let fill = SlotChange::Fill { slot: Some(1), passphrase: Key::from(b"other".to_vec()), time: AT_ONCE };
+    let mut steps = workload(seed, 100 << 10, 4096, 2);
+    steps.push(slot("fill a key slot", fill));
+    steps.extend(workload(seed + 1, 100 << 10, 4096, 2));
+    steps.push(slot("erase a key slot", SlotChange::Erase { slot: Some(1), passphrase: None }));
+    steps.iter_mut().for_each(without_compression);
+    Row { slow: true, ..new_row("key slots".into(), &small, None, steps) }
+}
+
+/// The data file stands in the same file, see [`super::window`].
+fn data_files(seed: u64) -> Vec<Row> {
+    let row = |(cluster, raw): (u64, bool)| {
+        let name = format!("data file, clusters of {cluster}, raw {raw}");
+        let plain = options(100 << 10, cluster, 16, 3);
+        let small = CreateOptions { data_file: Some("data".into()), data_file_raw: raw, ..plain };
+        let mut steps = workload(seed, 100 << 10, cluster as usize, 30);
+        steps.iter_mut().for_each(without_compression);
+        new_row(name, &small, None, steps)
+    };
+    [(512, false), (4096, true)].map(row).into()
 }
 
 fn be64(bytes: &[u8], at: usize) -> usize {
@@ -427,7 +519,7 @@ fn store_vm_state() -> Step {
 fn new_row(name: String, options: &CreateOptions, backing: Option<Vec<u8>>, steps: Vec<Step>) -> Row {
     let disk = Disk::create(Backend::Auto, options, backing.clone());
     disk.close();
-    Row { name, bytes: disk.bytes(), backing, steps, damaged: false }
+    Row { name, bytes: disk.bytes(), backing, steps, damaged: false, slow: false }
 }
 
 pub(super) fn options(size: u64, cluster_size: u64, refcount_bits: u64, version: u32) -> CreateOptions {
