@@ -1,9 +1,10 @@
-//! What an image of the real qemu-img goes through: it is read, written at random, and given snapshots and another
-//! size. After every stage `qemu-img check` must find nothing, and the real qemu-img must read the disk and every
-//! snapshot as a plain array of bytes says.
+//! What an image of the real qemu-img goes through: it is read, written at random, given snapshots and other
+//! sizes, and amended. After every stage `qemu-img check` must find nothing, and the real qemu-img must read the
+//! disk and every snapshot as a plain array of bytes says.
 
 use crate::fixture::{BACKENDS, Folder, Image};
 use cowvm::block::aio::Backend;
+use cowvm::block::graph::amend::AmendOptions;
 use cowvm::block::graph::bitmaps::BitmapInfo;
 use cowvm::block::graph::driver::Specifics;
 use cowvm::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
@@ -72,6 +73,10 @@ pub(crate) fn judge(variant: Variant, make: impl FnOnce(&Folder)) {
     case.delete();
     case.grow();
     case.verify("with snapshots deleted");
+    case.shrink();
+    case.verify("shrunk");
+    case.amend();
+    case.verify("amended");
 }
 
 impl Case {
@@ -224,7 +229,32 @@ impl Case {
 
     /// Makes the disk longer by a part of a cluster and more.
     fn grow(&mut self) {
-        let size = self.model.len() + 512 * self.rng.random_range(1..3000);
+        let more = 512 * self.rng.random_range(1..3000);
+        self.resize(self.model.len() + more);
+    }
+
+    /// Cuts off a quarter of the disk, or a bit more.
+    fn shrink(&mut self) {
+        let more = self.rng.random_range(0..100);
+        self.resize((self.model.len() / 512 * 3 / 4 - more) * 512);
+    }
+
+    /// Another version, where it is old, or another width of refcounts.
+    fn amend(&mut self) {
+        let image = self.open(false);
+        let Some(Specifics::Qcow2(facts)) = image.node.driver().specifics() else { panic!("no qcow2 image") };
+        let width = if facts.refcount_bits == 64 { 16 } else { 2 * u64::from(facts.refcount_bits) };
+        let options = match facts.compat {
+            "0.10" => AmendOptions { compat: Some("1.1".into()), ..AmendOptions::default() },
+            _ => AmendOptions { refcount_bits: Some(width), ..AmendOptions::default() },
+        };
+        let done = all_of(&image, image.node.driver().amender().unwrap().amend(&options));
+        image.close();
+        done.unwrap();
+        self.change();
+    }
+
+    fn resize(&mut self, size: usize) {
         let image = self.open(false);
         let old = image.node.driver().specifics();
         let done = all_of(&image, image.node.truncate(size as u64, Preallocation::Off));
@@ -237,6 +267,7 @@ impl Case {
             None => {
                 done.unwrap();
                 self.model.resize(size, 0);
+                self.changed.retain(|range| range.end <= size as u64);
                 self.change();
             }
         }
