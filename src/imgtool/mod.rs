@@ -14,6 +14,7 @@
 
 mod bitmap;
 mod check;
+mod compare;
 mod convert;
 mod create;
 mod create_options;
@@ -50,12 +51,18 @@ struct Command {
 }
 
 /// All commands, in the order of the alphabet.
-static COMMANDS: &[Command] =
-    &[bitmap::COMMAND, check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
+static COMMANDS: &[Command] = &[
+    bitmap::COMMAND,
+    check::COMMAND,
+    compare::COMMAND,
+    convert::COMMAND,
+    create::COMMAND,
+    info::COMMAND,
+    map::COMMAND,
+];
 
 /// Commands of qemu-img that are still to come.
-static LATER: &[&str] =
-    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
+static LATER: &[&str] = &["amend", "bench", "commit", "dd", "measure", "rebase", "resize", "snapshot"];
 
 /// The option that every command has.
 const HELP: Flag = Flag::switch("help", "print this help").short('h');
