@@ -24,7 +24,7 @@ const SECTOR: usize = 512;
 /// Most bytes of a step: a read error is told with the place where its step began, which is qemu-img's.
 const STEP: u64 = 2 << 20;
 /// What is read of each image at once, in bytes: two of these stay in a processor's cache.
-const BLOCK: usize = 128 << 10;
+const BLOCK: usize = 64 << 10;
 
 /// What a comparison came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

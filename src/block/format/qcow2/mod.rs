@@ -37,6 +37,7 @@ mod flush;
 mod geometry;
 mod header;
 mod mapping;
+mod measure;
 mod overlap;
 mod read;
 mod refcount;
