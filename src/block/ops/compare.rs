@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Steps are looked at in parallel and judged in the order of the disk, so that the first difference is the one
-//! that is told. What reads as zeros is never read. Memory: two blocks of [`BLOCK`] bytes a step in flight.
+//! that is told. What reads as zeros is never read. Memory: two blocks of 64 KiB a step in flight.
 
 use super::place::{Extent, Place};
 use crate::block::aio::Engine;
