@@ -69,6 +69,7 @@ fn sources() -> Lab {
     lab.write("odd", &[3; 5000]).write("empty", b"").qemu_img("create -q holes 8M");
     lab.qemu_io("raw", "holes", &["write 0 64k", "write -P 1 1M 68k", "write -P 2 3100k 3k", "write 7M 1M"]);
     lab.qemu_img("convert -f raw -O qcow2 holes image").qemu_img("convert -c -f raw -O qcow2 holes packed");
+    lab.qemu_img("convert -f raw -O qcow2 -o compat=0.10 holes old");
     lab.qemu_img("create -q -f qcow2 -b image -F qcow2 -o cluster_size=4k top 12M");
     lab.qemu_io("qcow2", "top", &["write -z 1M 64k", "write -P 9 5M 5k", "discard 7M 1M"]);
     lab.qemu_img("snapshot -c one image").qemu_io("qcow2", "image", &["write -P 8 4M 1M"]);
@@ -90,8 +91,17 @@ fn copies_need_what_is_in_their_source() {
         "qcow2 -o backing_file=holes,backing_fmt=raw",
         "qcow2 -o preallocation=full",
     ];
-    let sources =
-        ["odd", "empty", "holes", "-f qcow2 image", "-U packed", "top", "-f raw packed", "-l one image"];
+    let sources = [
+        "odd",
+        "empty",
+        "holes",
+        "-f qcow2 image",
+        "-U packed",
+        "top",
+        "-f raw packed",
+        "-l one image",
+        "old",
+    ];
     let mut lines: Vec<String> = targets
         .iter()
         .flat_map(|target| sources.iter().map(move |source| format!("measure -O {target} {source}")))

@@ -8,12 +8,16 @@ use super::encrypt_options::{luks, passphrase};
 use super::place::Extent;
 use crate::block::format::qcow2::{CreateOptions, EncryptOptions};
 use crate::block::graph::Node;
+use crate::block::graph::bitmaps::BitmapInfo;
+use crate::block::graph::driver::Specifics;
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
 /// Unit of a raw disk's size, in bytes.
 const SECTOR: u64 = 512;
+/// The first version of qcow2, which has no bitmaps and refcounts of 16 bits.
+const OLD: &str = "0.10";
 
 /// Lengths of a file, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +69,7 @@ pub async fn measure(values: &Values, content: Content<'_>, secrets: &Secrets) -
 async fn measure_qcow2(values: &Values, content: Content<'_>, secrets: &Secrets) -> Result<Measured> {
     let options = layout(values, content.size(), secrets)?;
     let metadata = options.metadata_size()?;
-    let is_old = values.get("compat") == Some("0.10");
+    let is_old = values.get("compat") == Some(OLD);
     if is_old && options.refcount_bits != 16 {
         let message = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use \
                        compat=1.1 or greater)";
@@ -80,16 +84,24 @@ async fn measure_qcow2(values: &Values, content: Content<'_>, secrets: &Secrets)
         Content::Of(disk, _) => data_size(disk, options.cluster_size).await?,
     };
     let bitmaps = match content {
-        Content::Of(_, image) if !is_old => image.driver().bitmaps(),
+        Content::Of(_, image) if !is_old => bitmaps_of(image),
         _ => None,
     };
-    let bitmaps = bitmaps.map(|bitmaps| options.bitmaps_size(&bitmaps.list())).transpose()?;
+    let bitmaps = bitmaps.map(|bitmaps| options.bitmaps_size(&bitmaps)).transpose()?;
     Ok(Measured { required: metadata + data, full: metadata + all, bitmaps })
+}
+
+/// The persistent bitmaps of an image that can have some.
+fn bitmaps_of(image: &Node) -> Option<Vec<BitmapInfo>> {
+    match image.driver().specifics() {
+        Some(Specifics::Qcow2(facts)) if facts.compat != OLD => Some(facts.bitmaps),
+        _ => None,
+    }
 }
 
 /// What of a qcow2 image decides about its size.
 fn layout(values: &Values, size: u64, secrets: &Secrets) -> Result<CreateOptions> {
-    if let Some(other) = values.get("compat").filter(|compat| !["0.10", "1.1"].contains(compat)) {
+    if let Some(other) = values.get("compat").filter(|compat| ![OLD, "1.1"].contains(compat)) {
         return Err(invalid(format!("Invalid compatibility level: '{other}'")));
     }
     is_preallocated(values)?;
