@@ -12,22 +12,28 @@
 //! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
 //! that are not there yet are refused by name; names of files must be UTF-8.
 
+mod bench;
 mod bitmap;
 mod check;
+mod checksum;
+mod compare;
 mod convert;
 mod create;
 mod create_options;
+mod dd;
 mod getopt;
 mod help;
 mod info;
 mod json;
 mod map;
+mod measure;
+mod numbers;
 mod open;
 mod output;
 mod progress;
+mod snapshot_param;
 
 use crate::block::aio::{Backend, Engine};
-use crate::util::size::{SizeError, parse_size};
 use getopt::{Flag, Parser};
 use output::Failure;
 use std::ffi::OsString;
@@ -50,12 +56,22 @@ struct Command {
 }
 
 /// All commands, in the order of the alphabet.
-static COMMANDS: &[Command] =
-    &[bitmap::COMMAND, check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
+static COMMANDS: &[Command] = &[
+    bench::COMMAND,
+    bitmap::COMMAND,
+    check::COMMAND,
+    checksum::COMMAND,
+    compare::COMMAND,
+    convert::COMMAND,
+    create::COMMAND,
+    dd::COMMAND,
+    info::COMMAND,
+    map::COMMAND,
+    measure::COMMAND,
+];
 
 /// Commands of qemu-img that are still to come.
-static LATER: &[&str] =
-    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
+static LATER: &[&str] = &["amend", "commit", "rebase", "resize", "snapshot"];
 
 /// The option that every command has.
 const HELP: Flag = Flag::switch("help", "print this help").short('h');
@@ -147,12 +163,5 @@ fn only_image(parser: Parser) -> Result<String, Failure> {
 
 /// Reads a size or position up to 2^63 - 1; `what` names it in the message.
 fn size_argument(what: &str, text: &str) -> Result<u64, Failure> {
-    match parse_size(text) {
-        Ok(size) if i64::try_from(size).is_ok() => Ok(size),
-        Err(SizeError::Malformed) => Err(Failure::message(format!("Invalid {what} specified: '{text}'."))),
-        _ => {
-            let range = format!("Must be between 0 and {}.", i64::MAX);
-            Err(Failure::message(format!("Invalid {what} specified. {range}")))
-        }
-    }
+    numbers::size(what, text, 0, i64::MAX as u64)
 }

@@ -62,6 +62,14 @@ impl Failure {
         Failure::block(&format!("Could not open '{filename}'"), error)
     }
 
+    /// The same, with another exit status than 1.
+    pub(super) fn with_code(self, code: u8) -> Failure {
+        match self {
+            Failure::Other { message, remedy, .. } => Failure::Other { message, remedy, code },
+            other => other,
+        }
+    }
+
     /// Says it, and returns the exit status.
     pub(super) fn report(&self, program: &Program, command: Option<&Command>) -> u8 {
         let name = program.name();

@@ -39,6 +39,28 @@ pub fn parse_size_in(text: &str, unit: u64) -> Result<u64, SizeError> {
     scale(number, suffix_unit(suffix, unit)?)
 }
 
+/// Reads a whole number as C does: decimal, hexadecimal after `0x`, octal after another zero; with a sign if one
+/// likes, and no suffix.
+///
+/// # Errors
+/// [`SizeError::Malformed`] for anything else, [`SizeError::OutOfRange`] for what 63 bits and a sign do not hold.
+pub fn parse_integer(text: &str) -> Result<i64, SizeError> {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (16, digits),
+        None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
+        None => (10, digits),
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(SizeError::Malformed);
+    }
+    i64::from_str_radix(&format!("{sign}{digits}"), radix).map_err(|_| SizeError::OutOfRange)
+}
+
 /// What a number is multiplied with.
 fn suffix_unit(suffix: &str, default: u64) -> Result<u64, SizeError> {
     let power = match suffix {
@@ -162,6 +184,21 @@ mod tests {
         }
         for text in ["-1", "-0", "16E", "18446744073709551616", "99999999999999999999G"] {
             assert_eq!(parse_size(text), Err(SizeError::OutOfRange), "{text}");
+        }
+    }
+
+    // Expectations were read off `qemu-img bench -c COUNT`.
+    #[test]
+    fn whole_numbers_read_as_c_reads_them() {
+        let good = [("12", 12), ("0x10", 16), ("010", 8), ("0", 0), ("+2", 2), (" 2", 2), ("-3", -3)];
+        for (text, number) in good {
+            assert_eq!(parse_integer(text), Ok(number), "{text}");
+        }
+        for text in ["", "-", "x", "08", "1k", "2.0", "0x", "1 ", "--1"] {
+            assert_eq!(parse_integer(text), Err(SizeError::Malformed), "{text}");
+        }
+        for text in ["9223372036854775808", "99999999999999999999", "-99999999999999999999"] {
+            assert_eq!(parse_integer(text), Err(SizeError::OutOfRange), "{text}");
         }
     }
 

@@ -56,6 +56,11 @@ impl Lab {
         self
     }
 
+    /// Runs the real qemu-img, however it ends.
+    pub(crate) fn real(&self, line: &str) -> Output {
+        run(Path::new(REAL), &words(line), &self.path(""))
+    }
+
     /// Runs ours.
     pub(crate) fn ours(&self, line: &str) -> Output {
         run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""))

@@ -7,16 +7,28 @@
 //! * formats, options and commands that are not there yet are refused by name;
 //! * the steps of `convert -p` follow the extents of the source, which qemu-img sees cut at the borders of L2
 //!   slices (32 MiB at the default cluster size);
+//! * `compare -p` goes from extent to extent too, and so do the places of its read errors; it takes a run of
+//!   compressed clusters as one extent, and a run longer than 1 GiB as several;
+//! * `dd count=` counts the blocks that are copied, as the manual says, not the skipped ones too; an output that is
+//!   its own input is refused, where qemu-img empties it;
+//! * `measure -o preallocation=metadata` requires the file's real length, `measure -l` takes the snapshot's size, and
+//!   room for the refcounts of a LUKS header is counted;
+//! * `bench -i native` and `-i io_uring` are the same ring;
 //! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod bench;
 mod check;
+mod checksum;
+mod compare;
 mod convert;
 mod create;
+mod dd;
 mod encryption;
 mod harness;
 mod info;
 mod locks;
 mod map;
+mod measure;
 mod words;

@@ -114,7 +114,10 @@ fn help_names_every_command_and_every_option() {
         String::from_utf8(output.stdout).unwrap()
     };
     let tool = help("--help");
-    for command in ["bitmap", "check", "convert", "create", "info", "map"] {
+    for command in [
+        "bench", "bitmap", "check", "checksum", "compare", "convert", "create", "dd", "info", "map",
+        "measure",
+    ] {
         assert!(tool.contains(&format!("\n  {command} ")), "{command}");
         for line in [format!("{command} --help"), format!("{command} -h"), format!("{command} x y z --he")] {
             assert!(help(&line).contains(&format!("Usage: qemu-img {command} ")), "{line}");

@@ -13,12 +13,14 @@
 //!   the future, so that a dropped future leaves it there.
 //! * `COWVM_AIO=threads` forces the worker threads.
 
+mod bulk;
 mod executor;
 mod file;
 mod poller;
 mod pool;
 mod ring;
 
+pub use bulk::BulkFile;
 pub use file::HostFile;
 
 use executor::Executor;

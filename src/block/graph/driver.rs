@@ -4,6 +4,7 @@
 //! `[0, size)` (writes to a growable node may end beyond), aligned to [`Limits::request_alignment`], reads and
 //! writes no longer than [`Limits::max_transfer`], never empty.
 
+use crate::block::aio::BulkFile;
 use crate::block::crypto::hash::Hash;
 use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
@@ -135,6 +136,12 @@ pub trait Driver {
 
     /// The driver above is about to do this: `blkdebug` makes requests fail by it. Filters pass it on.
     fn debug_event(&self, _event: Event) {}
+
+    /// The host file whose bytes the node shows as they are, for reading much of it on other threads; none where
+    /// reads must pass the driver.
+    fn bulk_file(&self) -> Option<BulkFile> {
+        None
+    }
 
     /// Space taken on the host, in bytes, where the driver knows.
     fn allocated_size(&self) -> Option<u64> {

@@ -299,6 +299,11 @@ impl Values {
         Ok(())
     }
 
+    /// The name of the format.
+    pub(super) fn format(&self) -> &'static str {
+        self.template.format
+    }
+
     fn index(&self, name: &str) -> Option<usize> {
         self.template.options.iter().position(|option| option.name == name)
     }

@@ -1,10 +1,15 @@
 //! Operations on images: what stands behind the commands of imgtool and the monitor and is no matter of words.
 
+pub mod bench;
+pub mod checksum;
+pub mod compare;
 pub mod copy;
 pub mod create;
 pub mod encrypt_options;
 pub mod info;
 pub mod map;
+pub mod measure;
+mod place;
 
 use crate::block::Result;
 use crate::block::graph::{BlockStatus, ChildRole, Node};

@@ -9,13 +9,13 @@ mod lock;
 pub use attributes::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes};
 pub use lock::Access;
 
-use crate::block::aio::{Engine, HostFile};
+use crate::block::aio::{BulkFile, Engine, HostFile};
 use crate::block::graph::driver::Specifics;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_trait::async_trait;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::{File, Metadata, OpenOptions as HostOpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -41,6 +41,8 @@ pub struct FileDriver {
     lost: RefCell<Option<Error>>,
     /// The extent that the last lseek found: start, end, whether it is data. Dropped at every change.
     extent: Cell<Option<(u64, u64, bool)>>,
+    /// Made when it is first asked for.
+    bulk: OnceCell<Option<BulkFile>>,
 }
 
 impl FileDriver {
@@ -107,6 +109,7 @@ impl FileDriver {
             identity: (metadata.dev(), metadata.ino()),
             lost: RefCell::default(),
             extent: Cell::new(None),
+            bulk: OnceCell::new(),
         })
     }
 
@@ -318,6 +321,14 @@ impl Driver for FileDriver {
 
     fn specifics(&self) -> Option<Specifics> {
         Some(Specifics::File)
+    }
+
+    fn bulk_file(&self) -> Option<BulkFile> {
+        // Direct I/O would have to be aligned.
+        if self.cache.direct {
+            return None;
+        }
+        self.bulk.get_or_init(|| BulkFile::new(self.file.fd()).ok()).clone()
     }
 
     fn allocated_size(&self) -> Option<u64> {

@@ -132,7 +132,8 @@ impl CreateOptions {
         self.header(self.check()?).map(drop)
     }
 
-    fn check(&self) -> Result<Geometry> {
+    /// As [`CreateOptions::validate`], without the names; returns the layout.
+    pub(super) fn check(&self) -> Result<Geometry> {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
         }

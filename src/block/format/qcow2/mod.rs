@@ -40,6 +40,7 @@ mod geometry;
 mod header;
 mod image_options;
 mod mapping;
+mod measure;
 mod overlap;
 mod read;
 mod refcount;

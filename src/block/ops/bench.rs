@@ -1,0 +1,124 @@
+//! A simple benchmark: equal requests at regular steps, some of them at a time.
+
+use crate::block::graph::Node;
+use crate::block::{Buffer, Error, Kind, Result};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::rc::Rc;
+
+/// Most memory that requests in flight may take, in bytes.
+const MAX_MEMORY: u64 = 4 << 30;
+
+/// What to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// How many requests.
+    pub count: u64,
+    /// How many of them at a time.
+    pub depth: u64,
+    /// Where the first one begins, in bytes.
+    pub offset: u64,
+    /// Bytes of a request.
+    pub len: u64,
+    /// How far apart they begin, in bytes; behind the end of the disk they begin again.
+    pub step: u64,
+    /// Writes of this byte; reads without.
+    pub write: Option<u8>,
+    /// Flush whenever the number of requests that are left is a multiple of this; 0 never.
+    pub flush_interval: u64,
+    /// Wait for all requests before a flush.
+    pub drain: bool,
+}
+
+/// Sends `load` to `node`.
+///
+/// # Errors
+/// The first failure; a request that reaches behind the end of the disk is one.
+pub async fn run(node: &Rc<Node>, load: &Load) -> Result<()> {
+    let slots = load.depth.min(load.count);
+    if slots.saturating_mul(load.len) > MAX_MEMORY {
+        let message = format!("{slots} requests of {} bytes at a time need too much memory", load.len);
+        return Err(Error::new(Kind::InvalidArgument, message).remedy("choose a smaller depth"));
+    }
+    Sender { node, load, left: load.count, offset: load.offset, slots, idle: Vec::new() }.send().await
+}
+
+struct Sender<'a> {
+    node: &'a Rc<Node>,
+    load: &'a Load,
+    left: u64,
+    offset: u64,
+    /// How many requests may still be started now.
+    slots: u64,
+    /// Buffers of requests that are over.
+    idle: Vec<Buffer>,
+}
+
+/// One thing in flight.
+enum Action {
+    Transfer(Buffer, u64),
+    Flush,
+}
+
+impl Sender<'_> {
+    async fn send(mut self) -> Result<()> {
+        let mut running = FuturesUnordered::new();
+        loop {
+            let mut flush = false;
+            while self.left > 0 && self.slots > 0 && !flush {
+                running.push(act(self.node, self.load, self.next()));
+                flush = self.load.flush_interval > 0 && self.left.is_multiple_of(self.load.flush_interval);
+            }
+            while flush
+                && self.load.drain
+                && let Some(done) = running.next().await
+            {
+                self.finish(done?);
+            }
+            if flush {
+                running.push(act(self.node, self.load, Action::Flush));
+            }
+            match running.next().await {
+                Some(done) => self.finish(done?),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The next request.
+    fn next(&mut self) -> Action {
+        let (len, at) = (self.load.len as usize, self.offset);
+        self.left -= 1;
+        self.slots -= 1;
+        let size = self.node.size();
+        self.offset = if size <= self.load.step { 0 } else { (at + self.load.step) % size };
+        let buffer = self.idle.pop().unwrap_or_else(|| {
+            let buffer = Buffer::new(len);
+            buffer.iov(len).fill(0, len, self.load.write.unwrap_or(0));
+            buffer
+        });
+        Action::Transfer(buffer, at)
+    }
+
+    fn finish(&mut self, buffer: Option<Buffer>) {
+        if let Some(buffer) = buffer {
+            self.slots += 1;
+            self.idle.push(buffer);
+        }
+    }
+}
+
+/// Does it, and returns the buffer.
+async fn act(node: &Rc<Node>, load: &Load, action: Action) -> Result<Option<Buffer>> {
+    let Action::Transfer(buffer, offset) = action else {
+        return node.flush().await.map(|()| None);
+    };
+    if offset.checked_add(load.len).is_none_or(|end| end > node.size()) {
+        return Err(Error::from_io(std::io::Error::from_raw_os_error(libc::EIO)));
+    }
+    let iov = buffer.iov(load.len as usize);
+    match load.write {
+        Some(_) => node.write(offset, &iov).await?,
+        None => node.read(offset, &iov).await?,
+    }
+    Ok(Some(buffer))
+}
