@@ -118,3 +118,30 @@ pub enum Preallocation {
     /// Space written with zeros.
     Full,
 }
+
+impl Preallocation {
+    /// Reads one of `off`, `metadata`, `falloc`, `full`.
+    pub fn parse(word: &str) -> Option<Preallocation> {
+        match word {
+            "off" => Some(Preallocation::Off),
+            "metadata" => Some(Preallocation::Metadata),
+            "falloc" => Some(Preallocation::Falloc),
+            "full" => Some(Preallocation::Full),
+            _ => None,
+        }
+    }
+
+    /// For formats that have no tables.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for [`Preallocation::Metadata`].
+    pub fn refuse_metadata(self) -> Result<()> {
+        match self {
+            Preallocation::Metadata => {
+                let message = "Unsupported preallocation mode: metadata";
+                Err(Error::new(Kind::InvalidArgument, message).remedy("use off, falloc or full"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

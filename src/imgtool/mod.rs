@@ -25,6 +25,8 @@ mod map;
 mod open;
 mod output;
 mod progress;
+mod resize;
+mod snapshot;
 
 use crate::block::aio::{Backend, Engine};
 use crate::util::size::{SizeError, parse_size};
@@ -50,12 +52,20 @@ struct Command {
 }
 
 /// All commands, in the order of the alphabet.
-static COMMANDS: &[Command] =
-    &[bitmap::COMMAND, check::COMMAND, convert::COMMAND, create::COMMAND, info::COMMAND, map::COMMAND];
+static COMMANDS: &[Command] = &[
+    bitmap::COMMAND,
+    check::COMMAND,
+    convert::COMMAND,
+    create::COMMAND,
+    info::COMMAND,
+    map::COMMAND,
+    resize::COMMAND,
+    snapshot::COMMAND,
+];
 
 /// Commands of qemu-img that are still to come.
 static LATER: &[&str] =
-    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase", "resize", "snapshot"];
+    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase"];
 
 /// The option that every command has.
 const HELP: Flag = Flag::switch("help", "print this help").short('h');

@@ -19,4 +19,6 @@ mod harness;
 mod info;
 mod locks;
 mod map;
+mod resize;
+mod snapshot;
 mod words;

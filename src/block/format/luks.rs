@@ -157,6 +157,7 @@ impl Driver for Luks {
         if !size.is_multiple_of(SECTOR as u64) {
             return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
         }
+        preallocation.refuse_metadata()?;
         let end = size.checked_add(self.payload).ok_or_else(too_large)?;
         self.file.truncate(end, preallocation).await
     }

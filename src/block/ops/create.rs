@@ -99,18 +99,7 @@ impl CreateOption {
     fn canonical(&self, value: &str) -> Result<String> {
         match self.kind {
             ValueKind::Text => Ok(value.to_owned()),
-            ValueKind::Size => parse_size(value).map(|size| size.to_string()).map_err(|error| {
-                invalid(match error {
-                    SizeError::OutOfRange => {
-                        format!("Value '{value}' is out of range for parameter '{}'", self.name)
-                    }
-                    SizeError::Malformed => format!(
-                        "Parameter '{}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P \
-                         or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
-                        self.name
-                    ),
-                })
-            }),
+            ValueKind::Size => parse_size_option(self.name, value).map(|size| size.to_string()),
             ValueKind::Number => match parse_number(value) {
                 Some(number) => Ok(number.to_string()),
                 None => Err(invalid(format!("Parameter '{}' expects a number", self.name))),
@@ -133,6 +122,22 @@ impl CreateOption {
         let message = || format!("the option '{}={value}' is not supported yet", self.name);
         if fine { Ok(()) } else { Err(Error::new(Kind::Unsupported, message())) }
     }
+}
+
+/// Reads the value of the option `name`, a size in bytes.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] in QEMU's words.
+pub fn parse_size_option(name: &str, value: &str) -> Result<u64> {
+    parse_size(value).map_err(|error| {
+        invalid(match error {
+            SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{name}'"),
+            SizeError::Malformed => format!(
+                "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E \
+                 means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+            ),
+        })
+    })
 }
 
 use ValueKind::{Number, Size, Switch, Text};
@@ -345,14 +350,15 @@ fn file_attributes(values: &Values) -> Result<FileAttributes> {
 
 /// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
 fn file_preallocation(values: &Values) -> Result<Preallocation> {
-    match values.get("preallocation") {
-        None | Some("off") => Ok(Preallocation::Off),
-        Some("falloc") => Ok(Preallocation::Falloc),
-        Some("full") => Ok(Preallocation::Full),
-        Some("metadata") if values.template.format == "luks" => Ok(Preallocation::Off),
-        Some("metadata") => Err(invalid("Unsupported preallocation mode: metadata")),
-        Some(other) => Err(invalid(format!("invalid parameter value: {other}"))),
+    match preallocation(values, |word| invalid(format!("invalid parameter value: {word}")))? {
+        Preallocation::Metadata if values.template.format == "luks" => Ok(Preallocation::Off),
+        mode => mode.refuse_metadata().map(|()| mode),
     }
+}
+
+fn preallocation(values: &Values, refuse: impl Fn(&str) -> Error) -> Result<Preallocation> {
+    let Some(word) = values.get("preallocation") else { return Ok(Preallocation::Off) };
+    Preallocation::parse(word).ok_or_else(|| refuse(word))
 }
 
 async fn create_luks(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
@@ -407,13 +413,7 @@ fn new_data_file(
 }
 
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
-    let preallocation = match values.get("preallocation") {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some(other) => return Err(not_accepted("preallocation", other)),
-    };
+    let preallocation = preallocation(values, |word| not_accepted("preallocation", word))?;
     let version = match values.get("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
