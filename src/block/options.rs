@@ -3,6 +3,7 @@
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
+use crate::util::size::{SizeError, parse_size};
 
 /// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,23 @@ impl Default for OpenOptions {
             data_file: None,
         }
     }
+}
+
+/// Reads the value of an option that is a size in bytes.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] in QEMU's words.
+pub fn size_option(name: &str, value: &str) -> Result<u64> {
+    parse_size(value).map_err(|error| {
+        let message = match error {
+            SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{name}'"),
+            SizeError::Malformed => format!(
+                "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E \
+                 means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+            ),
+        };
+        Error::new(Kind::InvalidArgument, message)
+    })
 }
 
 /// How much of a new image is allocated at once (`preallocation=`).

@@ -247,10 +247,7 @@ fn child_text(file: &NodeInfo) -> String {
 /// Internal snapshots as a table for people.
 pub(super) fn snapshot_list(snapshots: &[SnapshotInfo]) -> String {
     let rows = snapshots.iter().map(snapshot_text).collect::<String>();
-    format!(
-        "Snapshot list:\n{}{rows}",
-        snapshot_row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT")
-    )
+    format!("Snapshot list:\n{}{rows}", snapshot_row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"))
 }
 
 fn snapshot_text(snapshot: &SnapshotInfo) -> String {

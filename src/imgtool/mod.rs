@@ -64,8 +64,7 @@ static COMMANDS: &[Command] = &[
 ];
 
 /// Commands of qemu-img that are still to come.
-static LATER: &[&str] =
-    &["amend", "bench", "commit", "compare", "dd", "measure", "rebase"];
+static LATER: &[&str] = &["amend", "bench", "commit", "compare", "dd", "measure", "rebase"];
 
 /// The option that every command has.
 const HELP: Flag = Flag::switch("help", "print this help").short('h');

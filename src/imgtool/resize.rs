@@ -6,8 +6,7 @@ use super::output::{self, Failure};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
-use crate::block::ops::create::parse_size_option;
-use crate::block::options::Preallocation;
+use crate::block::options::{Preallocation, size_option};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -20,12 +19,19 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("shrink", "what lies behind a smaller size may be lost"),
-        Flag::value("preallocation", "PREALLOC", "what is allocated of the new part: off, metadata, falloc, full"),
+        Flag::value(
+            "preallocation",
+            "PREALLOC",
+            "what is allocated of the new part: off, metadata, falloc, full",
+        ),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
     ],
     operands: &[
         ("FILENAME", "the image"),
-        ("[+|-]SIZE", "the new size in bytes, or with k, M, G, T, P, E; with + or - the difference to the old one"),
+        (
+            "[+|-]SIZE",
+            "the new size in bytes, or with k, M, G, T, P, E; with + or - the difference to the old one",
+        ),
     ],
     run,
 };
@@ -56,7 +62,7 @@ enum NewSize {
 
 impl NewSize {
     fn parse(text: &str) -> Result<NewSize, Failure> {
-        let bytes = |text| parse_size_option("size", text).map_err(|error| Failure::plain(&error));
+        let bytes = |text| size_option("size", text).map_err(|error| Failure::plain(&error));
         match (text.strip_prefix('+'), text.strip_prefix('-')) {
             (Some(more), _) => bytes(more).map(NewSize::Grows),
             (_, Some(less)) => bytes(less).map(NewSize::Shrinks),

@@ -96,13 +96,13 @@ fn list(snapshots: Option<&dyn Snapshots>) -> Result<(), Failure> {
 }
 
 async fn create(snapshots: Option<&dyn Snapshots>, name: &str) -> Result<(), Failure> {
-    let new =
-        NewSnapshot { name: name.to_owned(), date: now(), icount: Some(0), ..NewSnapshot::default() };
+    let new = NewSnapshot { name: name.to_owned(), date: now(), icount: Some(0), ..NewSnapshot::default() };
     let made = match snapshots {
         Some(snapshots) => snapshots.create(&new).await,
         None => Err(Error::new(Kind::Unsupported, "this format has no snapshots")),
     };
-    made.map(drop).map_err(|error| Failure::block(&format!("Could not create snapshot '{name}'"), &in_short(error)))
+    made.map(drop)
+        .map_err(|error| Failure::block(&format!("Could not create snapshot '{name}'"), &in_short(error)))
 }
 
 /// An error in the C library's words alone.

@@ -155,8 +155,10 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_told_from_what_is_too_large() {
-        let bad =
-            ["", "k", ".", ".k", "1.5", "0.1b", "1kb", "1kk", "1.5.5k", "1e3", "5 ", "0x10k", "0x", "inf", "-", "-1k"];
+        let bad = [
+            "", "k", ".", ".k", "1.5", "0.1b", "1kb", "1kk", "1.5.5k", "1e3", "5 ", "0x10k", "0x", "inf",
+            "-", "-1k",
+        ];
         for text in bad {
             assert_eq!(parse_size(text), Err(SizeError::Malformed), "{text}");
         }

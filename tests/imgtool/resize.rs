@@ -132,7 +132,8 @@ fn what_a_longer_backing_file_has_stays_hidden() {
     let lab = lab();
     lab.qemu_img("create -q -f qcow2 -b raw -F raw -o compat=0.10 old 2M");
     lab.qemu_img("create -q -f qcow2 -b raw -F raw -o extended_l2=on fine 1001k");
-    let options = ["4M", "2M", "+512", "--shrink 512k", "--preallocation=falloc 3M", "--preallocation=full 5M"];
+    let options =
+        ["4M", "2M", "+512", "--shrink 512k", "--preallocation=falloc 3M", "--preallocation=full 5M"];
     for image in ["over", "old", "fine"] {
         let lines = options.map(|options| format!("resize {image} {options}"));
         lab.same_result(&lines.each_ref().map(String::as_str), Some(image));

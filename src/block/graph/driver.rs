@@ -9,6 +9,7 @@ use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
+use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
@@ -163,6 +164,11 @@ pub trait Driver {
 
     /// Persistent dirty bitmaps, where the format stores them.
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+
+    /// Changes of its place in a chain, where the format has backing files.
+    fn overlay(&self) -> Option<&dyn Overlay> {
         None
     }
 

@@ -8,12 +8,11 @@ use crate::block::aio::Engine;
 use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
 use crate::block::open::{check_protocol, sibling};
-use crate::block::options::{CacheMode, OpenOptions, Preallocation};
+use crate::block::options::{CacheMode, OpenOptions, Preallocation, size_option};
 use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
-use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 /// Formats that images can be made in.
@@ -99,7 +98,7 @@ impl CreateOption {
     fn canonical(&self, value: &str) -> Result<String> {
         match self.kind {
             ValueKind::Text => Ok(value.to_owned()),
-            ValueKind::Size => parse_size_option(self.name, value).map(|size| size.to_string()),
+            ValueKind::Size => size_option(self.name, value).map(|size| size.to_string()),
             ValueKind::Number => match parse_number(value) {
                 Some(number) => Ok(number.to_string()),
                 None => Err(invalid(format!("Parameter '{}' expects a number", self.name))),
@@ -122,22 +121,6 @@ impl CreateOption {
         let message = || format!("the option '{}={value}' is not supported yet", self.name);
         if fine { Ok(()) } else { Err(Error::new(Kind::Unsupported, message())) }
     }
-}
-
-/// Reads the value of the option `name`, a size in bytes.
-///
-/// # Errors
-/// [`Kind::InvalidArgument`] in QEMU's words.
-pub fn parse_size_option(name: &str, value: &str) -> Result<u64> {
-    parse_size(value).map_err(|error| {
-        invalid(match error {
-            SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{name}'"),
-            SizeError::Malformed => format!(
-                "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E \
-                 means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
-            ),
-        })
-    })
 }
 
 use ValueKind::{Number, Size, Switch, Text};

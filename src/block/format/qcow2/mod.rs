@@ -15,7 +15,7 @@
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
+//! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `overlay`, `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | `encrypt`: the key of an image, its data | `driver`: the whole as a node; `cache_options`: its memory |
 
 mod alloc;
@@ -38,6 +38,7 @@ mod geometry;
 mod header;
 mod mapping;
 mod overlap;
+mod overlay;
 mod read;
 mod refcount;
 mod refcount_width;
