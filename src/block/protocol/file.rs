@@ -15,7 +15,7 @@ use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_trait::async_trait;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{File, Metadata, OpenOptions as HostOpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,6 +37,9 @@ pub struct FileDriver {
     unmap: bool,
     limits: Limits,
     identity: (u64, u64),
+    /// The flush that failed. The kernel takes pages that it could not write for clean ones and the next fdatasync
+    /// would succeed, so that no flush of a cached file can be believed any more.
+    lost: RefCell<Option<Error>>,
     /// The extent that the last lseek found: start, end, whether it is data. Dropped at every change.
     extent: Cell<Option<(u64, u64, bool)>>,
 }
@@ -104,6 +107,7 @@ impl FileDriver {
                 growable: true,
             },
             identity: (metadata.dev(), metadata.ino()),
+            lost: RefCell::default(),
             extent: Cell::new(None),
         })
     }
@@ -268,7 +272,17 @@ impl Driver for FileDriver {
         if self.cache.no_flush {
             return Ok(());
         }
-        self.file.sync().await.map_err(|error| self.request_failed(error))
+        if let Some(error) = &*self.lost.borrow() {
+            return Err(error.clone());
+        }
+        let done = self.file.sync().await.map_err(|error| self.request_failed(error));
+        if let Err(error) = &done
+            && !self.cache.direct
+        {
+            let remedy = "mend the host's disk and open the image again: what was not flushed may be lost";
+            self.lost.replace(Some(error.clone().remedy(remedy)));
+        }
+        done
     }
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {

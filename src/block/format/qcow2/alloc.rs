@@ -311,13 +311,10 @@ impl Qcow2 {
         let new = self.reserve(1).await?;
         let offset = self.geometry.start_of(new.run.first);
         self.overlap.check(offset, bytes.len() as u64, None)?;
-        self.overlap.add(Metadata::ActiveL2, new.run.first);
         self.l2.forget(offset, bytes.len() as u64);
         self.file.debug_event(Event::L2AllocWrite);
-        if let Err(error) = self.file.write_bytes(offset.0, &bytes).await {
-            self.overlap.remove(Metadata::ActiveL2, new.run.first);
-            return Err(error);
-        }
+        self.file.write_bytes(offset.0, &bytes).await?;
+        self.overlap.add(Metadata::ActiveL2, new.run.first);
         self.active.set(self.geometry.l1_index(at), L1Entry::Table { offset, copied: true });
         new.keep();
         if let Some(old) = old {
@@ -334,7 +331,10 @@ impl Qcow2 {
         let Some(old) = old else { return Ok(vec![0; size]) };
         self.file.debug_event(Event::L2AllocCowRead);
         let mut bytes = self.file.read_bytes(old.0, size).await?;
-        mark_shared(&mut bytes, self.geometry);
+        // Clusters of a data file belong to whoever has them: no flag there changes.
+        if !self.has_data_file() {
+            mark_shared(&mut bytes, self.geometry);
+        }
         Ok(bytes)
     }
 }

@@ -29,10 +29,7 @@ impl Amend for Qcow2 {
         if target == Target::of(&self.header.borrow()) {
             return Ok(());
         }
-        match self.switch_target(target).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(self.switch_target(target).await).await
     }
 }
 
@@ -164,6 +161,9 @@ impl Qcow2 {
         self.clear_autoclear().await?;
         if target.version < 3 && self.v3 {
             self.expand_zero_clusters().await?;
+        }
+        if target.version > 2 && !self.v3 {
+            self.complete_snapshots().await?;
         }
         self.close_all().await?;
         let new = match target.refcount_order == self.geometry.refcount_order {

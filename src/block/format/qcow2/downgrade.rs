@@ -14,7 +14,7 @@ use super::entries::{L1Entry, L2Entry};
 use super::geometry::{GuestOffset, HostCluster, HostOffset};
 use super::mapping::View;
 use super::refcount::Run;
-use crate::block::Result;
+use crate::block::{Error, Kind, Result};
 use std::collections::HashSet;
 
 /// An L2 table.
@@ -44,12 +44,18 @@ impl Qcow2 {
     }
 
     async fn expand_tree(&self, l1: &[u64], is_live: bool, seen: &mut HashSet<HostOffset>) -> Result<()> {
+        // One for each L1 table.
+        let most = 1 + self.snapshots.borrow().len() as u64;
         for (index, &raw) in (0..).zip(l1) {
             let Ok(L1Entry::Table { offset, .. }) = L1Entry::decode(raw, self.geometry) else { continue };
             if !seen.insert(offset) {
                 continue;
             }
             let holders = self.refcounts.get(self.geometry.cluster_of(offset)).await?;
+            if holders == 0 || holders > most {
+                let what = format!("L2 table {:#x} has refcount {holders}", offset.0);
+                return Err(Error::new(Kind::Corrupt, what).remedy("repair it with: qemu-img check -r all"));
+            }
             let start = GuestOffset(index * self.geometry.l2_reach());
             self.expand_table(Table { offset, start, holders, is_live }).await?;
         }

@@ -429,10 +429,7 @@ impl Driver for Rc<Qcow2> {
         }
         self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
-        match self.write_disk(GuestOffset(offset), from).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Box::pin(self.corrupted(error)).await),
-        }
+        self.judged(self.write_disk(GuestOffset(offset), from).await).await
     }
 
     async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
@@ -441,10 +438,7 @@ impl Driver for Rc<Qcow2> {
         }
         self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
-        match self.write_packed(GuestOffset(offset), from).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(self.write_packed(GuestOffset(offset), from).await).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
@@ -466,10 +460,7 @@ impl Driver for Rc<Qcow2> {
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        match self.resize(size, preallocation).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(self.resize(size, preallocation).await).await
     }
 
     async fn close(&self) -> Result<()> {

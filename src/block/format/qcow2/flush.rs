@@ -116,6 +116,8 @@ impl Qcow2 {
     pub(super) async fn settle(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(RefcountsAre::Written).await?;
+            // Whoever still reads what was freed must come to an end.
+            self.engine.yield_now().await;
         }
         self.end_with_sector().await?;
         self.flush_with(RefcountsAre::Written).await
@@ -127,7 +129,10 @@ impl Qcow2 {
         if is_dirty == dirty || self.for_check {
             return Ok(());
         }
-        self.change_header_durably(|header| header.incompatible ^= DIRTY).await
+        let mark = |header: &mut Header| {
+            header.incompatible = header.incompatible & !DIRTY | u64::from(dirty) * DIRTY;
+        };
+        self.change_header_durably(mark).await
     }
 
     fn when_refcounts(&self) -> RefcountsAre {
@@ -372,10 +377,18 @@ impl Qcow2 {
         self.header.borrow().incompatible & CORRUPT != 0 && self.read_only.get() && !self.opened_read_only
     }
 
+    /// The outcome of a change, after [`Qcow2::corrupted`] has seen what error there is.
+    pub(super) async fn judged<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Ok(value) => Ok(value),
+            Err(error) => Err(Box::pin(self.corrupted(error)).await),
+        }
+    }
+
     /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and
-    /// lets nobody write any more. Returns the error.
+    /// lets nobody write any more. Returns the error. One that names a file came from another image of the chain.
     pub(super) async fn corrupted(&self, error: Error) -> Error {
-        if error.kind() != Kind::Corrupt || self.read_only.replace(true) {
+        if error.kind() != Kind::Corrupt || error.file().is_some() || self.read_only.replace(true) {
             return error;
         }
         let mark = |header: &mut Header| header.incompatible |= CORRUPT;

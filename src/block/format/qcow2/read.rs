@@ -43,7 +43,7 @@ impl Qcow2 {
             (Place::Data { host, .. }, _) => self.read_data(host, at, &part).await?,
             (Place::Unallocated { .. }, Some(backing)) => {
                 self.file.debug_event(Event::ReadBackingAio);
-                backing.read(at.0, &part).await?;
+                backing.read(at.0, &part).await.map_err(|error| error.path(backing.filename()))?;
             }
             (Place::Zero { .. } | Place::Unallocated { .. }, _) => part.fill(0, part.len(), 0),
         }

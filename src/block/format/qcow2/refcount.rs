@@ -263,6 +263,9 @@ impl Refcounts {
         let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());
         for block in (0..blocks).rev() {
             let Some(piece) = self.block(block).await? else { continue };
+            if is_blank(&piece) {
+                continue;
+            }
             if let Some(at) = (0..per_block as usize).rfind(|&at| self.count(&piece, at) != 0) {
                 return Ok(block * per_block + at as u64 + 1);
             }
@@ -270,18 +273,11 @@ impl Refcounts {
         Ok(0)
     }
 
-    /// Whether at least `wanted` clusters have a refcount.
-    pub(super) async fn has_in_use(&self, wanted: u64) -> Result<bool> {
-        let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());
-        let mut found = 0;
-        for block in 0..blocks {
-            let Some(piece) = self.block(block).await? else { continue };
-            found += (0..per_block as usize).filter(|&at| self.count(&piece, at) != 0).count() as u64;
-            if found >= wanted {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// How many clusters that the block at `index` of the table covers have a refcount.
+    pub(super) async fn in_use(&self, index: u64) -> Result<u64> {
+        let Some(piece) = self.block(index).await?.filter(|piece| !is_blank(piece)) else { return Ok(0) };
+        let entries = 0..self.geometry.block_entries() as usize;
+        Ok(entries.filter(|&at| self.count(&piece, at) != 0).count() as u64)
     }
 
     /// The refcount block at `index` of the table, if there is one.
@@ -392,6 +388,11 @@ impl Refcounts {
     }
 }
 
+/// Whether a block counts nothing at all, which is quick to see.
+fn is_blank(piece: &Piece) -> bool {
+    piece.with(|bytes| bytes.iter().all(|&byte| byte == 0))
+}
+
 /// What the checkpoint needs of the table.
 impl Refcounts {
     /// If the table outgrew its place on disk: how many clusters a new one needs, and with room to grow.
@@ -419,11 +420,14 @@ impl Refcounts {
         groups.iter().map(|&group| (self.group_offset(group), self.group_bytes(group))).collect()
     }
 
-    /// Entries of the groups that the table on disk does not have yet.
+    /// The blocks of the groups that the table on disk does not have yet, by index.
     pub(super) fn changed_entries(&self) -> Vec<(usize, u64)> {
         let table = self.table.borrow();
         let entries = |&group: &usize| group * TABLE_GROUP..((group + 1) * TABLE_GROUP).min(table.len());
-        self.changed.borrow().iter().flat_map(entries).map(|index| (index, table[index])).collect()
+        let all = self.changed.borrow().iter().flat_map(entries).map(|index| (index, table[index])).collect();
+        let mut blocks: Vec<(usize, u64)> = all;
+        blocks.retain(|&(_, raw)| raw != 0);
+        blocks
     }
 
     /// The blocks, by index, that are not on disk as they are in memory.

@@ -195,6 +195,11 @@ impl<'a> Shadow<'a> {
         Ok(())
     }
 
+    async fn give_up_run(&mut self, run: Run) -> Result<()> {
+        let bits = self.image.geometry.cluster_bits;
+        self.give_up(run.first.0 << bits..(run.first.0 + run.count) << bits).await
+    }
+
     /// The count that a cluster will have.
     pub(super) async fn get(&mut self, cluster: HostCluster) -> Result<u64> {
         loop {
@@ -215,11 +220,12 @@ impl<'a> Shadow<'a> {
     /// Takes clusters that follow one another for a table of `bytes` bytes.
     pub(super) async fn reserve_table(&mut self, bytes: u64) -> Result<Run> {
         let want = self.image.geometry.clusters_for(bytes);
-        let first_free = self.image.reserve(want).await?;
-        if first_free.run.count == want {
-            return Ok(self.note(first_free));
+        let first_free = self.reserve(want).await?;
+        if first_free.count == want {
+            return Ok(first_free);
         }
-        drop(first_free);
+        // The copies may count it already: the switch frees it, nobody before.
+        self.give_up_run(first_free).await?;
         let reserved = self.image.reserve_contiguous(want).await?;
         Ok(self.note(reserved))
     }
@@ -399,10 +405,7 @@ impl Shadow<'_> {
             let needed = self.image.refcounts.table_clusters();
             match room {
                 Some(run) if run.count >= needed => return Ok(run),
-                Some(run) => {
-                    let bits = self.image.geometry.cluster_bits;
-                    self.give_up(run.first.0 << bits..(run.first.0 + run.count) << bits).await?;
-                }
+                Some(run) => self.give_up_run(run).await?,
                 None => {}
             }
             room = Some(self.reserve_table(needed << self.image.geometry.cluster_bits).await?);

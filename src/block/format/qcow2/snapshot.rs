@@ -71,6 +71,20 @@ impl Snapshot {
         Ok(Snapshot { l1_offset, l1_entries, disk_size, info, bytes })
     }
 
+    /// Whether it has the extra data that version 3 demands.
+    pub(super) fn is_complete(&self) -> bool {
+        be32(&self.bytes[36..]) >= 16
+    }
+
+    /// The same with all the extra data that we know.
+    pub(super) fn completed(&self) -> Snapshot {
+        let (fixed, rest) = self.bytes.split_at(FIXED);
+        let (extra, strings) = rest.split_at(be32(&fixed[36..]) as usize);
+        let extra = completed_extra(extra, self.info.vm_state_size, self.disk_size);
+        let extra_len = (extra.len() as u32).to_be_bytes();
+        Snapshot { bytes: [&fixed[..36], &extra_len, &extra, strings].concat(), ..self.clone() }
+    }
+
     /// The range of the file that its L1 table takes.
     pub(super) fn l1_range(&self) -> Range<u64> {
         self.l1_offset.0..self.l1_offset.0 + u64::from(self.l1_entries) * ENTRY
@@ -189,15 +203,7 @@ impl RawEntry {
 
     /// As it is to stand in a table of version 3: with all extra data, and no more than readers accept.
     pub(super) fn complete_bytes(&self, header: &Header) -> Vec<u8> {
-        let known = [(0, self.vm_state_size()), (8, header.size), (16, u64::MAX)];
-        let mut extra = self.extra.clone();
-        for (at, value) in known {
-            if extra.len() < at + 8 {
-                extra.truncate(at);
-                extra.extend(value.to_be_bytes());
-            }
-        }
-        let mut bytes = self.bytes_with(&extra);
+        let mut bytes = self.bytes_with(&completed_extra(&self.extra, self.vm_state_size(), header.size));
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         bytes
     }
@@ -215,6 +221,18 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// Extra data with all fields that we know; those that are there stay.
+fn completed_extra(extra: &[u8], vm_state_size: u64, disk_size: u64) -> Vec<u8> {
+    let mut extra = extra.to_vec();
+    for (at, value) in [(0, vm_state_size), (8, disk_size), (16, u64::MAX)] {
+        if extra.len() < at + 8 {
+            extra.truncate(at);
+            extra.extend(value.to_be_bytes());
+        }
+    }
+    extra
 }
 
 /// A 64-bit field of the extra data, if it goes that far.

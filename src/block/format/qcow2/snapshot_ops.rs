@@ -16,7 +16,7 @@ use super::geometry::ENTRY;
 use super::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use super::mapping::View;
 use super::snapshot::{Snapshot, next_id};
-use super::snapshot_view::SnapshotView;
+use super::snapshot_view::{OpenView, SnapshotView};
 use super::trees::Plan;
 use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
@@ -81,13 +81,32 @@ impl Snapshots for Rc<Qcow2> {
 
     async fn view(&self, which: &Selector) -> Result<Rc<Node>> {
         let snapshot = self.find_snapshot(which)?;
+        let kept = OpenView::new(self.clone(), snapshot.l1_offset);
         let view =
             View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
-        Ok(Node::new(snapshot.info.name, Box::new(SnapshotView::new(self.clone(), view))))
+        Ok(Node::new(snapshot.info.name, Box::new(SnapshotView::new(kept, view))))
     }
 }
 
 impl Qcow2 {
+    /// Gives the entries of all snapshots the extra data that version 3 demands.
+    pub(super) async fn complete_snapshots(&self) -> Result<()> {
+        let snapshots = self.snapshots.borrow().clone();
+        if snapshots.iter().all(Snapshot::is_complete) {
+            return Ok(());
+        }
+        let plan = Plan {
+            removed: Vec::new(),
+            added: Vec::new(),
+            live: self.active.l1.borrow().clone(),
+            size: self.size.get(),
+            kept: snapshots.iter().map(Snapshot::completed).collect(),
+            dropped: Vec::new(),
+            new: None,
+        };
+        self.switch_trees(plan).await
+    }
+
     /// A snapshot whose disk can be shown.
     fn find_snapshot(&self, which: &Selector) -> Result<Snapshot> {
         let at = which.require(&Qcow2::infos(&self.snapshots.borrow()))?;

@@ -2,7 +2,7 @@
 //! with the image, which keeps the snapshot for as long as a view of it is open.
 
 use super::driver::Qcow2;
-use super::geometry::GuestOffset;
+use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::View;
 use crate::block::graph::snapshots::VmState;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
@@ -10,26 +10,39 @@ use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
 use std::rc::Rc;
 
+/// Keeps a snapshot from being deleted.
+pub(super) struct OpenView {
+    image: Rc<Qcow2>,
+    l1_offset: HostOffset,
+}
+
+impl OpenView {
+    /// Keeps the snapshot whose L1 table is at `l1_offset`.
+    pub(super) fn new(image: Rc<Qcow2>, l1_offset: HostOffset) -> OpenView {
+        image.open_views.borrow_mut().push(l1_offset);
+        OpenView { image, l1_offset }
+    }
+}
+
+impl Drop for OpenView {
+    fn drop(&mut self) {
+        let mut open = self.image.open_views.borrow_mut();
+        if let Some(at) = open.iter().position(|&l1| l1 == self.l1_offset) {
+            open.swap_remove(at);
+        }
+    }
+}
+
 /// A snapshot that is being read.
 pub(super) struct SnapshotView {
-    image: Rc<Qcow2>,
+    kept: OpenView,
     view: View,
 }
 
 impl SnapshotView {
     /// The snapshot that `view` shows.
-    pub(super) fn new(image: Rc<Qcow2>, view: View) -> SnapshotView {
-        image.open_views.borrow_mut().push(view.offset.get());
-        SnapshotView { image, view }
-    }
-}
-
-impl Drop for SnapshotView {
-    fn drop(&mut self) {
-        let mut open = self.image.open_views.borrow_mut();
-        if let Some(at) = open.iter().position(|&l1| l1 == self.view.offset.get()) {
-            open.swap_remove(at);
-        }
+    pub(super) fn new(kept: OpenView, view: View) -> SnapshotView {
+        SnapshotView { kept, view }
     }
 }
 
@@ -44,11 +57,11 @@ impl Driver for SnapshotView {
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
-        self.image.children()
+        self.kept.image.children()
     }
 
     fn limits(&self) -> Limits {
-        self.image.limits()
+        self.kept.image.limits()
     }
 
     fn read_only(&self) -> bool {
@@ -56,8 +69,8 @@ impl Driver for SnapshotView {
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
-        let _user = self.image.users.enter();
-        self.image.read_view(&self.view, GuestOffset(offset), into).await
+        let _user = self.kept.image.users.enter();
+        self.kept.image.read_view(&self.view, GuestOffset(offset), into).await
     }
 
     async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
@@ -77,8 +90,8 @@ impl Driver for SnapshotView {
     }
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        let _user = self.image.users.enter();
-        self.image.status(&self.view, GuestOffset(offset), len).await
+        let _user = self.kept.image.users.enter();
+        self.kept.image.status(&self.view, GuestOffset(offset), len).await
     }
 
     fn vm_state(&self) -> Option<&dyn VmState> {
@@ -89,11 +102,11 @@ impl Driver for SnapshotView {
 #[async_trait(?Send)]
 impl VmState for SnapshotView {
     fn capacity(&self) -> u64 {
-        self.image.vm_state_capacity(&self.view)
+        self.kept.image.vm_state_capacity(&self.view)
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
-        self.image.read_vm_state(&self.view, offset, into).await
+        self.kept.image.read_vm_state(&self.view, offset, into).await
     }
 
     async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {

@@ -39,9 +39,25 @@ impl Qcow2 {
         let real = self.file.driver().allocated_size().unwrap_or(u64::MAX) / cluster;
         let wanted = (real.saturating_mul(10) / 9).max(real.saturating_add(2));
         // Clusters of a file that is smaller cannot be that many: most files are answered here.
-        let found = self.file.size() / cluster + 1 >= wanted && self.refcounts.has_in_use(wanted).await?;
+        let found = self.file.size() / cluster + 1 >= wanted && self.counts_at_least(wanted).await?;
         self.unwritten.set(Some(found));
         Ok(found)
+    }
+
+    /// Whether at least `wanted` clusters of the file have a refcount.
+    async fn counts_at_least(&self, wanted: u64) -> Result<bool> {
+        let clusters = self.geometry.clusters_for(self.file.size());
+        let blocks = clusters.div_ceil(self.geometry.block_entries()).min(self.refcounts.table_len());
+        let mut found = 0;
+        for block in 0..blocks {
+            found += self.refcounts.in_use(block).await?;
+            if found >= wanted {
+                return Ok(true);
+            }
+            // An image may claim many blocks that count nothing.
+            self.engine.yield_now().await;
+        }
+        Ok(false)
     }
 
     fn describe(&self, place: Place, len: u64) -> BlockStatus {

@@ -6,8 +6,9 @@
 //! or the new header has nothing behind the first sector, the rest is written while no header refers to it. Else
 //! the change is as atomic as the host's write of a few sectors is.
 //!
-//! Where a write fails and the file does not say how it ended, the header on disk may be either. The bytes that memory
-//! stands for are owed to the file then, and nothing else changes before they are there.
+//! Where a write fails and the file does not say how it ended, or nobody waits for its end, the header on disk may be
+//! either. The bytes that memory stands for are owed to the file then, and nothing else changes before they are
+//! there.
 
 use super::driver::Qcow2;
 use super::header::Header;
@@ -85,13 +86,18 @@ impl Qcow2 {
     async fn write_header(&self, change: &Change, range: Range<usize>) -> Result<()> {
         let (at, before, after) =
             (range.start as u64, &change.before[range.clone()], &change.after[range.clone()]);
-        let Err(error) = self.file.write_bytes(at, after).await else { return Ok(()) };
-        match self.file.read_bytes(at, after.len()).await {
-            Ok(now) if now == after => return Ok(()),
-            Ok(now) if now == before => {}
-            _ => drop(self.owed_header.replace(Some((at, before.to_vec())))),
+        // Also for whoever gives up waiting half-way.
+        self.owed_header.replace(Some((at, before.to_vec())));
+        let mut done = self.file.write_bytes(at, after).await;
+        if done.is_err() {
+            match self.file.read_bytes(at, after.len()).await {
+                Ok(now) if now == after => done = Ok(()),
+                Ok(now) if now == before => {}
+                _ => return done,
+            }
         }
-        Err(error)
+        self.owed_header.replace(None);
+        done
     }
 }
 

@@ -32,10 +32,7 @@ impl VmState for Qcow2 {
         let at = self.vm_state_at(&self.active, offset, from.len() as u64)?;
         self.grow_l1_for(at.add(from.len() as u64)).await?;
         let _user = self.users.enter();
-        match self.write_disk(at, from).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(self.write_disk(at, from).await).await
     }
 
     async fn discard(&self) -> Result<()> {

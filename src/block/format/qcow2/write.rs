@@ -251,7 +251,8 @@ impl Qcow2 {
         let Some(backing) = backing else { return Ok(true) };
         let mut done = 0;
         while done < len && at.0 + done < backing.size() {
-            let status = chain_status(backing, at.0 + done, len - done).await?;
+            let status = chain_status(backing, at.0 + done, len - done).await;
+            let status = status.map_err(|error| error.path(backing.filename()))?;
             if !status.status.zero {
                 return Ok(false);
             }

@@ -59,10 +59,7 @@ impl Qcow2 {
             self.change_range(first, last, change).await?;
             self.zero_part(last, end.0.saturating_sub(last.0)).await
         };
-        match done.await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(done.await).await
     }
 
     /// Where the last cluster ends that a range up to `end` covers, `boundary` in general: at the end of the
@@ -83,10 +80,7 @@ impl Qcow2 {
         let (end, size) = (at.add(len), self.geometry.cluster_size());
         let first = GuestOffset(at.0.next_multiple_of(size));
         let last = self.last_boundary(end, self.geometry.guest_start(end));
-        match self.change_range(first, last, Change::Discard).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.corrupted(error).await),
-        }
+        self.judged(self.change_range(first, last, Change::Discard).await).await
     }
 
     async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {

@@ -101,6 +101,30 @@ fn qemu_img_finds_the_same_disk_and_snapshots_and_the_same_options() {
 }
 
 #[test]
+fn snapshots_without_extra_data_get_it_with_version_3() {
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 -o compat=0.10 disk 1M");
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 3 100k 200k'");
+    folder.run("qemu-img snapshot -c one disk");
+    let mut bytes = folder.read("disk");
+    bytes.resize(bytes.len().next_multiple_of(1 << 16), 0);
+    let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    // As programs of 2010 wrote it: nothing between the fixed part and the ID.
+    let extra = bytes[table + 39] as usize;
+    assert!(extra > 0);
+    bytes[table + 39] = 0;
+    bytes.copy_within(table + 40 + extra..table + 40 + extra + 16, table + 40);
+    let disk = Disk::from_bytes(Backend::Auto, bytes, None);
+    amend(&disk, "compat=1.1").unwrap();
+    disk.close();
+    folder.write("ours", &disk.bytes());
+    let checked = folder.try_run("qemu-img check ours");
+    assert_eq!((checked.status.code(), &checked.stderr[..]), (Some(0), &b""[..]));
+    folder.run("qemu-img resize -q ours 2M");
+    assert!(folder.content("ours", "-l one")[..1 << 20] == folder.content("disk", "-l one"));
+}
+
+#[test]
 fn qemu_imgs_words_refuse_what_cannot_be() {
     let folder = Folder::new();
     folder.run("qemu-img create -q -f qcow2 v2 -o compat=0.10 1M");

@@ -298,3 +298,24 @@ fn random_damage_ends_in_errors_at_worst() {
         }
     }
 }
+
+#[test]
+fn damage_to_a_backing_file_is_not_laid_to_the_overlays_charge() {
+    let mut base = plain();
+    // The first cluster's data would begin inside of a cluster.
+    put(&mut base, 4 << 16, &(1 << 63 | 5 << 16 | 512u64).to_be_bytes());
+    let (engine, state) = engine_and_state(&base);
+    let backing = open(&engine, &state, None, true).unwrap();
+    let options =
+        CreateOptions { size: 4 << 20, backing_file: Some("base".into()), ..CreateOptions::default() };
+    let overlay = Disk::create(Backend::Auto, &options, Some(vec![0; 4 << 20]));
+    overlay.close();
+    let (_, state) = engine_and_state(&overlay.bytes());
+    let node = open(&engine, &state, Some(backing), false).unwrap();
+    let run = |offset| engine.block_on(node.write_bytes(offset, &[9; 10])).unwrap();
+    let error = run(100).unwrap_err();
+    assert_eq!((error.kind(), error.file()), (Kind::Corrupt, Some("disk".as_ref())));
+    run(1 << 20).unwrap();
+    engine.block_on(node.close()).unwrap().unwrap();
+    assert_eq!(state.bytes.borrow()[79] & 2, 0);
+}

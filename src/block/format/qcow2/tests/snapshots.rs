@@ -4,6 +4,7 @@
 use super::memory::{Disk, Folder};
 use super::model::{Model, base, seed};
 use crate::block::aio::Backend;
+use crate::block::filter::blkdebug::Fault;
 use crate::block::format::qcow2::CreateOptions;
 use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
@@ -159,12 +160,18 @@ impl Timeline {
 }
 
 fn run(options: &CreateOptions, backing: Option<Vec<u8>>, steps: usize) {
-    let seed = seed("snapshots");
-    let disk = Disk::create(Backend::Auto, options, backing);
-    let model = Model::new(disk, options.cluster_size, seed);
+    run_on(Disk::create(Backend::Auto, options, backing), options.cluster_size, steps);
+}
+
+fn run_on(disk: Disk, cluster_size: u64, steps: usize) {
+    let model = Model::new(disk, cluster_size, seed("snapshots"));
     let mut timeline = Timeline { model, taken: Vec::new(), count: 0 };
     for _ in 0..steps {
         timeline.step();
+        // Verifying flushes: often it comes between, sometimes it does not.
+        if timeline.model.rng.random() {
+            timeline.step();
+        }
         timeline.verify();
     }
     qemu_agrees(&timeline.model.disk);
@@ -184,6 +191,19 @@ fn every_snapshot_keeps_its_content_whatever_happens_to_the_others() {
     run(&options(9, 16, 2), None, 40);
     run(&options(16, 16, 2), None, 25);
     run(&CreateOptions { extended_l2: true, ..options(14, 16, 3) }, None, 40);
+}
+
+#[test]
+fn tables_of_many_clusters_move_where_there_are_only_holes() {
+    // A refcount block counts 64 clusters, an L2 table maps 64, the L1 and the refcount table have several.
+    let options = CreateOptions { size: 5 << 20, ..options(9, 64, 3) };
+    let mut disk = Disk::create(Backend::Auto, &options, None);
+    disk.run(disk.node.write_bytes(0, &vec![7; 5 << 20])).unwrap();
+    for at in (1..80).map(|at| at * 50_176) {
+        disk.run(disk.node.discard(at, 1024)).unwrap();
+    }
+    disk.reopen();
+    run_on(disk, 512, 15);
 }
 
 #[test]
@@ -209,6 +229,25 @@ fn snapshots_of_overlays_keep_their_content() {
             run(&options, Some(base(options.size as usize / 2)), 30);
         }
     }
+}
+
+#[test]
+fn a_header_whose_write_was_lost_is_put_right_before_anything_else_changes() {
+    let disk = Disk::create(Backend::Auto, &options(12, 16, 3), None);
+    disk.run(disk.node.write_bytes(0, &[5; 9000])).unwrap();
+    disk.run(disk.node.flush()).unwrap();
+    let broken = Fault { range: Some(0..512), once: false, ..Fault::nth(1, libc::EIO) };
+    disk.faults.replace([broken.into()]);
+    assert_eq!(disk.run(snapshots(&disk).create(&named("one"))).unwrap_err().errno(), libc::EIO);
+    // The host may have written it all the same: there is one snapshot, says the header.
+    disk.state.bytes.borrow_mut()[63] = 1;
+    assert_eq!(disk.run(disk.node.write_bytes(0, &[6; 10])).unwrap_err().errno(), libc::EIO);
+    disk.recover();
+    disk.run(disk.node.write_bytes(0, &[7; 10])).unwrap();
+    assert_eq!(disk.bytes()[63], 0);
+    create(&disk, "two");
+    assert_eq!(snapshots(&disk).list().len(), 1);
+    qemu_agrees(&disk);
 }
 
 #[test]
