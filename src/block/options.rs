@@ -51,13 +51,24 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// A backing file of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// That of the top image.
+    Nearest,
+    /// The one of this name, seen from the image above it.
+    Named(String),
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// The format's name; `None` probes.
     pub format: Option<String>,
-    /// Never write. The chain below the top image is always opened so.
+    /// Never write. The chain below the top image is always opened so, but for `base`.
     pub read_only: bool,
+    /// A backing file that is to be written too (`commit`).
+    pub base: Option<Base>,
     /// Cache mode of the top image; backing files share all of it.
     pub cache: CacheMode,
     /// Discards reach the host file (`discard=unmap`).
@@ -90,6 +101,7 @@ impl Default for OpenOptions {
         OpenOptions {
             format: None,
             read_only: true,
+            base: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
             detect_zeroes: DetectZeroes::Off,

@@ -12,8 +12,10 @@
 //! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
 //! that are not there yet are refused by name; names of files must be UTF-8.
 
+mod amend;
 mod bitmap;
 mod check;
+mod commit;
 mod convert;
 mod create;
 mod create_options;
@@ -25,6 +27,7 @@ mod map;
 mod open;
 mod output;
 mod progress;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -53,12 +56,15 @@ struct Command {
 
 /// All commands, in the order of the alphabet.
 static COMMANDS: &[Command] = &[
+    amend::COMMAND,
     bitmap::COMMAND,
     check::COMMAND,
+    commit::COMMAND,
     convert::COMMAND,
     create::COMMAND,
     info::COMMAND,
     map::COMMAND,
+    rebase::COMMAND,
     resize::COMMAND,
     snapshot::COMMAND,
 ];

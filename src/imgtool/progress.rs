@@ -12,9 +12,14 @@ pub(super) struct Progress {
 impl Progress {
     /// Starts at zero; says nothing at all unless `shown`.
     pub(super) fn start(shown: bool) -> Progress {
-        let progress = Progress { shown, last: Cell::new(0.0) };
+        let progress = Progress::waiting(shown);
         progress.report(0.0);
         progress
+    }
+
+    /// Does not start yet.
+    pub(super) fn waiting(shown: bool) -> Progress {
+        Progress { shown, last: Cell::new(0.0) }
     }
 
     /// Whether anybody looks.

@@ -5,11 +5,9 @@ use super::info::snapshot_list;
 use super::open::Sources;
 use super::output::{self, Failure};
 use super::{Command, HELP, engine, only_image};
-use crate::block::error::errno_text;
 use crate::block::graph::Node;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
 use crate::block::{Error, Kind};
-use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) const COMMAND: Command = Command {
@@ -102,13 +100,7 @@ async fn create(snapshots: Option<&dyn Snapshots>, name: &str) -> Result<(), Fai
         None => Err(Error::new(Kind::Unsupported, "this format has no snapshots")),
     };
     made.map(drop)
-        .map_err(|error| Failure::block(&format!("Could not create snapshot '{name}'"), &in_short(error)))
-}
-
-/// An error in the C library's words alone.
-fn in_short(error: Error) -> Error {
-    let cause = errno_text(&io::Error::from_raw_os_error(error.errno()));
-    error.replaced(cause)
+        .map_err(|error| Failure::block(&format!("Could not create snapshot '{name}'"), &error.terse()))
 }
 
 /// Seconds and nanoseconds since the epoch, the latter in whole microseconds as QEMU has them.
@@ -129,7 +121,7 @@ async fn apply(snapshots: Option<&dyn Snapshots>, name: &str) -> Result<(), Fail
 fn not_loaded(error: Error) -> Error {
     match error.kind() {
         Kind::InvalidArgument => error,
-        _ => in_short(error).context("Failed to load snapshot"),
+        _ => error.terse().context("Failed to load snapshot"),
     }
 }
 

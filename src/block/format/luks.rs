@@ -173,6 +173,10 @@ impl Driver for Luks {
 
 #[async_trait(?Send)]
 impl KeySlotChanges for Luks {
+    fn check_key_slots(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()> {
         let (key, _) = self.key.as_ref().ok_or_else(|| no_key(KEY_OPTION))?;
         self.slots.change(change, key, force).await

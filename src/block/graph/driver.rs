@@ -241,6 +241,12 @@ pub struct CheckReport {
 /// A format whose images can be unlocked by several passphrases.
 #[async_trait(?Send)]
 pub trait KeySlotChanges {
+    /// Whether this image has key slots.
+    ///
+    /// # Errors
+    /// Why it has none.
+    fn check_key_slots(&self) -> Result<()>;
+
     /// Fills or erases key slots. `force` also overwrites a slot in use and erases the last one: then the data is
     /// lost.
     async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()>;

@@ -82,7 +82,7 @@ pub struct CreateOption {
 }
 
 impl CreateOption {
-    const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
+    pub(super) const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
         CreateOption { name, kind, help, default: None, support: Support::Full }
     }
 
@@ -95,7 +95,7 @@ impl CreateOption {
     }
 
     /// Brings a value into the form that it is stored and shown in.
-    fn canonical(&self, value: &str) -> Result<String> {
+    pub(super) fn canonical(&self, value: &str) -> Result<String> {
         match self.kind {
             ValueKind::Text => Ok(value.to_owned()),
             ValueKind::Size => size_option(self.name, value).map(|size| size.to_string()),
@@ -198,6 +198,11 @@ impl Template {
             options.extend(FILE.iter().filter(|file| own.iter().all(|option| option.name != file.name)));
         }
         Ok(Template { format, options })
+    }
+
+    /// The format's name.
+    pub(super) fn format(&self) -> &'static str {
+        self.format
     }
 
     /// All options, in the order in which they are shown.
@@ -433,7 +438,7 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
 }
 
 /// Whether QEMU knows the format, so that it may be named in an image.
-fn is_known_format(format: &str) -> bool {
+pub fn is_known_format(format: &str) -> bool {
     CREATABLE.contains(&format) || FOREIGN.contains(&format)
 }
 

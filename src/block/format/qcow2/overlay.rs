@@ -4,14 +4,16 @@
 //!   header ─▶ L1 ─▶ L2 tables ─▶ clusters      emptied:   header ─▶ L1' of nothing
 //!        └──▶ "base.img"                                       └──▶ "base.img"
 //! ```
-//! Both are one switch of the header. An image that was emptied is then made short: all that is left are tables, which
+//! Both are one switch of the header. That a longer one is atomic too, names of features, which nobody needs, make way
+//! for the name of the file. An image that was emptied is then made short: all that is left are tables, which
 //! a second switch of the same kind puts into the clusters that came free at its start, and the file is cut behind
 //! them. To whoever dies in between, that is space and nothing else.
 
 use super::driver::Qcow2;
-use super::extensions::{BACKING_FORMAT, Extension};
+use super::extensions::{BACKING_FORMAT, Extension, FEATURE_NAMES};
 use super::geometry::HostOffset;
 use super::header::{DATA_FILE_RAW, Header, MAX_BACKING_NAME};
+use super::switch::SECTOR;
 use super::trees::Plan;
 use crate::block::graph::overlay::{BackingName, Overlay};
 use crate::block::{Error, Kind, Result};
@@ -84,5 +86,8 @@ fn name_backing(header: &mut Header, backing: Option<&BackingName>) {
     header.extensions.retain(|extension| extension.magic != BACKING_FORMAT);
     if let Some(format) = backing.and_then(|backing| backing.format.as_ref()) {
         header.extensions.insert(0, Extension { magic: BACKING_FORMAT, data: format.as_bytes().to_vec() });
+    }
+    if header.clone().encode().map_or(usize::MAX, |bytes| bytes.len()) > SECTOR {
+        header.extensions.retain(|extension| extension.magic != FEATURE_NAMES);
     }
 }
