@@ -1,5 +1,5 @@
 //! What only qcow2 has, against qemu-img in alternating runs, all in the page cache: writes that allocate, copy on
-//! write, compressed clusters.
+//! write, compressed clusters, encryption.
 //!
 //! `cargo bench --bench qcow2 [-- --rounds 5] [-- --only zstd]`. Requests go through `qemu-img bench` with its
 //! thread pool and with io_uring; the ratio is ours to its best. Writes begin with a fresh image each time.
@@ -10,11 +10,13 @@
 mod measure;
 
 use cowvm::block::options::OpenOptions;
+use cowvm::util::keyval::Options;
 use measure::{Requests, median, option};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DISK: u64 = 1 << 30;
+const DISK: u64 = 512 << 20;
+const SECRET: &str = "secret,id=key,data=open sesame";
 /// A prime number of 64 KiB: visits every cluster once, far apart.
 const STRIDE: u64 = 1009 * (64 << 10);
 const ENGINES: [&str; 2] = ["threads", "io_uring"];
@@ -26,23 +28,28 @@ struct Recipe {
     create: &'static [&'static str],
     image: &'static str,
     writes: bool,
+    encrypted: bool,
 }
 
-const RECIPES: [Recipe; 4] = [
+const RECIPES: [Recipe; 6] = [
     Recipe {
         name: "allocate",
-        create: &["create", "-f", "qcow2", "fresh", "1G"],
+        create: &["create", "-f", "qcow2", "fresh", "512M"],
         image: "fresh",
         writes: true,
+        encrypted: false,
     },
     Recipe {
         name: "copy-on-write",
-        create: &["create", "-f", "qcow2", "-b", "base", "-F", "raw", "fresh", "1G"],
+        create: &["create", "-f", "qcow2", "-b", "base", "-F", "raw", "fresh", "512M"],
         image: "fresh",
         writes: true,
+        encrypted: false,
     },
-    Recipe { name: "zlib", create: &[], image: "zlib", writes: false },
-    Recipe { name: "zstd", create: &[], image: "zstd", writes: false },
+    Recipe { name: "zlib", create: &[], image: "zlib", writes: false, encrypted: false },
+    Recipe { name: "zstd", create: &[], image: "zstd", writes: false, encrypted: false },
+    Recipe { name: "luks-read", create: &[], image: "luks", writes: false, encrypted: true },
+    Recipe { name: "luks-write", create: &[], image: "luks", writes: true, encrypted: true },
 ];
 
 fn main() {
@@ -55,6 +62,9 @@ fn main() {
         let kind_option = format!("compression_type={kind}");
         folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &kind_option, "base", kind]);
     }
+    let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+    let words = ["convert", "--object", SECRET, "-f", "raw", "-O", "qcow2", "-o", luks, "base", "luks"];
+    folder.qemu_img(&words);
     println!("| workload | QEMU default | QEMU best | cowvm | cowvm / best |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     for recipe in &RECIPES {
@@ -93,11 +103,11 @@ impl Folder {
 
     fn compare(&self, name: &str, recipe: &Recipe, size: u64, depth: u64, rounds: usize) {
         let step = if recipe.writes { STRIDE } else { size };
-        let count = if recipe.writes { DISK / (64 << 10) } else { (256 << 20) / size };
+        let count = if recipe.writes { DISK / (64 << 10) } else { (size << 13).min(DISK) / size };
         let requests = Requests { write: recipe.writes, size, step, depth, count };
         let path = self.path(recipe.image);
-        let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
-        let arguments = ["-f", "qcow2", path.to_str().unwrap()];
+        let (arguments, options) = if recipe.encrypted { with_key(&path) } else { plain(&path) };
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut times = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..rounds {
             for (engine, times) in ENGINES.iter().zip(&mut times) {
@@ -121,6 +131,20 @@ impl Folder {
         self.qemu_img(recipe.create);
         warm(&self.path("base"));
     }
+}
+
+/// The image in words for qemu-img and for us.
+fn plain(image: &Path) -> (Vec<String>, OpenOptions) {
+    let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+    (["-f", "qcow2", image.to_str().unwrap()].map(str::to_owned).into(), options)
+}
+
+fn with_key(image: &Path) -> (Vec<String>, OpenOptions) {
+    let (_, mut options) = plain(image);
+    options.driver = Options::parse("encrypt.key-secret=key", None);
+    options.secrets.define(SECRET).unwrap();
+    let image = format!("driver=qcow2,encrypt.key-secret=key,file.filename={}", image.display());
+    (["--object", SECRET, "--image-opts", &image].map(str::to_owned).into(), options)
 }
 
 /// Brings a file into the page cache.

@@ -1,8 +1,9 @@
-//! Internal snapshots of a disk whose metadata is all there, against `qemu-img snapshot` in alternating runs.
+//! Internal snapshots of a disk whose metadata is all there, and a check of it, against `qemu-img snapshot` and
+//! `qemu-img check` in alternating runs.
 //!
 //! `cargo bench --bench snapshots [-- --rounds 5] [-- --size 1T] [-- --dir FOLDER]`. The image is made by
-//! `qemu-img create -o preallocation=metadata`, once for each program. A round creates a snapshot, one more of the
-//! unchanged disk, applies the first and deletes both. Seconds from opening the image to having it closed, all
+//! `qemu-img create -o preallocation=metadata`, once for each program. A round checks the image, creates a snapshot,
+//! one more of the unchanged disk, applies the first and deletes both. Seconds from opening the image to having it closed, all
 //! flushed; medians of the rounds.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
@@ -21,8 +22,9 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Instant;
 
-/// What a round does: qemu-img's option, the snapshot's name.
-const STEPS: [(&str, &str); 5] = [("-c", "one"), ("-c", "two"), ("-a", "one"), ("-d", "one"), ("-d", "two")];
+/// What a round does: qemu-img's option for a snapshot and its name, or a check.
+const STEPS: [(&str, &str); 6] =
+    [("check", ""), ("-c", "one"), ("-c", "two"), ("-a", "one"), ("-d", "one"), ("-d", "two")];
 
 fn main() {
     let rounds = option("--rounds").map_or(3, |n| n.parse().unwrap());
@@ -41,7 +43,8 @@ fn main() {
     println!("| --- | ---: | ---: | ---: |");
     for ((verb, name), (theirs, ours)) in STEPS.iter().zip(&mut times) {
         let (theirs, ours) = (median(theirs), median(ours));
-        println!("| snapshot {verb} {name} | {theirs:.2} | {ours:.2} | {:.1} |", theirs / ours);
+        let what = if *verb == "check" { "check".into() } else { format!("snapshot {verb} {name}") };
+        println!("| {what} | {theirs:.2} | {ours:.2} | {:.1} |", theirs / ours);
     }
 }
 
@@ -54,7 +57,8 @@ fn make_image(folder: &Path, name: &str, size: &str) -> PathBuf {
 
 fn run_qemu(image: &Path, (verb, name): (&str, &str)) -> f64 {
     let start = Instant::now();
-    let status = Command::new("qemu-img").args(["snapshot", verb, name]).arg(image).status().unwrap();
+    let words = if verb == "check" { vec!["check", "-q"] } else { vec!["snapshot", verb, name] };
+    let status = Command::new("qemu-img").args(words).arg(image).status().unwrap();
     assert!(status.success());
     start.elapsed().as_secs_f64()
 }
@@ -62,8 +66,9 @@ fn run_qemu(image: &Path, (verb, name): (&str, &str)) -> f64 {
 fn run_cowvm(image: &Path, (verb, name): (&str, &str)) -> f64 {
     let start = Instant::now();
     let engine = Engine::new(Backend::from_environment()).unwrap();
-    let options =
-        OpenOptions { format: Some("qcow2".into()), read_only: false, unmap: true, ..OpenOptions::default() };
+    let format = Some("qcow2".into());
+    let (read_only, unmap) = (verb == "check", true);
+    let options = OpenOptions { format, read_only, unmap, check: read_only, ..OpenOptions::default() };
     let work = async {
         let node = open(&engine, image.to_str().unwrap(), &options).await?;
         change(&node, verb, name).await?;
@@ -75,6 +80,11 @@ fn run_cowvm(image: &Path, (verb, name): (&str, &str)) -> f64 {
 }
 
 async fn change(node: &Rc<Node>, verb: &str, name: &str) -> Result<()> {
+    if verb == "check" {
+        let report = node.driver().checker().unwrap().check().await?;
+        assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
+        return Ok(());
+    }
     let snapshots = node.driver().snapshots().unwrap();
     let which = Selector::Name(name.into());
     match verb {

@@ -38,6 +38,8 @@ pub(super) struct Executor {
     slots: RefCell<Vec<Option<Slot>>>,
     free: RefCell<Vec<usize>>,
     root: Waker,
+    /// Tasks of the current turn that were not polled yet.
+    left: Cell<usize>,
     shared: Arc<Shared>,
 }
 
@@ -89,6 +91,7 @@ impl Executor {
             slots: RefCell::default(),
             free: RefCell::default(),
             root: waker(ROOT, &shared),
+            left: Cell::new(0),
             shared,
         })
     }
@@ -119,8 +122,10 @@ impl Executor {
 
     /// Polls what was woken so far; what these polls wake comes with the next call.
     pub(super) fn poll_woken<T>(&self, mut root: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        let mut result = None;
-        for slot in self.take_woken() {
+        let (mut result, woken) = (None, self.take_woken());
+        self.left.set(woken.len());
+        for slot in woken {
+            self.left.set(self.left.get() - 1);
             if slot == ROOT {
                 self.unqueue(&self.root);
                 if let Poll::Ready(value) = root.as_mut().poll(&mut Context::from_waker(&self.root)) {
@@ -172,12 +177,19 @@ impl Executor {
         }
     }
 
+    /// Whether this thread has tasks to poll, besides the one that asks.
+    pub(super) fn has_ready(&self) -> bool {
+        self.left.get() > 0 || self.has_woken()
+    }
+
+    fn has_woken(&self) -> bool {
+        WOKEN.with_borrow(|woken| woken.iter().any(|&(executor, _)| executor == self.shared.id))
+    }
+
     /// Whether the engine may sleep. From here on other threads kick it.
     pub(super) fn prepare_to_wait(&self) -> bool {
         self.shared.asleep.store(true, Ordering::SeqCst);
-        let id = self.shared.id;
-        WOKEN.with_borrow(|woken| woken.iter().all(|&(executor, _)| executor != id))
-            && self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.has_woken() && self.shared.woken.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn awake(&self) {

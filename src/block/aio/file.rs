@@ -3,7 +3,8 @@
 //! * Reads of a cached file are tried inline with RWF_NOWAIT; what the page cache does not have goes to the
 //!   reactor.
 //! * Cached writes up to [`INLINE_WRITE`] bytes are done inline: they are a copy into the page cache, and ext4
-//!   hands every buffered write of a ring to a kernel worker, at half the speed.
+//!   hands every buffered write of a ring to a kernel worker, at half the speed. Where other tasks can use the time
+//!   meanwhile, that is worth it for copies longer than [`SHORT_WRITE`].
 //! * Direct I/O always goes to the reactor.
 
 use super::ring::Request;
@@ -17,6 +18,9 @@ use std::rc::Rc;
 /// Longest cached write that is done inline, in bytes.
 const INLINE_WRITE: usize = 128 << 10;
 
+/// Cached writes up to this many bytes are done inline whatever else there is to do.
+const SHORT_WRITE: usize = 16 << 10;
+
 /// The least unit of direct I/O, in bytes.
 const SECTOR: usize = 512;
 
@@ -27,6 +31,8 @@ pub struct HostFile {
     direct: bool,
     /// The file system knows RWF_NOWAIT.
     nowait: Cell<bool>,
+    /// Cached writes that the reactor has.
+    handed_out: Cell<usize>,
 }
 
 /// What worker threads run: a request that its task owns until the call is over.
@@ -39,7 +45,13 @@ unsafe impl Send for Call {}
 impl HostFile {
     /// A file whose requests run on `engine`; `direct` says that it was opened with O_DIRECT.
     pub fn new(engine: &Rc<Engine>, fd: OwnedFd, direct: bool) -> HostFile {
-        HostFile { engine: engine.clone(), fd: Rc::new(fd), direct, nowait: Cell::new(true) }
+        HostFile {
+            engine: engine.clone(),
+            fd: Rc::new(fd),
+            direct,
+            nowait: Cell::new(true),
+            handed_out: Cell::new(0),
+        }
     }
 
     /// The engine.
@@ -80,12 +92,16 @@ impl HostFile {
     /// Writes all of `from`.
     pub async fn write(&self, offset: u64, from: &Iov) -> io::Result<()> {
         let mut done = 0;
-        if !self.direct && from.len() <= INLINE_WRITE {
+        if self.writes_inline(from.len()) {
             done = retry(|| vectored(libc::pwritev, &self.fd, from, offset))? as usize;
             if self.engine.inline_budget_spent() {
                 self.engine.yield_now().await;
             }
         }
+        if done == from.len() {
+            return Ok(());
+        }
+        let _out = HandedOut::new(&self.handed_out);
         while done < from.len() {
             let rest = if done == 0 { from.clone() } else { from.slice(done, from.len() - done) };
             let request = Request::Write { file: self.fd.clone(), from: rest, offset: offset + done as u64 };
@@ -95,6 +111,13 @@ impl HostFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether a write of `len` bytes is done at once. While the reactor has one, the next would wait for the
+    /// file's lock.
+    fn writes_inline(&self, len: usize) -> bool {
+        let alone = || self.handed_out.get() == 0 && !self.engine.executor.has_ready();
+        !self.direct && (len <= SHORT_WRITE || len <= INLINE_WRITE && alone())
     }
 
     /// fdatasync(2).
@@ -155,6 +178,22 @@ impl HostFile {
             let _ = done.try_send(outcome);
         });
         result.recv().await.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::ECANCELED)))
+    }
+}
+
+/// Counts a write that the reactor has, for as long as it lives.
+struct HandedOut<'a>(&'a Cell<usize>);
+
+impl HandedOut<'_> {
+    fn new(count: &Cell<usize>) -> HandedOut<'_> {
+        count.set(count.get() + 1);
+        HandedOut(count)
+    }
+}
+
+impl Drop for HandedOut<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
