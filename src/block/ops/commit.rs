@@ -16,11 +16,11 @@
 
 use super::pieces::{PIECE, Pace, Pieces, STATUS_REACH, in_flight};
 use super::{cluster_size, unsupported};
+use crate::block::Result;
 use crate::block::aio::Engine;
 use crate::block::graph::status::status_above;
 use crate::block::graph::{ChildRole, Node};
 use crate::block::options::Preallocation;
-use crate::block::{Error, Result};
 use std::rc::Rc;
 
 /// How to commit.
@@ -57,17 +57,14 @@ pub async fn commit(
     options: &CommitOptions,
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
-    if base.size() < top.size() {
-        base.truncate(top.size(), Preallocation::Off).await?;
-    }
     let copied = copy_down(engine, top, base, options.rate, progress).await;
     copied.map_err(|error| error.terse().context("Block job failed"))?;
-    if options.make_empty {
-        let overlay = top.driver().overlay().ok_or_else(unsupported);
-        let emptied = async { overlay?.make_empty().await }.await;
-        emptied.map_err(|error: Error| error.context(format!("Could not empty '{}'", top.filename())))?;
+    if !options.make_empty {
+        return Ok(());
     }
-    Ok(())
+    let overlay = top.driver().overlay().ok_or_else(unsupported)?;
+    let emptied = overlay.make_empty().await;
+    emptied.map_err(|error| error.context(format!("Could not empty '{}'", top.filename())))
 }
 
 async fn copy_down(
@@ -77,6 +74,9 @@ async fn copy_down(
     rate: u64,
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
+    if base.size() < top.size() {
+        base.truncate(top.size(), Preallocation::Off).await?;
+    }
     let pace = Pace::new(engine, rate);
     let piece = PIECE.max(cluster_size(base));
     let layers = Layers { top, base, at: 0, piece, known: None, progress };

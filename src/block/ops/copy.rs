@@ -9,6 +9,7 @@
 //! out of order, a piece is written when all before it are: the target then grows like a file that is written
 //! from start to end.
 
+use super::pieces::{PIECE, STATUS_REACH};
 use super::{SECTOR, cluster_size, is_zero, layer_status, write_clusters};
 use crate::block::graph::Node;
 use crate::block::graph::status::chain_status;
@@ -22,14 +23,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-/// A piece that a worker copies at once, in bytes: it stays in the CPU's cache between read and write.
-const PIECE: u64 = 256 << 10;
 /// Largest piece, where zeros are only looked for in longer runs.
 const MAX_PIECE: u64 = 2 << 20;
 /// What progress is counted in, in bytes.
 const STEP: u64 = 2 << 20;
-/// How far one question for the allocation status reaches, in bytes.
-const STATUS_REACH: u64 = 1 << 30;
 
 /// How to copy.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@
 //! Memory is bounded by [`WORKERS`] buffers.
 
 use crate::block::aio::Engine;
-use crate::block::{Buffer, Iov, Result};
+use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
 use futures_util::future::join_all;
 use std::cell::Cell;
@@ -74,9 +74,10 @@ impl Scratch {
         self.buffer.get_or_insert_with(|| Buffer::new(len)).iov(len)
     }
 
-    /// The bytes, while no [`Iov`] of them is about.
-    pub(super) fn bytes(&mut self) -> &[u8] {
-        self.buffer.as_mut().and_then(Buffer::bytes).map_or(&[], |bytes| &*bytes)
+    /// The bytes that were read, when no [`Iov`] of them is about any more.
+    pub(super) fn bytes(&mut self) -> Result<&[u8]> {
+        let bytes = self.buffer.as_mut().and_then(Buffer::bytes);
+        bytes.map(|bytes| &*bytes).ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
     }
 }
 

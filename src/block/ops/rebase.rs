@@ -98,7 +98,7 @@ impl Merge<'_> {
         let new = read(self.backings[1], "new", piece.start, both.slice(len, len));
         try_join(old, new).await?;
         drop(both);
-        let (old, new) = scratch.bytes()[..2 * len].split_at(len);
+        let (old, new) = scratch.bytes()?[..2 * len].split_at(len);
         let runs = runs(old, new, self.grain as usize);
         let old = scratch.iov(len);
         for (run, content) in runs {
