@@ -137,8 +137,15 @@ impl Opener<'_> {
         let caches = qcow2::CacheOptions::take(&mut own).map_err(|error| error.path(filename))?;
         finish("qcow2", &own)?;
         let file = self.file_node(filename, file);
-        let mut image = self.read_qcow2(&file, options).await.map_err(named)?;
+        let image = match options.check {
+            true => qcow2::Image::read_for_check(&file).await,
+            false => qcow2::Image::read(&file).await,
+        };
+        let mut image = image.map_err(named)?;
         image.unlock(self.engine, &unlock).await.map_err(|error| error.path(filename))?;
+        if !options.read_only && !options.check {
+            image = image.made_right(self.engine).await.map_err(named)?;
+        }
         if let Some(lazy) = options.lazy_refcounts {
             image.set_lazy_refcounts(lazy).map_err(named)?;
         }
@@ -156,14 +163,6 @@ impl Opener<'_> {
         };
         let driver = image.into_driver(self.engine, backing, options.read_only).map_err(named)?;
         Ok(Node::new(filename, driver))
-    }
-
-    async fn read_qcow2(&self, file: &Rc<Node>, options: &OpenOptions) -> Result<qcow2::Image> {
-        match (options.check, options.read_only) {
-            (true, _) => qcow2::Image::read_for_check(file).await,
-            (false, true) => qcow2::Image::read(file).await,
-            (false, false) => qcow2::Image::read_for_writing(self.engine, file).await,
-        }
     }
 
     async fn open_luks(

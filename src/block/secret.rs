@@ -3,7 +3,7 @@
 //!
 //! | option | means |
 //! | --- | --- |
-//! | `data=` | the secret itself (others see it in the list of processes) |
+//! | `data=` | the secret itself (others see it in the list of processes, and copies of the option string stay in memory) |
 //! | `file=` | a file that holds it, all bytes of it |
 //! | `format=` | `raw` (default) or `base64` |
 //! | `keyid=`, `iv=` | it is encrypted: AES-256-CBC with PKCS#7 padding under another secret |
@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// Bytes of an AES block, and of an initialisation vector.
 const BLOCK: usize = 16;
+/// What to do about a secret that was cut at a comma.
+const COMMA: &str = "leave it out; write a comma within data= twice, or use file=";
 /// Longest secret that is read from a file, in bytes.
 const MAX_LEN: u64 = 1 << 20;
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -50,9 +52,13 @@ impl Secrets {
         }
         let id = options.take("id").ok_or_else(|| missing("id"))?;
         check_id(&id)?;
+        let inline = options.get("data").is_some();
         let data = self.read(&mut options)?;
-        if let Some((key, _)) = options.pairs().first() {
-            return Err(invalid(format!("Parameter '{key}' is unexpected")));
+        match options.pairs().first() {
+            // It may be the rest of a secret with a comma in it.
+            Some(_) if inline => return Err(invalid("A parameter is unexpected").remedy(COMMA)),
+            Some((key, _)) => return Err(invalid(format!("Parameter '{key}' is unexpected"))),
+            None => {}
         }
         if self.0.contains_key(&id) {
             return Err(invalid(format!(
@@ -142,8 +148,10 @@ fn read_file(path: &str) -> Result<Key> {
 
 /// Decodes base64; line ends are no part of it.
 fn decode(text: &[u8]) -> Result<Key> {
-    let lines =
-        Key::from(text.iter().copied().filter(|&byte| byte != b'\n' && byte != b'\r').collect::<Vec<_>>());
+    // Room for all of it at once, as above.
+    let mut lines = Vec::with_capacity(text.len());
+    lines.extend(text.iter().filter(|&&byte| byte != b'\n' && byte != b'\r'));
+    let lines = Key::from(lines);
     let decoded = BASE64.decode(&*lines).map_err(|_| invalid("Base64 data contains invalid characters"))?;
     Ok(Key::from(decoded))
 }
@@ -238,7 +246,7 @@ mod tests {
         assert_eq!(refusal("secret,id=s"), "Either 'file' or 'data' must be provided");
         assert_eq!(refusal("secret,id=s,data=a,file=b"), "'file' and 'data' are mutually exclusive");
         assert_eq!(refusal("secret,id=s,data=a,format=x"), "Parameter 'format' does not accept value 'x'");
-        assert_eq!(refusal("secret,id=s,data=a,bogus=1"), "Parameter 'bogus' is unexpected");
+        assert_eq!(refusal("secret,id=s,file=/dev/null,bogus=1"), "Parameter 'bogus' is unexpected");
         assert_eq!(refusal("secret,id=s,data=Y!Jj,format=base64"), "Base64 data contains invalid characters");
         assert_eq!(refusal("secret,id=t,data=abc"), "No secret with id 's'");
         assert!(refusal("secret,id=s,file=/nonexistent").contains("No such file or directory"));
@@ -246,6 +254,15 @@ mod tests {
         assert!(twice.message().contains("duplicate property 's'"));
         let secrets = Secrets(Arc::new([("s".to_owned(), Key::from(vec![0xff]))].into()));
         assert_eq!(secrets.passphrase("s").unwrap_err().message(), "Data from secret s is not valid UTF-8");
+    }
+
+    #[test]
+    fn no_error_shows_a_part_of_a_secret_with_a_comma() {
+        for text in ["data=hid,den", "data=hid,noden", "data=hid,den=1"] {
+            let error = with(&[&format!("secret,id=s,{text}")]).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("den"), "{error}");
+        }
+        assert_eq!(&*with(&["secret,id=s,data=hid,,den"]).unwrap(), b"hid,den");
     }
 
     #[test]

@@ -52,9 +52,11 @@ impl Options {
 
     /// Removes `key` and returns its last value.
     pub fn take(&mut self, key: &str) -> Option<String> {
-        let value = self.get(key).map(str::to_owned);
+        let last = self.pairs.iter().rposition(|(name, _)| name == key)?;
+        // Moved, not copied: it may be a secret.
+        let (_, value) = self.pairs.remove(last);
         self.pairs.retain(|(name, _)| name != key);
-        value
+        Some(value)
     }
 
     /// Removes all keys that begin with `prefix` and returns them without it.

@@ -292,6 +292,99 @@ fn every_field_may_have_any_value() {
     }
 }
 
+/// An image with its bitmap directory and the tables, to be lied about.
+fn with_bitmaps(create: &str, granularity: u64, count: usize) -> (Folder, Vec<u8>, usize) {
+    let folder = Folder::new();
+    folder.qemu_img(&format!("create -q -f qcow2 {create}"));
+    for number in 0..count {
+        folder.qemu_img(&format!("bitmap --add -g {granularity} disk bitmap{number}"));
+    }
+    let bytes = std::fs::read(folder.path("disk")).unwrap();
+    let mut at = be(&bytes, &(100..104)) as usize;
+    while be(&bytes, &(at..at + 4)) != 0x2385_2875 {
+        at += 8 + (be(&bytes, &(at + 4..at + 8)) as usize).next_multiple_of(8);
+    }
+    (folder, bytes, at + 8)
+}
+
+/// Opens an image and writes a byte.
+fn writes_within_limits(case: &str, folder: Folder, bytes: Vec<u8>) {
+    watch();
+    let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
+    let subject = Subject { folder, good: bytes, options };
+    let begun = Instant::now();
+    guarded(case, || {
+        let (engine, node) = subject.open(&subject.good, false).unwrap();
+        let _ = engine.block_on(node.write(0, &Buffer::from_bytes(&[1]).iov(1))).unwrap();
+    });
+    println!("{case}: {:?}", begun.elapsed());
+}
+
+#[test]
+fn bitmaps_that_say_all_bits_are_set_take_little() {
+    let (folder, mut bytes, extension) = with_bitmaps("disk 2T", 512, 10);
+    let directory = be(&bytes, &(extension + 16..extension + 24)) as usize;
+    let (table, entries) =
+        (be(&bytes, &(directory..directory + 8)), be(&bytes, &(directory + 8..directory + 12)));
+    for entry in 0..entries as usize {
+        bytes[table as usize + entry * 8 + 7] = 1;
+    }
+    // All have that table: 24 bytes, 7 of a name, padding.
+    for bitmap in 0..10 {
+        bytes = with_field(&bytes, &(directory + bitmap * 32..directory + bitmap * 32 + 8), table);
+    }
+    writes_within_limits("bitmaps that are full", folder, bytes);
+}
+
+#[test]
+fn as_many_bitmaps_as_there_can_be_take_little() {
+    for name_len in [8, 1000] {
+        let (folder, mut bytes, extension) = with_bitmaps("-o cluster_size=512 disk 1M", 4096, 1);
+        let directory = be(&bytes, &(extension + 16..extension + 24)) as usize;
+        let first = bytes[directory..directory + 24].to_vec();
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        let start = bytes.len();
+        for number in 0..65535 {
+            bytes.extend(with_field(&first, &(18..20), name_len));
+            bytes.extend(format!("{number:0width$}", width = name_len as usize).bytes());
+        }
+        let fields = [(0, 4, 65535), (8, 8, bytes.len() - start), (16, 8, start)];
+        for (at, width, value) in fields {
+            let at = extension + at;
+            bytes = with_field(&bytes, &(at..at + width), value as u64);
+        }
+        writes_within_limits(&format!("bitmaps with names of {name_len} bytes"), folder, bytes);
+    }
+}
+
+/// Entries of a snapshot table up to its limit of 64 MiB, most of them names.
+#[test]
+fn a_check_of_snapshots_with_long_names_takes_little() {
+    watch();
+    let folder = Folder::new();
+    folder.qemu_img("create -q -f qcow2 disk 1M");
+    folder.qemu_img("snapshot -c one disk");
+    let mut bytes = std::fs::read(folder.path("disk")).unwrap();
+    let table = be(&bytes, &(64..72)) as usize;
+    // Extra data of 24 bytes, an ID of one.
+    let entry = with_field(&bytes[table..table + 65], &(14..16), 950);
+    bytes.resize(bytes.len().next_multiple_of(65536), 0);
+    let start = bytes.len() as u64;
+    for number in 0..65536 {
+        bytes.extend(&entry);
+        bytes.extend(format!("{number:0950}").bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    bytes = with_field(&with_field(&bytes, &(60..64), 65536), &(64..72), start);
+    let options = OpenOptions { format: Some("qcow2".into()), check: true, ..OpenOptions::default() };
+    let subject = Subject { folder, good: bytes, options };
+    guarded("snapshots with long names", || {
+        let (engine, node) = subject.open(&subject.good, true).unwrap();
+        let report = engine.block_on(node.driver().checker().unwrap().check()).unwrap();
+        assert!(report.unwrap().corruptions > 0, "the L1 table has many users");
+    });
+}
+
 #[test]
 fn random_damage_is_survived() {
     watch();

@@ -36,6 +36,29 @@ fn what_is_no_image_file_is_refused_with_its_name_and_a_remedy() {
 }
 
 #[test]
+fn a_dirty_image_is_left_as_it_is_until_somebody_has_its_key() {
+    let folder = Folder::new();
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    folder.qemu_img(&format!("create -q --object secret,id=s,data=abc -f qcow2 -o {options} disk 1M"));
+    let path = folder.path("disk");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Incompatible bit 0.
+    bytes[79] |= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let with = |passphrase: &str| {
+        let format = Some("qcow2".into());
+        let mut options = OpenOptions { format, read_only: false, ..OpenOptions::default() };
+        options.secrets.define(&format!("secret,id=s,data={passphrase}")).unwrap();
+        options.driver.set("encrypt.key-secret", "s");
+        options
+    };
+    refusal(&folder, "disk", &with("wrong"));
+    assert!(std::fs::read(&path).unwrap() == bytes, "the file changed");
+    Image::open_with(BACKENDS[0], &path, &with("abc")).close();
+    assert_eq!(std::fs::read(&path).unwrap()[79] & 1, 0);
+}
+
+#[test]
 fn a_backing_chain_that_loops_ends_in_an_error() {
     let folder = Folder::new();
     folder.qemu_img("create -q -f qcow2 a.qcow2 1M");

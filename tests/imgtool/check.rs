@@ -259,6 +259,15 @@ fn damaged_snapshot_tables_are_told_and_repaired_the_same() {
     for (name, damage) in TABLE_DAMAGE {
         lab.patched("x", name, |bytes| damage(bytes, at(bytes, 64) as usize));
         same_for(&lab, &[name]);
+        if name.starts_with("l1-") {
+            // QEMU gives up what only the snapshot has.
+            let before = std::fs::read(lab.path(name)).unwrap();
+            for what in ["leaks", "all"] {
+                assert!(!lab.ours(&format!("check -r {what} {name}")).status.success(), "{name}");
+                assert!(std::fs::read(lab.path(name)).unwrap() == before, "{name} changed");
+            }
+            continue;
+        }
         let lines = ["leaks", "all", "all --output=json"].map(|what| format!("check -r {what} {name}"));
         lab.same_result(&lines.each_ref().map(String::as_str), Some(name));
     }

@@ -80,7 +80,7 @@ fn data_is_shown_with_the_key_and_refused_without_in_the_same_words() {
         "check --image-opts driver=qcow2,file.filename=plain",
         "check --object secret,id=s plain",
         "check --object secret,id=s,data=a,format=x plain",
-        "check --object secret,id=s,data=a,bogus=x plain",
+        "check --object secret,id=s,file=/dev/null,bogus=x plain",
         "check --object secret,id=s,data=a,keyid=m plain",
         "check --object foo,id=s plain",
     ] {
@@ -114,6 +114,15 @@ fn content_is_converted_out_of_encrypted_images_and_into_them() {
             lab.qemu_img(&format!("check {SECRET} --image-opts {image}"));
         }
     }
+}
+
+#[test]
+fn a_secret_that_is_cut_at_a_comma_is_not_shown() {
+    let lab = lab();
+    let ours = lab.ours("info --object secret,id=s,data=abc,hidden plain");
+    let told = String::from_utf8_lossy(&ours.stderr).into_owned();
+    assert!(!ours.status.success() && told.contains("A parameter is unexpected"), "{told}");
+    assert!(!told.contains("hidden"), "{told}");
 }
 
 #[test]

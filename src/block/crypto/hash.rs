@@ -90,6 +90,11 @@ impl Hash {
         key
     }
 
+    /// Rounds of this hash that [`Hash::derive`] takes.
+    pub fn rounds(self, iterations: u32, len: usize) -> u64 {
+        u64::from(iterations) * len.div_ceil(self.digest_len()) as u64
+    }
+
     /// How many iterations of [`Hash::derive`] to `len` bytes take `time` of this thread's processor time.
     pub fn iterations_in(self, time: Duration, len: usize) -> u64 {
         /// Shorter measurements are mostly noise.

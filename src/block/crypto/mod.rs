@@ -16,8 +16,10 @@
 //! | [`sector`] | whole sectors in any mode |
 //! | [`luks`] | the LUKS1 header and its key slots |
 //!
-//! Keys and everything that a key can be computed from live in a [`Key`] or in types that wipe themselves; none
-//! of them has a `Debug` that shows bytes.
+//! Keys, passphrases and what comes out of hashes live in a [`Key`] or in types that wipe themselves; none of them
+//! has a `Debug` that shows bytes. Not wiped is what the hash crates keep on the stack while they compute (state of
+//! a digest, the two keyed states of HMAC in PBKDF2), nor the buffer that a digest is copied from: it stays until
+//! something else overwrites that part of the stack.
 
 mod af;
 pub mod cipher;

@@ -42,10 +42,9 @@ impl Cipherer {
             let decrypt = |sectors: &Sectors, first, data: &mut [u8]| sectors.decrypt(first, data);
             return self.shared_out(first, &bounce.iov(into.len()), into, decrypt).await;
         }
-        if let Some(bytes) = bounce.bytes() {
-            self.sectors.decrypt(first, bytes);
-            into.copy_from(0, bytes);
-        }
+        let bytes = bounce.bytes().ok_or_else(still_held)?;
+        self.sectors.decrypt(first, bytes);
+        into.copy_from(0, bytes);
         Ok(())
     }
 
@@ -60,7 +59,8 @@ impl Cipherer {
         if len > INLINE {
             let encrypt = |sectors: &Sectors, first, data: &mut [u8]| sectors.encrypt(first, data);
             self.shared_out(first, from, &bounce.iov(len), encrypt).await?;
-        } else if let Some(bytes) = bounce.bytes() {
+        } else {
+            let bytes = bounce.bytes().ok_or_else(still_held)?;
             from.copy_to(0, bytes);
             self.sectors.encrypt(first, bytes);
         }
@@ -89,10 +89,98 @@ impl Cipherer {
     }
 }
 
+/// The file still has the buffer of a request that it said is done: nobody knows what is in it.
+fn still_held() -> Error {
+    Error::new(Kind::Io, "a request is still under way")
+}
+
 /// The pipeline aligns all requests; one that comes in another way must not destroy what is around it.
 fn check_whole(offset: u64, iov: &Iov) -> Result<()> {
     if (offset | iov.len() as u64).is_multiple_of(SECTOR as u64) {
         return Ok(());
     }
     Err(Error::new(Kind::OutOfRange, "a request for a part of an encrypted sector"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::aio::Backend;
+    use crate::block::crypto::luks;
+    use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits};
+    use async_trait::async_trait;
+    use std::cell::RefCell;
+
+    /// A file that keeps the buffers of reads that are done.
+    #[derive(Default)]
+    struct Keeper(RefCell<Vec<Iov>>);
+
+    #[async_trait(?Send)]
+    impl Driver for Keeper {
+        fn format_name(&self) -> &'static str {
+            "keeper"
+        }
+
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
+            Vec::new()
+        }
+
+        fn limits(&self) -> Limits {
+            Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: true }
+        }
+
+        fn read_only(&self) -> bool {
+            false
+        }
+
+        async fn read(&self, _offset: u64, into: &Iov) -> Result<()> {
+            self.0.borrow_mut().push(into.clone());
+            Ok(())
+        }
+
+        async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
+            Ok(())
+        }
+
+        async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
+            Ok(())
+        }
+
+        async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+            Ok(())
+        }
+
+        async fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn block_status(&self, _offset: u64, len: u64) -> Result<BlockStatus> {
+            let (zero, mapped) = (false, None);
+            Ok(BlockStatus {
+                len,
+                allocated: true,
+                data: true,
+                zero,
+                compressed: false,
+                mapped,
+                recurse: false,
+            })
+        }
+    }
+
+    #[test]
+    fn a_read_whose_buffer_is_still_held_is_no_success() {
+        let engine = Engine::new(Backend::Threads).unwrap();
+        let scheme = luks::CreateOptions::default().scheme;
+        let sectors = Sectors::new(scheme, &vec![3; scheme.key_len()]).unwrap();
+        let cipherer = Cipherer::new(&engine, sectors);
+        let node = Node::new("keeper", Box::new(Keeper::default()));
+        let into = Buffer::new(512).iov(512);
+        let read = engine.block_on(cipherer.read(&node, 0, 0, &into)).unwrap();
+        assert_eq!(read.unwrap_err().kind(), Kind::Io);
+    }
 }

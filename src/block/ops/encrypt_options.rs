@@ -74,7 +74,7 @@ pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
         Some(_) => Err(invalid(format!("'{name}' must not be given when {doing} keyslots"))),
         None => Ok(()),
     };
-    let slot = number(given, "keyslot")?.map(|slot| slot as u32);
+    let slot = number(given, "keyslot")?.map(slot_number).transpose()?;
     match given.get("state") {
         Some("active") => {
             refuse("old-secret", "activating")?;
@@ -92,6 +92,13 @@ pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
         Some(other) => Err(not_accepted("state", other)),
         None => Err(invalid("Parameter 'state' is missing")),
     }
+}
+
+/// A number that may be a slot's; which there are, the header knows.
+fn slot_number(slot: i64) -> Result<u32> {
+    let last = luks::SLOTS - 1;
+    let wrong = |_| invalid(format!("Invalid keyslot {slot} specified, must be between 0 and {last}"));
+    u32::try_from(slot).map_err(wrong)
 }
 
 fn number(given: &Options, name: &str) -> Result<Option<i64>> {
@@ -160,6 +167,11 @@ mod tests {
                 "'iter-time' must not be given when erasing keyslots",
             ),
             ("state=inactive,old-secret=zz", "No secret with id 'zz'"),
+            ("state=inactive,keyslot=-1", "Invalid keyslot -1 specified, must be between 0 and 7"),
+            (
+                "state=active,new-secret=t,keyslot=4294967296",
+                "Invalid keyslot 4294967296 specified, must be between 0 and 7",
+            ),
         ] {
             assert_eq!(change(text).unwrap_err().message(), message);
         }

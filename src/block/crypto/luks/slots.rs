@@ -1,7 +1,7 @@
 //! Opening and filling key slots. Each takes the time of the slot's key derivation: not for a drive's thread.
 
 use super::super::{Key, Sectors, af, random};
-use super::header::{Header, MAX_ITERATIONS, STRIPES, Slot, stripes_len};
+use super::header::{Header, MAX_ROUNDS, STRIPES, Slot, stripes_len};
 use crate::block::{Error, Kind, Result};
 use std::time::Duration;
 
@@ -29,10 +29,12 @@ impl Header {
     /// to be written; the slot is active in this header from now on.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] for a time that is too long.
+    /// [`Kind::InvalidArgument`] for a time that is too long, or would be together with the other slots'.
     pub fn fill_slot(&mut self, index: usize, key: &[u8], passphrase: &[u8], time: Duration) -> Result<Key> {
         let salt = random(32)?;
-        let iterations = checked_iterations(self.hash.iterations_in(time, key.len()))?;
+        let room = MAX_ROUNDS.saturating_sub(self.rounds_besides(Some(index)) + self.digest_rounds());
+        let most = room / self.hash.rounds(1, key.len());
+        let iterations = checked_iterations(self.hash.iterations_in(time, key.len()), most)?;
         let slot_key = self.hash.derive(passphrase, &salt, iterations, key.len());
         let split = af::split(self.hash, key, STRIPES)?;
         let mut stripes = Key::zeroed(stripes_len(self.scheme) as usize);
@@ -53,8 +55,9 @@ impl Header {
     /// Sets the digest of a new master key.
     pub(super) fn set_digest(&mut self, key: &[u8], time: Duration) -> Result<()> {
         self.digest_salt.copy_from_slice(&random(32)?);
-        let iterations = self.hash.iterations_in(time, self.digest.len());
-        self.digest_iterations = checked_iterations(iterations / DIGEST_SHARE)?;
+        let iterations = self.hash.iterations_in(time, self.digest.len()) / DIGEST_SHARE;
+        let most = MAX_ROUNDS / DIGEST_SHARE / self.hash.rounds(1, self.digest.len());
+        self.digest_iterations = checked_iterations(iterations, most)?;
         let digest = self.digest_of(key);
         self.digest.copy_from_slice(&digest);
         Ok(())
@@ -65,11 +68,12 @@ impl Header {
     }
 }
 
-fn checked_iterations(iterations: u64) -> Result<u32> {
+fn checked_iterations(iterations: u64, most: u64) -> Result<u32> {
+    let most = most.min(u64::from(u32::MAX));
     match u32::try_from(iterations.max(MIN_ITERATIONS)) {
-        Ok(iterations) if iterations <= MAX_ITERATIONS => Ok(iterations),
+        Ok(iterations) if u64::from(iterations) <= most => Ok(iterations),
         _ => {
-            let message = format!("PBKDF iterations {iterations} larger than {MAX_ITERATIONS}");
+            let message = format!("PBKDF iterations {iterations} larger than {most}");
             Err(Error::new(Kind::InvalidArgument, message).remedy("use a smaller iter-time"))
         }
     }

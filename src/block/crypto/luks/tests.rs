@@ -67,10 +67,36 @@ fn hostile_headers_are_refused_or_harmless() {
             accepted += 1;
             assert!(header.scheme.key_len() <= 64);
             assert!((0..SLOTS).all(|slot| header.stripes(slot).end <= header.payload));
-            assert!(header.slots.iter().all(|slot| slot.iterations <= 1 << 28 || !slot.active));
         }
     }
     assert!(accepted > 0);
+}
+
+/// SHA-256 gives half of a key of 64 bytes, and all of a digest of 20, for each iteration.
+#[test]
+fn no_passphrase_costs_more_than_2_to_the_28_rounds_over_all_slots() {
+    let options = CreateOptions { time: Duration::from_nanos(1), ..CreateOptions::default() };
+    let (mut header, key, _) = options.make(b"x").unwrap();
+    for slot in 1..SLOTS {
+        header.fill_slot(slot, &key, b"x", Duration::from_nanos(1)).unwrap();
+    }
+    let accepts = |digest: u32, slots: &[u32]| {
+        let mut bytes = header.encode();
+        bytes[164..168].copy_from_slice(&digest.to_be_bytes());
+        for (slot, iterations) in slots.iter().enumerate() {
+            let at = Header::slot_offset(slot) + 4;
+            bytes[at..at + 4].copy_from_slice(&iterations.to_be_bytes());
+        }
+        Header::decode(&bytes).is_ok()
+    };
+    let each = (1u32 << 28) / 8 / 2;
+    assert!(accepts(1000, &[each - 500; 8]));
+    assert!(!accepts(1000, &[each - 499; 8]));
+    assert!(accepts(1 << 24, &[each - (1 << 23); 8]));
+    assert!(!accepts(1 << 26, &[1; 8]));
+    assert!(!accepts(1, &[1 << 27, 1, 1, 1, 1, 1, 1, 1]));
+    let long = Duration::from_secs(100_000);
+    assert!(header.fill_slot(0, &key, b"x", long).unwrap_err().message().contains("larger than"));
 }
 
 #[test]

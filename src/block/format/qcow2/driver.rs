@@ -80,21 +80,22 @@ impl Image {
         Ok(Image { for_check: true, lazy_refcounts: false, ..image })
     }
 
-    /// As [`Image::read`], for an image that is to be written: refcounts that a writer left behind (the dirty bit)
-    /// are made right first.
+    /// The image as it must be before it is written: refcounts that a writer left behind (the dirty bit) are made
+    /// right first. An encrypted image is left as it is until somebody has its key.
     ///
     /// # Errors
     /// As [`Image::read`], and [`Kind::Corrupt`] where the refcounts cannot be made right.
-    pub async fn read_for_writing(engine: &Rc<Engine>, file: &Rc<Node>) -> Result<Image> {
-        let image = Image::read(file).await?;
-        if image.header.incompatible & (DIRTY | CORRUPT) != DIRTY {
-            return Ok(image);
+    pub async fn made_right(mut self, engine: &Rc<Engine>) -> Result<Image> {
+        let locked = self.encryption.as_ref().is_some_and(Encryption::is_locked);
+        if self.header.incompatible & (DIRTY | CORRUPT) != DIRTY || locked {
+            return Ok(self);
         }
+        let (file, encryption) = (self.file.clone(), self.encryption.take());
         let unclean =
-            Image { for_check: true, lazy_refcounts: false, ..image }.into_qcow2(engine, None, false)?;
+            Image { for_check: true, lazy_refcounts: false, ..self }.into_qcow2(engine, None, false)?;
         let report = unclean.repair(Repair::All).await?;
         match report.gave_up {
-            None if report.check_errors == 0 => Image::read(file).await,
+            None if report.check_errors == 0 => Ok(Image { encryption, ..Image::read(&file).await? }),
             Some(error) => Err(error.context("Could not repair dirty image").remedy(REPAIR)),
             None => Err(Error::new(Kind::Corrupt, "Could not repair dirty image").remedy(REPAIR)),
         }
@@ -425,7 +426,7 @@ impl Driver for Rc<Qcow2> {
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         if self.must_prepare() {
-            Box::pin(self.prepare_change()).await?;
+            self.judged(Box::pin(self.prepare_change()).await).await?;
         }
         self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
@@ -434,7 +435,7 @@ impl Driver for Rc<Qcow2> {
 
     async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
         if self.must_prepare() {
-            self.prepare_change().await?;
+            self.judged(self.prepare_change().await).await?;
         }
         self.bitmaps.note(offset, from.len() as u64);
         let _user = self.users.enter();
@@ -477,7 +478,7 @@ impl Driver for Rc<Qcow2> {
             corrupt: header.incompatible & CORRUPT != 0,
             dirty: header.incompatible & DIRTY != 0,
             extended_l2: self.geometry.extended_l2,
-            encryption: self.encryption.as_ref().map(Encryption::facts),
+            encryption: self.encryption.as_ref().and_then(Encryption::facts),
             data_file: header.data_file(),
             data_file_raw: self.data_file.as_ref().map(|data| data.raw),
             cluster_size: self.geometry.cluster_size(),

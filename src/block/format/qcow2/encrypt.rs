@@ -38,6 +38,9 @@ const KEY_OPTION: &str = "encrypt.key-secret";
 /// Of the first method.
 const LEGACY: Scheme = Scheme { cipher: Cipher::AES_128, mode: Mode::Cbc, iv: IvKind::Plain64 };
 
+/// Longest LUKS header, in bytes. The largest keys that there are take 2 MiB of eight slots.
+const MAX_LUKS_HEADER: u64 = 16 << 20;
+
 /// A method of encryption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
@@ -118,7 +121,8 @@ pub(super) fn luks_place(header: &Header) -> Result<Option<Range<u64>>> {
             format!("Encryption header offset '{offset}' is not a multiple of cluster size '{cluster}'");
         return Err(invalid(message));
     }
-    match offset.checked_add(len).filter(|&end| len > 0 && end <= HOST_END) {
+    let possible = |&end: &u64| (1..=MAX_LUKS_HEADER).contains(&len) && end <= HOST_END;
+    match offset.checked_add(len).filter(possible) {
         Some(end) => Ok(Some(offset..end)),
         None => Err(invalid("Encryption header length invalid")),
     }
@@ -212,11 +216,13 @@ impl Encryption {
         self.cipherer()?.write(node, host.0, self.first_sector(host, at), from).await
     }
 
-    /// For `info`.
-    pub(super) fn facts(&self) -> EncryptionFacts {
-        match &self.slots {
-            Some(slots) => EncryptionFacts::Luks(LuksFacts::of(&slots.header())),
-            None => EncryptionFacts::Aes,
+    /// For `info`, as far as they were read.
+    pub(super) fn facts(&self) -> Option<EncryptionFacts> {
+        match (self.method, &self.slots) {
+            (Method::Aes, _) => Some(EncryptionFacts::Aes),
+            (Method::Luks, slots) => {
+                slots.as_ref().map(|s| EncryptionFacts::Luks(LuksFacts::of(&s.header())))
+            }
         }
     }
 }
@@ -318,7 +324,7 @@ impl EncryptOptions {
         Unlock { passphrase: Some(passphrase.clone()), ..Unlock::default() }
     }
 
-    /// Bytes of the extension that a new header has for it.
+    /// Refuses what makes no image, quickly.
     pub(super) fn validate(&self) -> Result<()> {
         match self {
             EncryptOptions::Aes(_) => Ok(()),

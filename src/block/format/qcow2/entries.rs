@@ -121,6 +121,14 @@ impl L2Words {
         self.descriptor | self.bitmap == 0
     }
 
+    /// An entry without data, and without the cluster that it keeps. `zeros`: the version has zero clusters.
+    pub(super) fn without_cluster(self, geometry: Geometry, zeros: bool) -> L2Words {
+        match geometry.extended_l2 {
+            true => L2Words { descriptor: 0, bitmap: self.bitmap & u64::from(u32::MAX) << 32 },
+            false => L2Words { descriptor: if zeros { ZERO } else { 0 }, bitmap: 0 },
+        }
+    }
+
     fn subclusters(self) -> Subclusters {
         Subclusters { data: self.bitmap as u32, zeros: (self.bitmap >> 32) as u32 }
     }

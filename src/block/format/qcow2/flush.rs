@@ -130,7 +130,7 @@ impl Qcow2 {
             return Ok(());
         }
         let mark = |header: &mut Header| {
-            header.incompatible = header.incompatible & !DIRTY | (u64::from(dirty) * DIRTY);
+            header.incompatible = (header.incompatible & !DIRTY) | (u64::from(dirty) * DIRTY);
         };
         self.change_header_durably(mark).await
     }

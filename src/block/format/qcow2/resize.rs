@@ -29,7 +29,7 @@ impl Qcow2 {
             return Err(Error::new(Kind::InvalidArgument, what));
         }
         self.prepare_change().await?;
-        self.begin_bitmap_resize().await?;
+        self.begin_bitmap_resize(size).await?;
         if size < old {
             return self.shrink(size).await;
         }

@@ -182,30 +182,18 @@ impl RawEntry {
                 // All ones: recorded without instruction count.
                 icount: extra_field(&self.extra, 16).filter(|&icount| icount != u64::MAX),
             },
-            bytes: self.bytes_with(&self.extra),
+            bytes: self.bytes(),
         }
     }
 
-    /// As it is to stand in a table, with other extra data.
-    fn bytes_with(&self, extra: &[u8]) -> Vec<u8> {
-        let extra_len = (extra.len() as u32).to_be_bytes();
-        [&self.fixed[..36], &extra_len, extra, &self.strings].concat()
+    /// As it may stand in a table, without padding.
+    fn bytes(&self) -> Vec<u8> {
+        let extra_len = (self.extra.len() as u32).to_be_bytes();
+        [&self.fixed[..36], &extra_len, &self.extra, &self.strings].concat()
     }
 
     fn vm_state_size(&self) -> u64 {
         extra_field(&self.extra, 0).unwrap_or_else(|| u64::from(be32(&self.fixed[32..])))
-    }
-
-    /// Whether it has the extra data that version 3 demands.
-    pub(super) fn is_complete(&self) -> bool {
-        self.extra.len() >= 16
-    }
-
-    /// As it is to stand in a table of version 3: with all extra data, and no more than readers accept.
-    pub(super) fn complete_bytes(&self, header: &Header) -> Vec<u8> {
-        let mut bytes = self.bytes_with(&completed_extra(&self.extra, self.vm_state_size(), header.size));
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        bytes
     }
 }
 

@@ -1,40 +1,12 @@
-//! The bits of a bitmap in memory: sparse, so that an empty or a full one of a huge disk takes next to nothing.
+//! The bits of a bitmap in memory.
 //!
 //! ```text
-//!   granule 0 … 4095 | 4096 … 8191 | …        a chunk: absent (clear) | full | 4096 bits, 512 bytes
+//!   granule 0 … 4095 | 4096 … 8191 | …        a chunk (see chunks): clear, full, or 4096 bits
 //! ```
-//! A chunk is the part that the smallest cluster holds, and its bytes are those on disk: the lowest bit of the
-//! first byte is the first granule. Invariant: no bit behind the end of the disk is set, and chunks that are clear
-//! are absent; a full chunk has no bits behind the end.
+//! Invariant: no bit behind the end of the disk is set; the chunk that the end lies in is never full.
 
-use std::collections::BTreeMap;
+use super::chunks::{CHUNK_BITS, CHUNK_BYTES, Chunks, find, put_words};
 use std::ops::Range;
-
-/// Bits and bytes of a chunk.
-const CHUNK_BITS: u64 = 4096;
-pub(super) const CHUNK_BYTES: usize = 512;
-const WORDS: usize = CHUNK_BYTES / 8;
-
-type Words = [u64; WORDS];
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Chunk {
-    Full,
-    Mixed(Box<Words>),
-}
-
-impl Chunk {
-    fn words(&self) -> &Words {
-        match self {
-            Chunk::Full => &[u64::MAX; WORDS],
-            Chunk::Mixed(words) => words,
-        }
-    }
-
-    fn from_words(words: Box<Words>) -> Chunk {
-        if words.iter().all(|&word| word == u64::MAX) { Chunk::Full } else { Chunk::Mixed(words) }
-    }
-}
 
 /// Which granules of a disk are dirty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +14,7 @@ pub(super) struct Bits {
     /// Bytes of the disk.
     size: u64,
     granularity_bits: u32,
-    chunks: BTreeMap<u64, Chunk>,
+    chunks: Chunks,
 }
 
 /// What a part of the bits is.
@@ -55,7 +27,7 @@ pub(super) enum Part {
 impl Bits {
     /// No dirty granule.
     pub(super) fn new(size: u64, granularity_bits: u32) -> Bits {
-        Bits { size, granularity_bits, chunks: BTreeMap::new() }
+        Bits { size, granularity_bits, chunks: Chunks::default() }
     }
 
     /// Bytes of the disk.
@@ -76,13 +48,11 @@ impl Bits {
     pub(super) fn resize(&mut self, size: u64) {
         self.size = size;
         let end = self.granules();
-        self.chunks.split_off(&end.div_ceil(CHUNK_BITS));
-        let (last, kept) = (end / CHUNK_BITS, end % CHUNK_BITS);
-        if kept > 0
-            && let Some(chunk) = self.chunks.remove(&last)
-        {
+        self.chunks.clear(end.div_ceil(CHUNK_BITS)..u64::MAX);
+        let last = end / CHUNK_BITS;
+        if !end.is_multiple_of(CHUNK_BITS) {
             let mut bytes = [0; CHUNK_BYTES];
-            put_words(chunk.words(), &mut bytes);
+            put_words(&self.chunks.words(last), &mut bytes);
             self.load_chunk(last, &bytes);
         }
     }
@@ -95,42 +65,36 @@ impl Bits {
     }
 
     fn set_granules(&mut self, granules: Range<u64>) {
+        let whole = granules.start.div_ceil(CHUNK_BITS)..granules.end / CHUNK_BITS;
+        if !whole.is_empty() {
+            self.chunks.fill(whole.clone());
+            self.set_within_chunks(granules.start..whole.start * CHUNK_BITS);
+            self.set_within_chunks(whole.end * CHUNK_BITS..granules.end);
+            return;
+        }
+        self.set_within_chunks(granules);
+    }
+
+    fn set_within_chunks(&mut self, granules: Range<u64>) {
         let mut at = granules.start;
         while at < granules.end {
             let chunk = at / CHUNK_BITS;
             let end = granules.end.min((chunk + 1) * CHUNK_BITS);
-            self.set_in_chunk(chunk, at % CHUNK_BITS..end - chunk * CHUNK_BITS);
+            self.chunks.set(chunk, at % CHUNK_BITS..end - chunk * CHUNK_BITS);
             at = end;
-        }
-    }
-
-    fn set_in_chunk(&mut self, index: u64, bits: Range<u64>) {
-        if bits == (0..CHUNK_BITS) {
-            self.chunks.insert(index, Chunk::Full);
-            return;
-        }
-        let chunk = self.chunks.entry(index).or_insert_with(|| Chunk::Mixed(Box::new([0; WORDS])));
-        let Chunk::Mixed(words) = chunk else { return };
-        let mut at = bits.start;
-        while at < bits.end {
-            let in_word = (64 - at % 64).min(bits.end - at);
-            words[(at / 64) as usize] |= u64::MAX >> (64 - in_word) << (at % 64);
-            at += in_word;
-        }
-        // Looked at only where it may have become full.
-        if words[(bits.start / 64) as usize] == u64::MAX && words.iter().all(|&word| word == u64::MAX) {
-            *chunk = Chunk::Full;
         }
     }
 
     /// Marks all that is dirty in `other`, a bitmap of the same disk with the same granularity.
     pub(super) fn union(&mut self, other: &Bits) {
-        for (&index, theirs) in &other.chunks {
-            let mut words = Box::new(*theirs.words());
-            if let Some(ours) = self.chunks.get(&index) {
-                words.iter_mut().zip(ours.words()).for_each(|(word, ours)| *word |= ours);
-            }
-            self.chunks.insert(index, Chunk::from_words(words));
+        for (range, theirs) in other.chunks.spans(0..u64::MAX) {
+            let Some(theirs) = theirs else {
+                self.chunks.fill(range);
+                continue;
+            };
+            let mut words = self.chunks.words(range.start);
+            words.iter_mut().zip(theirs).for_each(|(word, theirs)| *word |= theirs);
+            self.chunks.put(range.start, &words);
         }
     }
 
@@ -144,7 +108,7 @@ impl Bits {
 
     fn load_chunk(&mut self, index: u64, bytes: &[u8]) {
         let valid = self.granules().saturating_sub(index * CHUNK_BITS);
-        let mut words = Box::new([0; WORDS]);
+        let mut words = [0; CHUNK_BYTES / 8];
         for ((word, bytes), at) in words.iter_mut().zip(bytes.chunks(8)).zip((0..).step_by(64)) {
             let value = bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
             *word = match valid.saturating_sub(at) {
@@ -153,9 +117,7 @@ impl Bits {
                 _ => value,
             };
         }
-        if words.iter().any(|&word| word != 0) {
-            self.chunks.insert(index, Chunk::from_words(words));
-        }
+        self.chunks.put(index, &words);
     }
 
     /// Sets all bits of a cluster of `len` bytes of the bitmap.
@@ -168,27 +130,31 @@ impl Bits {
     /// The bits of one cluster of `len` bytes as they stand in the file.
     pub(super) fn part(&self, index: u64, len: usize) -> Part {
         let per_cluster = (len / CHUNK_BYTES) as u64;
-        let first = index * per_cluster;
-        let chunks: Vec<_> = self.chunks.range(first..first + per_cluster).collect();
-        if chunks.is_empty() {
-            return Part::Clear;
+        let whole = index * per_cluster..(index + 1) * per_cluster;
+        let mut bytes = Vec::new();
+        for (range, words) in self.chunks.spans(whole.clone()) {
+            if range == whole && words.is_none() {
+                return Part::Set;
+            }
+            bytes.resize(len, 0);
+            let at = |chunk: u64| (chunk - whole.start) as usize * CHUNK_BYTES;
+            let bytes = &mut bytes[at(range.start)..at(range.end)];
+            match words {
+                Some(words) => put_words(words, bytes),
+                None => bytes.fill(0xff),
+            }
         }
-        if chunks.len() as u64 == per_cluster && chunks.iter().all(|(_, chunk)| **chunk == Chunk::Full) {
-            return Part::Set;
-        }
-        let mut bytes = vec![0; len];
-        for (&index, chunk) in chunks {
-            let at = (index - first) as usize * CHUNK_BYTES;
-            put_words(chunk.words(), &mut bytes[at..at + CHUNK_BYTES]);
-        }
-        Part::Mixed(bytes)
+        if bytes.is_empty() { Part::Clear } else { Part::Mixed(bytes) }
     }
 
     /// Which clusters of `len` bytes are not clear.
     pub(super) fn parts(&self, len: u64) -> Vec<u64> {
         let per_cluster = len / CHUNK_BYTES as u64;
-        let mut parts: Vec<u64> = self.chunks.keys().map(|chunk| chunk / per_cluster).collect();
-        parts.dedup();
+        let mut parts: Vec<u64> = Vec::new();
+        for (range, _) in self.chunks.spans(0..u64::MAX) {
+            let next = parts.last().map_or(0, |last| last + 1);
+            parts.extend(next.max(range.start / per_cluster)..range.end.div_ceil(per_cluster));
+        }
         parts
     }
 
@@ -200,6 +166,10 @@ impl Bits {
             at = run.end;
             let start = (run.start << self.granularity_bits).max(from);
             let end = (run.end << self.granularity_bits).min(self.size);
+            if start >= end {
+                // It was asked for what lies behind the end of the disk, in the last granule.
+                break;
+            }
             let full = found.len() == limit;
             match found.last_mut() {
                 Some(last) if last.end == start => last.end = end,
@@ -210,37 +180,17 @@ impl Bits {
         found
     }
 
-    /// The next dirty granules from `at` on, as far as their chunk goes.
+    /// The next dirty granules from `at` on, as far as their span of chunks goes.
     fn next_run(&self, at: u64) -> Option<Range<u64>> {
-        for (&index, chunk) in self.chunks.range(at / CHUNK_BITS..) {
-            let start = index * CHUNK_BITS;
-            let (words, from) = (chunk.words(), at.saturating_sub(start));
-            if let Some(first) = find(words, from, true) {
+        for (range, words) in self.chunks.spans(at / CHUNK_BITS..u64::MAX) {
+            let (start, end) = (range.start * CHUNK_BITS, range.end * CHUNK_BITS);
+            let Some(words) = words else { return Some(at.max(start)..end) };
+            if let Some(first) = find(words, at.saturating_sub(start), true) {
                 let end = find(words, first, false).unwrap_or(CHUNK_BITS);
                 return Some(start + first..start + end);
             }
         }
         None
-    }
-}
-
-/// The first bit from `from` on that is `value`.
-fn find(words: &Words, from: u64, value: bool) -> Option<u64> {
-    let mut at = from;
-    while at < CHUNK_BITS {
-        let word = words[(at / 64) as usize];
-        let wanted = if value { word } else { !word } >> (at % 64);
-        if wanted != 0 {
-            return Some(at + u64::from(wanted.trailing_zeros()));
-        }
-        at = (at / 64 + 1) * 64;
-    }
-    None
-}
-
-fn put_words(words: &Words, bytes: &mut [u8]) {
-    for (word, bytes) in words.iter().zip(bytes.chunks_exact_mut(8)) {
-        bytes.copy_from_slice(&word.to_le_bytes());
     }
 }
 
@@ -314,10 +264,20 @@ mod tests {
     fn a_full_and_an_empty_bitmap_of_a_huge_disk_are_small() {
         let mut bits = Bits::new(1 << 36, 9);
         bits.set(0..1 << 36);
-        assert!(bits.chunks.values().all(|chunk| *chunk == Chunk::Full));
+        assert_eq!(bits.chunks.spans(0..u64::MAX).count(), 1);
         assert_eq!(bits.dirty(1000, 5), only(1000..1 << 36));
         bits.resize(1 << 20);
-        assert_eq!(bits.chunks.len(), 1);
+        assert_eq!(bits.chunks.spans(0..u64::MAX).count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_dirty_from_the_end_of_the_disk_on() {
+        let mut bits = Bits::new((1 << 20) + 512, 16);
+        bits.set(1 << 20..(1 << 20) + 512);
+        assert_eq!(bits.dirty(0, 9), only(1 << 20..(1 << 20) + 512));
+        assert_eq!(bits.dirty((1 << 20) + 100, 9), only((1 << 20) + 100..(1 << 20) + 512));
+        assert_eq!(bits.dirty((1 << 20) + 512, 9), []);
+        assert_eq!(bits.dirty(2 << 20, 9), []);
     }
 
     #[test]

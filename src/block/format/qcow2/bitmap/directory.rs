@@ -16,6 +16,7 @@ use crate::block::graph::Node;
 use crate::block::{Error, Kind, Result};
 use std::collections::HashSet;
 use std::ops::{Range, RangeInclusive};
+use std::rc::Rc;
 
 /// Autoclear bit: the bitmaps are what the extension says.
 pub(in super::super) const BITMAPS_VALID: u64 = 1;
@@ -56,7 +57,7 @@ impl Table {
 /// An entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) name: String,
+    pub(super) name: Rc<str>,
     pub(super) table: Table,
     pub(super) granularity_bits: u32,
     /// Its bits are not what the file says.
@@ -102,6 +103,9 @@ pub(super) fn bits_bytes(size: u64, granularity_bits: u32) -> u64 {
 pub(super) fn table_entries(geometry: Geometry, size: u64, granularity_bits: u32) -> u64 {
     geometry.clusters_for(bits_bytes(size, granularity_bits)).max(1)
 }
+
+/// What is said of one that does not fit.
+pub(super) const TOO_LARGE: &str = "Too much space will be occupied by the bitmap. Use larger granularity";
 
 /// Whether the format can hold such a bitmap.
 pub(super) fn fits(size: u64, granularity_bits: u32) -> bool {
@@ -161,6 +165,7 @@ fn parse(bytes: &[u8], count: usize, header: &Header) -> Result<Vec<Entry>> {
             return Err(invalid("More bitmaps found than specified in header extension"));
         }
         let (entry, len) = parse_entry(rest, header)?;
+        // Names may take 64 MiB: one copy of each.
         if !names.insert(entry.name.clone()) {
             return Err(invalid(format!("Bitmap already exists: {}", entry.name)));
         }
@@ -182,15 +187,15 @@ fn parse_entry(bytes: &[u8], header: &Header) -> Result<(Entry, usize)> {
     }
     let name_len = usize::from(fixed[18]) << 8 | usize::from(fixed[19]);
     let len = (FIXED + name_len).next_multiple_of(8);
-    let name = bytes.get(..len).ok_or_else(broken)?[FIXED..FIXED + name_len].to_vec();
-    let name = String::from_utf8(name).map_err(|_| invalid("Bitmap name is not valid UTF-8"))?;
+    let name = &bytes.get(..len).ok_or_else(broken)?[FIXED..FIXED + name_len];
+    let name = std::str::from_utf8(name).map_err(|_| invalid("Bitmap name is not valid UTF-8"))?;
     let flags = be32(&fixed[12..]);
     let entry = Entry {
         table: Table { offset: HostOffset(be64(fixed)), entries: be32(&fixed[8..]) },
         granularity_bits: u32::from(fixed[17]),
         in_use: flags & IN_USE != 0,
         enabled: flags & AUTO != 0,
-        name,
+        name: name.into(),
     };
     let known = fixed[16] == DIRTY_TRACKING && flags & !(IN_USE | AUTO) == 0;
     if !known || !is_sound(&entry, header) {
@@ -213,8 +218,9 @@ fn is_sound(entry: &Entry, header: &Header) -> bool {
 }
 
 /// The directory as it stands on disk.
-pub(super) fn encode<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u8> {
-    let mut out = Vec::new();
+pub(super) fn encode<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Vec<u8> {
+    let len = |entry: &Entry| (FIXED + entry.name.len()).next_multiple_of(8);
+    let mut out = Vec::with_capacity(entries.clone().map(len).sum());
     for entry in entries {
         let flags = if entry.in_use { IN_USE } else { 0 } | if entry.enabled { AUTO } else { 0 };
         out.extend(entry.table.offset.0.to_be_bytes());

@@ -29,41 +29,19 @@ impl Bitmaps for Qcow2 {
     }
 
     async fn add(&self, name: &str, granularity: Option<u64>, enabled: bool) -> Result<()> {
-        let _turn = self.begin_edit().await?;
-        let default = self.geometry.cluster_size().clamp(LEAST_DEFAULT, MOST_DEFAULT);
-        let granularity_bits = self.check_new(name, granularity.unwrap_or(default))?;
-        let bits = Bits::new(self.size.get(), granularity_bits);
-        let (mut list, mut room) = (self.bitmaps.get().clone(), Room::default());
-        let table = self.write_bits(&bits, &mut room).await?;
-        let entry = Entry { name: name.to_owned(), table, granularity_bits, in_use: false, enabled };
-        list.push(Bitmap { entry, bits: Some(Rc::new(bits)), changed: false });
-        self.switch_bitmaps(list, room).await
+        self.judged(self.add_bitmap(name, granularity, enabled).await).await
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
-        let _turn = self.begin_edit().await?;
-        let index = self.bitmaps.find(name)?;
-        let mut list = self.bitmaps.get().clone();
-        list.remove(index);
-        self.switch_bitmaps(list, Room::default()).await
+        self.judged(self.remove_bitmap(name).await).await
     }
 
     async fn clear(&self, name: &str) -> Result<()> {
-        let _turn = self.begin_edit().await?;
-        let index = self.bitmaps.find_usable(name)?;
-        let granularity_bits = self.bitmaps.get()[index].entry.granularity_bits;
-        self.replace_bits(index, Bits::new(self.size.get(), granularity_bits)).await
+        self.judged(self.clear_bitmap(name).await).await
     }
 
     async fn set_enabled(&self, name: &str, enabled: bool) -> Result<()> {
-        let _turn = self.begin_edit().await?;
-        let index = self.bitmaps.find_usable(name)?;
-        let mut list = self.bitmaps.get().clone();
-        if list[index].entry.enabled == enabled {
-            return Ok(());
-        }
-        list[index].entry.enabled = enabled;
-        self.switch_bitmaps(list, Room::default()).await
+        self.judged(self.enable_bitmap(name, enabled).await).await
     }
 
     async fn merge(&self, name: &str, source: &dyn Bitmaps, from: &str) -> Result<()> {
@@ -71,11 +49,7 @@ impl Bitmaps for Qcow2 {
         let granularity_bits = self.bitmaps.get()[index].entry.granularity_bits;
         // Not within the turn: the source may be this image.
         let added = collect(source, from, self.size.get(), granularity_bits).await?;
-        let _turn = self.begin_edit().await?;
-        let index = self.bitmaps.find_usable(name)?;
-        let mut bits = Bits::clone(&*self.bits_of(index).await?);
-        bits.union(&added);
-        self.replace_bits(index, bits).await
+        self.judged(self.add_bits(name, added).await).await
     }
 
     async fn dirty(&self, name: &str, from: u64, limit: usize) -> Result<Vec<Range<u64>>> {
@@ -105,6 +79,52 @@ async fn collect(source: &dyn Bitmaps, from: &str, size: u64, granularity_bits: 
 }
 
 impl Qcow2 {
+    async fn add_bitmap(&self, name: &str, granularity: Option<u64>, enabled: bool) -> Result<()> {
+        let _turn = self.begin_edit().await?;
+        let default = self.geometry.cluster_size().clamp(LEAST_DEFAULT, MOST_DEFAULT);
+        let granularity_bits = self.check_new(name, granularity.unwrap_or(default))?;
+        let bits = Bits::new(self.size.get(), granularity_bits);
+        let (mut list, mut room) = (self.bitmaps.get().clone(), Room::default());
+        let table = self.write_bits(&bits, &mut room).await?;
+        let entry = Entry { name: name.into(), table, granularity_bits, in_use: false, enabled };
+        list.push(Bitmap { entry, bits: Some(Rc::new(bits)), changed: false });
+        self.switch_bitmaps(list, room).await
+    }
+
+    async fn remove_bitmap(&self, name: &str) -> Result<()> {
+        let _turn = self.begin_edit().await?;
+        let index = self.bitmaps.find(name)?;
+        let mut list = self.bitmaps.get().clone();
+        list.remove(index);
+        self.switch_bitmaps(list, Room::default()).await
+    }
+
+    async fn clear_bitmap(&self, name: &str) -> Result<()> {
+        let _turn = self.begin_edit().await?;
+        let index = self.bitmaps.find_usable(name)?;
+        let granularity_bits = self.bitmaps.get()[index].entry.granularity_bits;
+        self.replace_bits(index, Bits::new(self.size.get(), granularity_bits)).await
+    }
+
+    async fn enable_bitmap(&self, name: &str, enabled: bool) -> Result<()> {
+        let _turn = self.begin_edit().await?;
+        let index = self.bitmaps.find_usable(name)?;
+        let mut list = self.bitmaps.get().clone();
+        if list[index].entry.enabled == enabled {
+            return Ok(());
+        }
+        list[index].entry.enabled = enabled;
+        self.switch_bitmaps(list, Room::default()).await
+    }
+
+    async fn add_bits(&self, name: &str, added: Bits) -> Result<()> {
+        let _turn = self.begin_edit().await?;
+        let index = self.bitmaps.find_usable(name)?;
+        let mut bits = Bits::clone(&*self.bits_of(index).await?);
+        bits.union(&added);
+        self.replace_bits(index, bits).await
+    }
+
     /// Waits for the turn to change bitmaps.
     async fn begin_edit(&self) -> Result<async_lock::MutexGuard<'_, ()>> {
         if self.read_only.get() {
@@ -155,9 +175,7 @@ impl Qcow2 {
             return refuse(format!("Name length exceeds maximum ({MAX_NAME} characters)"));
         }
         if !directory::fits(self.size.get(), granularity_bits) {
-            return refuse(
-                "Too much space will be occupied by the bitmap. Use larger granularity".to_owned(),
-            );
+            return refuse(directory::TOO_LARGE.to_owned());
         }
         if self.bitmaps.get().len() >= MAX_BITMAPS {
             return refuse("Maximum number of persistent bitmaps is already reached".to_owned());

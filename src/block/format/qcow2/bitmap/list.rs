@@ -11,6 +11,10 @@ use std::cell::{Cell, Ref, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
+/// Bytes that all bitmaps of an image may take when they are read, whatever it says. At 64 KiB of granularity, the
+/// default, scattered writes to a disk of 90 TiB take as much.
+const ROOM: u64 = 192 << 20;
+
 /// A bitmap.
 #[derive(Clone)]
 pub(super) struct Bitmap {
@@ -35,7 +39,7 @@ impl Bitmap {
 
     fn info(&self) -> BitmapInfo {
         BitmapInfo {
-            name: self.entry.name.clone(),
+            name: self.entry.name.to_string(),
             granularity: 1 << self.entry.granularity_bits,
             enabled: self.entry.enabled,
             in_use: self.entry.in_use,
@@ -57,12 +61,16 @@ pub(in super::super) struct BitmapList {
     tracking: Cell<bool>,
     /// Clusters of tables and bits that were read so far. No two bitmaps share any, so the file bounds it.
     pub(super) loaded: Cell<u64>,
+    /// Bytes of memory that bitmaps may still fill when they are read.
+    room: Cell<u64>,
 }
 
 impl BitmapList {
     /// Reads the directory, if the header says that it is valid.
     pub(in super::super) async fn read(file: &Node, header: &Header) -> Result<BitmapList> {
         let (entries, place) = directory::read(file, header).await?;
+        // Names are in memory for good, and twice more when the directory is written.
+        let room = ROOM.saturating_sub(3 * (place.end - place.start));
         let list = entries.into_iter().map(|entry| Bitmap { entry, bits: None, changed: false }).collect();
         let bitmaps = BitmapList {
             list: RefCell::new(list),
@@ -71,6 +79,7 @@ impl BitmapList {
             unmarked: Cell::new(false),
             tracking: Cell::new(false),
             loaded: Cell::new(0),
+            room: Cell::new(room),
         };
         bitmaps.update();
         Ok(bitmaps)
@@ -122,6 +131,22 @@ impl BitmapList {
         self.list.borrow()
     }
 
+    /// Takes some of the memory that bitmaps may fill.
+    ///
+    /// # Errors
+    /// [`Kind::TooLarge`] when that much is not left.
+    pub(super) fn take_room(&self, bytes: u64) -> Result<()> {
+        let left = self.room.get().checked_sub(bytes);
+        let none = || Error::new(Kind::TooLarge, "the bitmaps of the image take too much memory");
+        self.room.set(left.ok_or_else(none)?);
+        Ok(())
+    }
+
+    /// The bits of a bitmap that is not in use are known now.
+    pub(super) fn set_bits(&self, index: usize, bits: Rc<Bits>) {
+        self.list.borrow_mut()[index].bits = Some(bits);
+    }
+
     /// Changes bitmaps in memory.
     pub(super) fn change(&self, change: impl FnOnce(&mut Vec<Bitmap>)) {
         change(&mut self.list.borrow_mut());
@@ -147,7 +172,7 @@ impl BitmapList {
     /// # Errors
     /// When there is none of this name.
     pub(super) fn find(&self, name: &str) -> Result<usize> {
-        let found = self.list.borrow().iter().position(|bitmap| bitmap.entry.name == name);
+        let found = self.list.borrow().iter().position(|bitmap| *bitmap.entry.name == *name);
         found.ok_or_else(|| Error::new(Kind::InvalidArgument, format!("Dirty bitmap '{name}' not found")))
     }
 
@@ -164,6 +189,22 @@ impl BitmapList {
     pub(super) fn check_all_usable(&self) -> Result<()> {
         match self.list.borrow().iter().find(|bitmap| bitmap.is_inconsistent()) {
             Some(bitmap) => Err(inconsistent(&bitmap.entry.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a size of the disk for which a bitmap could not be stored.
+    pub(super) fn check_all_fit(&self, size: u64) -> Result<()> {
+        let fits = |bitmap: &&Bitmap| directory::fits(size, bitmap.entry.granularity_bits);
+        match self.list.borrow().iter().find(|bitmap| !fits(bitmap)) {
+            Some(bitmap) => Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "Bitmap '{}' doesn't satisfy the constraints: {}",
+                    bitmap.entry.name,
+                    directory::TOO_LARGE
+                ),
+            )),
             None => Ok(()),
         }
     }

@@ -4,9 +4,22 @@ use super::super::driver::Qcow2;
 use super::super::extensions::be64;
 use super::super::geometry::ENTRY;
 use super::bits::Bits;
+use super::chunks::CHUNK_BYTES;
 use super::directory::{Entry, Table, TableEntry, table_entries};
 use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
+
+/// Memory, in bytes, that a bitmap takes whatever is in it: it, its name apart, and the chunk that a write makes.
+const EACH: u64 = 1024;
+/// Memory that a span of bits takes besides the bits.
+const SPAN: u64 = 64;
+
+/// Memory that the bits take, at most, whose clusters of `cluster` bytes a table names.
+fn memory_for(table: &[TableEntry], cluster: u64) -> u64 {
+    let clusters = table.iter().filter(|entry| matches!(entry, TableEntry::Bits(_))).count() as u64;
+    let runs = table.chunk_by(|a, b| a == b).filter(|run| run[0] == TableEntry::Set).count() as u64;
+    clusters * (cluster + cluster / CHUNK_BYTES as u64 * SPAN) + runs * SPAN
+}
 
 impl Qcow2 {
     /// The bits of a bitmap that is not inconsistent; they stay in memory. The list is not changed meanwhile.
@@ -23,7 +36,7 @@ impl Qcow2 {
             Rc::new(bits.map_err(|error| {
                 error.context(format!("Could not read bitmap '{}' from image", entry.name))
             })?);
-        self.bitmaps.change(|list| list[index].bits = Some(bits.clone()));
+        self.bitmaps.set_bits(index, bits.clone());
         Ok(bits)
     }
 
@@ -32,8 +45,10 @@ impl Qcow2 {
         if u64::from(entry.table.entries) != table_entries(self.geometry, size, entry.granularity_bits) {
             return Err(Error::new(Kind::InvalidFormat, "Invalid argument"));
         }
+        self.bitmaps.take_room(EACH + u64::from(entry.table.entries) * ENTRY)?;
         let table = self.bitmap_table(entry.table).await?;
         self.count_loaded(&table)?;
+        self.bitmaps.take_room(memory_for(&table, cluster))?;
         let mut bits = Bits::new(size, entry.granularity_bits);
         for (index, entry) in (0..).zip(table) {
             match entry {

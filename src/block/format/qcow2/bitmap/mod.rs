@@ -3,7 +3,7 @@
 //! ```text
 //!   header extension ─▶ directory ─▶ table of each bitmap ─▶ clusters of bits      on disk (directory)
 //!                                                             │  ▲
-//!                                          first change: load ▼  │ close: store    in memory (list, bits)
+//!                                          first change: load ▼  │ close: store    in memory (list, bits, chunks)
 //! ```
 //! What the file holds is right, or marked as in use, at every instant:
 //!
@@ -20,6 +20,7 @@
 //! Operations (`edit`) end in the same switch of the header: the old bitmaps or the new ones.
 
 mod bits;
+mod chunks;
 mod directory;
 mod edit;
 mod list;

@@ -48,31 +48,35 @@ impl Qcow2 {
     /// will mark them anew. No request is in flight.
     pub(in super::super) async fn store_bitmaps(&self) -> Result<()> {
         let _turn = self.bitmaps.changing.lock().await;
-        let mut list = self.bitmaps.get().clone();
-        if !list.iter().any(Bitmap::is_tracked) {
+        if !self.bitmaps.get().iter().any(Bitmap::is_tracked) {
             return Ok(());
         }
-        let mut room = Room::default();
+        let stored = self.judged(self.store_tracked().await).await;
+        stored.map_err(|error| error.context("Lost persistent bitmaps"))
+    }
+
+    async fn store_tracked(&self) -> Result<()> {
+        let (mut list, mut room) = (self.bitmaps.get().clone(), Room::default());
         for bitmap in list.iter_mut().filter(|bitmap| bitmap.is_tracked()) {
             if let Some(bits) = bitmap.bits.clone().filter(|_| bitmap.changed) {
                 bitmap.entry.table = self.write_bits(&bits, &mut room).await?;
             }
             (bitmap.entry.in_use, bitmap.changed) = (false, false);
         }
-        let stored = self.switch_bitmaps(list, room).await;
-        stored.map_err(|error| error.context("Lost persistent bitmaps"))
+        self.switch_bitmaps(list, room).await
     }
 
-    /// Before the size of the disk changes: all bitmaps are in use until they are stored with the new size.
+    /// Before the disk gets `size` bytes: all bitmaps are in use until they are stored with the new size.
     ///
     /// # Errors
-    /// When one is inconsistent or cannot be read.
-    pub(in super::super) async fn begin_bitmap_resize(&self) -> Result<()> {
+    /// When one is inconsistent, cannot be read or would be too large for the format.
+    pub(in super::super) async fn begin_bitmap_resize(&self, size: u64) -> Result<()> {
         let _turn = self.bitmaps.changing.lock().await;
         if self.bitmaps.is_empty() {
             return Ok(());
         }
         self.bitmaps.check_all_usable()?;
+        self.bitmaps.check_all_fit(size)?;
         let count = self.bitmaps.get().len();
         for index in 0..count {
             self.bits_of(index).await?;

@@ -47,6 +47,8 @@ impl Checker<'_> {
             if offset == 0 {
                 continue;
             }
+            // A table that does not start where clusters start is none: the count said so. It stays as it is.
+            let repair = repair && self.image.geometry.is_aligned(offset);
             let Some(refcount) = self.refcount(cluster).await else { continue };
             if (refcount == 1) != has_copied(raw) {
                 self.tell_flag(repair, || {

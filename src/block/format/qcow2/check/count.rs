@@ -5,7 +5,7 @@
 //! are longer than the budget in all overlap, and are not followed any more.
 
 use super::super::encrypt::luks_place;
-use super::super::entries::{L2Entry, decode_refcount_table, raw_l1};
+use super::super::entries::{L2Words, decode_refcount_table, raw_l1};
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::MAX_L1_BYTES;
 use super::super::overlap::{ClusterSet, Metadata};
@@ -66,9 +66,11 @@ impl Checker<'_> {
         self.tally.count(0, image.geometry.cluster_size(), 1);
         let l1 = image.active.l1.borrow().clone();
         self.count_view(image.active.offset.get(), &l1, true).await?;
-        let snapshots = image.snapshots.borrow().clone();
-        for snapshot in &snapshots {
-            self.count_snapshot(snapshot).await?;
+        let count = image.snapshots.borrow().len();
+        for index in 0..count {
+            // One at a time: their names may take much.
+            let snapshot = image.snapshots.borrow()[index].clone();
+            self.count_snapshot(&snapshot).await?;
         }
         self.count_later().await?;
         let table = image.snapshot_table.borrow().clone();
@@ -89,12 +91,28 @@ impl Checker<'_> {
             let SnapshotInfo { id, name, .. } = &snapshot.info;
             let message = || format!("ERROR snapshot {id} ({name}) {what}; snapshot table entry corrupted");
             self.tally.corrupt(1, message);
-            return Ok(());
+            return if self.tally.repair.is_some() { self.lost_l1() } else { Ok(()) };
         }
         self.seen.take_upper(len)?;
-        let l1 = self.image.file.read_bytes(snapshot.l1_offset.0, len as usize).await?;
+        let (start, end) = (snapshot.l1_offset.0, snapshot.l1_offset.0.saturating_add(len));
+        let readable = match self.tally.repair {
+            Some(_) => start > 0 && end <= self.tally.file_len,
+            None => end <= i64::MAX as u64,
+        };
+        if len > 0 && !readable {
+            self.tally.count(start, len, 1);
+            return self.lost_l1();
+        }
+        let l1 = self.image.file.read_bytes(start, len as usize).await?;
         let l1: Vec<u64> = tables::entries(&l1).collect();
         self.count_view(snapshot.l1_offset, &l1, false).await
+    }
+
+    /// The end of a check that cannot know what a snapshot refers to. A repair must not go on: all that only the
+    /// snapshot has would pass for leaked, and be given to the guest to write to.
+    fn lost_l1(&mut self) -> Result<()> {
+        self.tally.say(|| "ERROR: I/O error in check_refcounts_l1".into());
+        Err(Error::new(Kind::Io, "Input/output error"))
     }
 
     /// Why the L1 table of a snapshot cannot be one.
@@ -150,29 +168,25 @@ impl Checker<'_> {
                 return Ok(());
             }
         };
-        let zeroed = self.tally.count_l2(table, look);
-        match zeroed.is_empty() {
+        let dropped = self.tally.count_l2(table, look);
+        match dropped.is_empty() {
             true => Ok(()),
-            false => self.zero_entries(offset, &zeroed, look).await,
+            false => self.drop_clusters(offset, &dropped, look).await,
         }
     }
 
-    /// Makes entries of an L2 table plain zeros, which version 2 has none of.
-    async fn zero_entries(&mut self, table: u64, zeroed: &[usize], look: Look) -> Result<()> {
+    /// Takes the clusters out of entries of an L2 table; what reads as zeros goes on to do so.
+    async fn drop_clusters(&mut self, table: u64, entries: &[(usize, L2Words)], look: Look) -> Result<()> {
         let own = look.active.then_some(Metadata::ActiveL2);
         let geometry = self.image.geometry;
-        let mut zero = vec![0; geometry.l2_entry() as usize];
-        let entry = match self.image.v3 {
-            true => L2Entry::Zero { host: None, copied: false },
-            false => L2Entry::Unallocated,
-        };
-        entry.encode(geometry).write(&mut zero);
-        for &index in zeroed {
-            let at = HostOffset(table).add(index as u64 * geometry.l2_entry());
-            self.write_metadata(at, &zero, own).await?;
+        let mut bytes = vec![0; geometry.l2_entry() as usize];
+        for (index, words) in entries {
+            words.without_cluster(geometry, self.image.v3).write(&mut bytes);
+            let at = HostOffset(table).add(*index as u64 * geometry.l2_entry());
+            self.write_metadata(at, &bytes, own).await?;
         }
         self.image.l2.forget(HostOffset(table), self.image.geometry.cluster_size());
-        self.tally.report.corruptions_fixed += zeroed.len() as u64;
+        self.tally.report.corruptions_fixed += entries.len() as u64;
         Ok(())
     }
 

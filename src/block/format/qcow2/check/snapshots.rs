@@ -1,23 +1,25 @@
 //! The snapshot table: read anew, entry by entry, so that damage to it is a finding and not the end.
 //!
 //! A repair drops what is too much (entries, extra data) and completes entries that lack fields of version 3. It
-//! writes the new table to free clusters when everything else is right, and switches to it by one change of the
-//! header.
+//! writes the new table last, to clusters that are free by the refcounts as they were made right before, and
+//! switches to it by one change of the header.
 
 use super::super::alloc::Reserved;
 use super::super::geometry::{ENTRY, HostOffset};
 use super::super::header::{Header, MAX_SNAPSHOTS};
 use super::super::overlap::Metadata;
 use super::super::refcount::Run;
-use super::super::snapshot::{MAX_EXTRA, MAX_TABLE, RawEntry};
+use super::super::snapshot::{self, MAX_EXTRA, MAX_TABLE, RawEntry, Snapshot};
 use super::Checker;
 use crate::block::{Error, Kind, Result};
 use std::ops::Range;
 
+/// So many places for a new table are tried.
+const MOST_PASSED_OVER: usize = 1000;
+
 /// What stands in the snapshot table.
 #[derive(Default)]
 pub(super) struct Table {
-    entries: Vec<RawEntry>,
     /// How much is wrong with it.
     corruptions: u64,
     /// Its clusters are among those that were counted.
@@ -32,6 +34,15 @@ fn too_large(what: &str, cure: &str) -> Error {
     )
 }
 
+/// The table with all fields that version 3 demands. One at a time: names may take much.
+fn encode_completed(snapshots: &[Snapshot]) -> Result<Vec<u8>> {
+    let mut table = Vec::new();
+    for snapshot in snapshots {
+        table.extend(snapshot::encode(&[snapshot.completed()])?);
+    }
+    Ok(table)
+}
+
 impl Checker<'_> {
     /// Reads the table, as a repair would leave it. What the image knows of its snapshots comes from here.
     ///
@@ -42,6 +53,7 @@ impl Checker<'_> {
         let start = header.snapshots_offset.0;
         let count = self.snapshots_to_read(&header)?;
         let mut at = start;
+        let mut snapshots = Vec::new();
         for index in 0..count {
             let entry = RawEntry::read(&self.image.file, at).await?;
             self.check_extra_data(index, entry.extra_len)?;
@@ -50,12 +62,12 @@ impl Checker<'_> {
                 break;
             }
             at += entry.len;
-            self.snapshots.entries.push(entry);
+            snapshots.push(entry.snapshot(&header));
         }
         if header.is_v3() {
-            self.check_completeness();
+            self.check_completeness(&snapshots);
         }
-        self.take_snapshots(&header, start..at);
+        self.take_snapshots(snapshots, &header, start..at);
         Ok(())
     }
 
@@ -98,18 +110,17 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn check_completeness(&mut self) {
+    fn check_completeness(&mut self, snapshots: &[Snapshot]) {
         let word = if self.tally.repairs_all() { "Repairing" } else { "ERROR" };
-        for (index, entry) in self.snapshots.entries.iter().enumerate() {
-            if !entry.is_complete() {
+        for (index, snapshot) in snapshots.iter().enumerate() {
+            if !snapshot.is_complete() {
                 self.snapshots.corruptions += 1;
                 self.tally.say(|| format!("{word} snapshot table entry {index} is incomplete"));
             }
         }
     }
 
-    fn take_snapshots(&self, header: &Header, table: Range<u64>) {
-        let snapshots: Vec<_> = self.snapshots.entries.iter().map(|entry| entry.snapshot(header)).collect();
+    fn take_snapshots(&self, snapshots: Vec<Snapshot>, header: &Header, table: Range<u64>) {
         let valid = snapshots.iter().filter(|snapshot| snapshot.check_l1(header).is_ok());
         let l1_tables = valid.map(|snapshot| {
             snapshot.l1_offset.0..snapshot.l1_offset.0 + u64::from(snapshot.l1_entries) * ENTRY
@@ -136,10 +147,9 @@ impl Checker<'_> {
     }
 
     async fn write_snapshot_table(&self) -> Result<()> {
-        let (image, count) = (self.image, self.snapshots.entries.len() as u32);
-        let header = image.header.borrow().clone();
-        let table: Vec<u8> =
-            self.snapshots.entries.iter().flat_map(|entry| entry.complete_bytes(&header)).collect();
+        let image = self.image;
+        let count = image.snapshots.borrow().len() as u32;
+        let table = encode_completed(&image.snapshots.borrow())?;
         let room = match table.len() as u64 {
             0 => None,
             len => Some(self.write_to_free_space(&table, image.geometry.clusters_for(len)).await?),
@@ -170,19 +180,23 @@ impl Checker<'_> {
 
     /// Takes clusters that follow one another where no table stands, not even one that is damaged: the old one is
     /// in use until the switch.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] where metadata claims place after place, even behind the end of the file.
     async fn reserve_clear(&self, clusters: u64) -> Result<Reserved<'_>> {
         let (geometry, mut passed_over) = (self.image.geometry, Vec::new());
         let mut room = self.image.reserve(clusters).await?;
-        loop {
+        while passed_over.len() < MOST_PASSED_OVER {
             let offset = geometry.start_of(room.run.first);
             let clear = self.image.overlap.check(offset, clusters << geometry.cluster_bits, None).is_ok();
             if clear && room.run.count >= clusters {
                 return Ok(room);
             }
             passed_over.push(room);
-            // Behind all that is taken: sooner or later behind the end of the file, where no table is.
+            // Behind all that is counted: only a lie has a table there.
             room = self.image.reserve_contiguous(clusters).await?;
         }
+        Err(Error::new(Kind::NoSpace, "there is no place for the snapshot table"))
     }
 
     async fn give_up_old_table(&self, old: Range<u64>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What a check has found so far: findings, and references to clusters. Knows the rules that entries of tables
 //! must keep; reads nothing.
 
-use super::super::entries::{RawL2, bitmap_damage, has_copied, l2_words, raw_l2};
+use super::super::entries::{L2Words, RawL2, bitmap_damage, has_copied, l2_words, raw_l2};
 use super::super::geometry::Geometry;
 use super::references::References;
 use crate::block::graph::driver::{CheckReport, Repair};
@@ -135,10 +135,10 @@ impl Tally {
         }
     }
 
-    /// Counts what an L2 table refers to. Returns the entries that a repair is to make plain zeros: they read as
-    /// zeros, and the cluster that they keep is not one.
-    pub(super) fn count_l2(&mut self, table: &[u8], look: Look) -> Vec<usize> {
-        let mut zeroed = Vec::new();
+    /// Counts what an L2 table refers to. Returns the entries that a repair is to take the cluster out of: they
+    /// have no data, and the cluster that they keep is not one.
+    pub(super) fn count_l2(&mut self, table: &[u8], look: Look) -> Vec<(usize, L2Words)> {
+        let mut dropped = Vec::new();
         let mut expected = 0;
         let words = l2_words(table, self.geometry).enumerate().filter(|(_, words)| !words.is_empty());
         for (index, words) in words {
@@ -170,14 +170,14 @@ impl Tally {
                         continue;
                     }
                     if !self.geometry.is_aligned(offset) && self.judge_unaligned(offset, zero, look) {
-                        zeroed.push(index);
+                        dropped.push((index, words));
                         continue;
                     }
                     self.count_standard(offset, &mut expected, look);
                 }
             }
         }
-        zeroed
+        dropped
     }
 
     /// An entry whose cluster does not start where clusters start. Returns whether a repair drops it.

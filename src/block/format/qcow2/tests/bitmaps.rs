@@ -583,3 +583,74 @@ fn bitmaps_that_share_their_clusters_do_not_fill_the_memory() {
     disk.run(disk.node.write_bytes(0, &[1])).unwrap();
     assert!(bitmaps(&disk).list()[0].inconsistent);
 }
+
+#[test]
+fn a_bitmap_merges_up_to_the_end_of_a_disk_that_ends_within_a_granule() {
+    let folder = Folder::new();
+    let size = (1 << 20) + 512;
+    folder.run(&format!("qemu-img create -q -f qcow2 disk {size}"));
+    folder.run("qemu-img bitmap --add disk from");
+    folder.run("qemu-img bitmap --add --disable disk to");
+    folder.run("qemu-io -f qcow2 disk -c 'write 0 1k' -c 'write 1M 512'");
+    let disk = open(&folder, "disk");
+    disk.run(bitmaps(&disk).merge("to", bitmaps(&disk), "from")).unwrap();
+    hand_over(&folder, &disk, "disk");
+    assert_eq!(dirty_by_qemu(&folder, "disk", "to"), [0..64 << 10, 1 << 20..size]);
+}
+
+/// QEMU grows the disk and loses the bitmap when it closes the image.
+#[test]
+fn a_disk_does_not_grow_over_what_its_bitmaps_can_hold() {
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 disk 1T");
+    folder.run("qemu-img bitmap --add -g 512 disk fine");
+    folder.run("qemu-img bitmap --add -g 64k --disable disk coarse");
+    let disk = open(&folder, "disk");
+    disk.run(disk.node.write_bytes(5 << 30, &[1; 512])).unwrap();
+    let error = disk.run(disk.node.truncate(3 << 40, Preallocation::Off)).unwrap_err();
+    let constraint = "Too much space will be occupied by the bitmap. Use larger granularity";
+    assert_eq!(error.message(), format!("Bitmap 'fine' doesn't satisfy the constraints: {constraint}"));
+    assert_eq!(disk.node.size(), 1 << 40);
+    hand_over(&folder, &disk, "disk");
+    assert_eq!(dirty_by_qemu(&folder, "disk", "fine"), only(5 << 30..(5 << 30) + 512));
+    folder.run("cp disk theirs");
+    let real = folder.try_run("qemu-img resize -q theirs 3T");
+    assert!(String::from_utf8(real.stderr).unwrap().contains(error.message()));
+    let disk = open(&folder, "disk");
+    disk.run(disk.node.truncate(2 << 40, Preallocation::Off)).unwrap();
+    hand_over(&folder, &disk, "disk");
+    assert_eq!(dirty_by_qemu(&folder, "disk", "fine"), only(5 << 30..(5 << 30) + 512));
+}
+
+/// Whether the corrupt bit is set.
+fn is_marked(disk: &Disk) -> bool {
+    disk.bytes()[79] & 2 != 0
+}
+
+#[test]
+fn bitmaps_that_would_be_written_over_other_metadata_mark_the_image_as_corrupt() {
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 -o cluster_size=4k disk 8M");
+    folder.run("qemu-io -f qcow2 disk -c 'write 0 1k'");
+    folder.run("qemu-img bitmap --add disk one");
+    let good = folder.read("disk");
+    let [_, directory, _] = places(&good);
+    let l1 = u64::from_be_bytes(good[40..48].try_into().unwrap()) as usize;
+    // The directory stands where an L2 table does.
+    let mut bytes = good.clone();
+    bytes[l1 + 24..l1 + 32].copy_from_slice(&(1 << 63 | directory as u64).to_be_bytes());
+    let disk = Disk::from_bytes(Backend::Auto, bytes, None);
+    let error = disk.run(disk.node.write_bytes(0, &[1])).unwrap_err();
+    assert!(error.message().contains("overlaps with active L2 table"), "{error}");
+    assert!(is_marked(&disk));
+    // The cluster of an L2 table passes for free, and is given to a bitmap.
+    let table = u64::from_be_bytes(good[l1..l1 + 8].try_into().unwrap()) as usize & 0xff_ffff_ffff_fe00;
+    let refcounts = u64::from_be_bytes(good[48..56].try_into().unwrap()) as usize;
+    let block = u64::from_be_bytes(good[refcounts..refcounts + 8].try_into().unwrap()) as usize;
+    let mut bytes = good.clone();
+    bytes[block + table / 4096 * 2..][..2].fill(0);
+    let disk = Disk::from_bytes(Backend::Auto, bytes, None);
+    let error = disk.run(bitmaps(&disk).add("two", None, false)).unwrap_err();
+    assert!(error.message().contains("overlaps with active L2 table"), "{error}");
+    assert!(is_marked(&disk));
+}

@@ -14,6 +14,7 @@ use crate::block::crypto::{Key, luks};
 use crate::block::encryption::SlotChange;
 use crate::block::format::qcow2::encrypt::{EncryptOptions, Unlock};
 use crate::block::format::qcow2::{CreateOptions, Image};
+use crate::block::graph::driver::Specifics;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Kind, Result};
@@ -239,6 +240,34 @@ fn key_slots_are_filled_and_erased_but_not_the_last_one() {
     assert!(!opens("abc") && !opens("second") && opens("third"));
     change(erase(Some(7), None), true).unwrap();
     assert!(!opens("third"));
+}
+
+/// Without a limit the overlap checks would take terabytes for the header's.
+#[test]
+fn a_luks_header_that_is_said_to_be_huge_is_refused() {
+    let mut bytes = encrypted_disk(xts());
+    let magic = 0x0537_be77u32.to_be_bytes();
+    let len = bytes.windows(4).position(|window| window == magic).unwrap() + 16;
+    for (value, fine) in [(16u64 << 20, true), ((16 << 20) + 1, false), (1 << 55, false)] {
+        bytes[len..len + 8].copy_from_slice(&value.to_be_bytes());
+        match unlocked(&bytes, &with_key()) {
+            Ok(_) => assert!(fine, "{value}"),
+            Err(error) => assert!(!fine && error.message() == "Encryption header length invalid", "{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_luks_image_that_nobody_unlocked_does_not_pass_for_one_of_the_old_kind() {
+    for (encryption, expect) in [(xts(), None), (encryption(None), Some("Aes"))] {
+        let (engine, state) = engine_and_state(&encrypted_disk(encryption));
+        let file = MemoryFile::node(&engine, &state);
+        let image = engine.block_on(Image::read(&file)).unwrap().unwrap();
+        let driver = image.into_qcow2(&engine, None, true).unwrap();
+        let Some(Specifics::Qcow2(specifics)) = driver.specifics() else { panic!("a qcow2 image") };
+        let facts = specifics.encryption.map(|facts| format!("{facts:?}"));
+        assert_eq!(facts.as_deref(), expect);
+    }
 }
 
 /// Each field of the extension and of the LUKS header with each extreme value: an answer, no panic, and never

@@ -241,12 +241,11 @@ fn driver_of_file(
     read_only: bool,
     caches: CacheOptions,
 ) -> Result<Rc<Qcow2>> {
-    let image = match read_only {
-        true => engine.block_on(Image::read(file)).unwrap()?,
-        false => engine.block_on(Image::read_for_writing(engine, file)).unwrap()?,
-    };
-    let mut image = image;
+    let mut image = engine.block_on(Image::read(file)).unwrap()?;
     engine.block_on(image.unlock(engine, &with_key())).unwrap()?;
+    if !read_only {
+        image = engine.block_on(image.made_right(engine)).unwrap()?;
+    }
     image.set_caches(caches)?;
     image.into_qcow2(engine, backing, read_only)
 }

@@ -15,6 +15,28 @@ use rand::{Rng, SeedableRng};
 use std::cell::RefCell;
 use std::rc::Rc;
 
+fn field(bytes: &[u8], at: usize) -> usize {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
+}
+
+fn set(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+/// The report of a check, and what it left of the file.
+fn checked(engine: &Rc<Engine>, bytes: &[u8], what: Option<Repair>) -> (CheckReport, Vec<u8>) {
+    let state = Rc::new(State { bytes: RefCell::new(bytes.to_vec()), ..State::default() });
+    let file = MemoryFile::node(engine, &state);
+    let report = engine.block_on(async {
+        let image = Image::read_for_check(&file).await?.into_qcow2(engine, None, false)?;
+        match what {
+            Some(what) => image.repair(what).await,
+            None => image.check().await,
+        }
+    });
+    (report.unwrap().unwrap(), state.bytes.take())
+}
+
 /// An image that was repaired: the file, what was written, the report of another check.
 struct Repaired {
     bytes: Vec<u8>,
@@ -102,6 +124,83 @@ fn what_qemu_img_repairs_we_repair_to_the_same_content() {
             }
         }
     }
+}
+
+/// The snapshot has data that the live disk has no more. With its L1 offset (or size) back, it must show it.
+#[test]
+fn a_repair_frees_nothing_of_a_snapshot_whose_l1_table_is_lost() {
+    let engine = Engine::new(Backend::Auto).unwrap();
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 -o cluster_size=4k disk 1M");
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 1 0 100k'");
+    folder.run("qemu-img snapshot -c one disk");
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 2 0 60k'");
+    let good = folder.read("disk");
+    let entry = field(&good, 64);
+    let offset = field(&good, entry) as u64;
+    let end = (good.len() as u64).next_multiple_of(4096);
+    let large = u64::from_be_bytes(good[entry + 8..entry + 16].try_into().unwrap()) | 0x7fff_ffff << 32;
+    let lies =
+        [(0, offset | 1 << 63), (0, offset | 1 << 56), (0, 1 << 40), (0, end), (0, offset | 512), (0, 0)];
+    for (at, value) in lies.into_iter().chain([(8, large)]) {
+        let mut bytes = good.clone();
+        set(&mut bytes, entry + at, value);
+        for what in [Repair::Leaks, Repair::All] {
+            let (report, left) = checked(&engine, &bytes, Some(what));
+            assert!(report.gave_up.is_some(), "{value:#x}: {report:?}");
+            assert!(left == bytes, "{value:#x}: the file changed");
+        }
+    }
+    // What qemu-img cannot read, it does not judge.
+    let mut bytes = good.clone();
+    set(&mut bytes, entry, offset | 1 << 63);
+    folder.write("disk", &bytes);
+    let theirs = String::from_utf8(folder.try_run("qemu-img check -f qcow2 disk").stderr).unwrap();
+    let (ours, _) = checked(&engine, &bytes, None);
+    assert!(ours.gave_up.is_some() && !ours.messages.is_empty());
+    assert!(theirs.starts_with(&ours.messages.join("\n")), "{theirs}{:?}", ours.messages);
+}
+
+/// Misaligned clusters under entries without data: qemu-img drops them, and leaves the zeros as they are.
+#[test]
+fn a_repair_of_subclusters_shows_as_much_of_the_backing_file_as_before() {
+    let engine = Engine::new(Backend::Auto).unwrap();
+    let folder = Folder::new();
+    folder.write("base", &[7; 1 << 20]);
+    folder.run("qemu-img create -q -f qcow2 -o extended_l2=on -b base -F raw disk");
+    folder.run("qemu-io -f qcow2 disk -c 'write 0 64k' -c 'write -z 64k 8k'");
+    let mut bytes = folder.read("disk");
+    let l2 = field(&bytes, field(&bytes, 40)) & 0xff_ffff_ffff_fe00;
+    // Behind the zeros of the second cluster is backing data; all of the third is.
+    for (entry, cluster) in [(1, 0x5_0200), (2, 0x5_0400)] {
+        set(&mut bytes, l2 + entry * 16, 1 << 63 | cluster);
+    }
+    let zeros = field(&bytes, l2 + 24);
+    assert_eq!(zeros, 0xf << 32);
+    folder.write("disk", &bytes);
+    folder.run("qemu-img check -q -f qcow2 -r all disk");
+    let (report, left) = checked(&engine, &bytes, Some(Repair::All));
+    assert!(report.gave_up.is_none() && report.corruptions_fixed >= 2, "{report:?}");
+    assert!(left[l2 + 16..l2 + 48] == folder.read("disk")[l2 + 16..l2 + 48]);
+    folder.write("ours", &left);
+    folder.run("qemu-img check -q -f qcow2 ours");
+    folder.run("qemu-img compare -f qcow2 -F qcow2 disk ours");
+}
+
+#[test]
+fn a_repair_leaves_alone_what_an_unaligned_offset_passes_for_an_l2_table() {
+    let engine = Engine::new(Backend::Auto).unwrap();
+    let folder = Folder::new();
+    folder.run("qemu-img create -q -f qcow2 -o cluster_size=4k disk 3M");
+    // The tables of the first and the second 2 MiB.
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 1 0 1M' -c 'write -P 2 2M 512k'");
+    let mut bytes = folder.read("disk");
+    let l1 = field(&bytes, 40);
+    let table = (field(&bytes, l1) & 0xff_ffff_ffff_fe00) + 512;
+    set(&mut bytes, l1, 1 << 63 | table as u64);
+    let (_, left) = checked(&engine, &bytes, Some(Repair::All));
+    assert!(left[table..table + 4096] == bytes[table..table + 4096], "the table changed");
+    assert_eq!(field(&left, l1), field(&bytes, l1));
 }
 
 #[test]
