@@ -76,6 +76,13 @@ impl Error {
         self
     }
 
+    /// Says it as the C library does, with nothing but what the error number tells.
+    #[must_use]
+    pub fn terse(self) -> Error {
+        let text = errno_text(&io::Error::from_raw_os_error(self.errno()));
+        self.replaced(text)
+    }
+
     /// Names the file. The first name stays: the innermost is the one that failed.
     #[must_use]
     pub fn path(mut self, path: impl AsRef<Path>) -> Error {

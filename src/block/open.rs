@@ -13,7 +13,7 @@ use crate::block::format::luks::Luks;
 use crate::block::format::qcow2;
 use crate::block::format::raw::Raw;
 use crate::block::graph::{Driver, Node};
-use crate::block::options::OpenOptions;
+use crate::block::options::{Base, OpenOptions};
 use crate::block::probe::{self, PROBE_LEN};
 use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::{Error, Kind, Result};
@@ -233,10 +233,12 @@ impl Opener<'_> {
     ) -> Result<Rc<Node>> {
         let mut driver = options.driver.clone();
         let format = driver.take("driver").or(format);
+        let is_base = options.base.as_ref().is_some_and(|base| is_base(base, overlay, name));
         let options = OpenOptions {
             format,
             driver,
-            read_only: true,
+            read_only: !is_base,
+            base: options.base.clone().filter(|_| !is_base),
             check: false,
             lazy_refcounts: None,
             data_file: None,
@@ -244,6 +246,15 @@ impl Opener<'_> {
         };
         let opened = self.open(&beside(overlay, name), &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
+    }
+}
+
+/// Whether the backing file `name` of `overlay` is the one that is meant.
+fn is_base(base: &Base, overlay: &str, name: &str) -> bool {
+    let file = |name| std::fs::canonicalize(beside(overlay, name)).ok();
+    match base {
+        Base::Nearest => true,
+        Base::Named(wanted) => file(wanted).is_some_and(|wanted| Some(wanted) == file(name)),
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
+use crate::util::size::{SizeError, parse_size};
 
 /// What the host's page cache and write cache may do (`cache=` of QEMU's `-drive`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +51,24 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// A backing file of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// That of the top image.
+    Nearest,
+    /// The one of this name, seen from the image above it.
+    Named(String),
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// The format's name; `None` probes.
     pub format: Option<String>,
-    /// Never write. The chain below the top image is always opened so.
+    /// Never write. The chain below the top image is always opened so, but for `base`.
     pub read_only: bool,
+    /// A backing file that is to be written too (`commit`).
+    pub base: Option<Base>,
     /// Cache mode of the top image; backing files share all of it.
     pub cache: CacheMode,
     /// Discards reach the host file (`discard=unmap`).
@@ -89,6 +101,7 @@ impl Default for OpenOptions {
         OpenOptions {
             format: None,
             read_only: true,
+            base: None,
             cache: CacheMode::WRITEBACK,
             unmap: false,
             detect_zeroes: DetectZeroes::Off,
@@ -105,6 +118,23 @@ impl Default for OpenOptions {
     }
 }
 
+/// Reads the value of an option that is a size in bytes.
+///
+/// # Errors
+/// [`Kind::InvalidArgument`] in QEMU's words.
+pub fn size_option(name: &str, value: &str) -> Result<u64> {
+    parse_size(value).map_err(|error| {
+        let message = match error {
+            SizeError::OutOfRange => format!("Value '{value}' is out of range for parameter '{name}'"),
+            SizeError::Malformed => format!(
+                "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E \
+                 means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+            ),
+        };
+        Error::new(Kind::InvalidArgument, message)
+    })
+}
+
 /// How much of a new image is allocated at once (`preallocation=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocation {
@@ -117,4 +147,31 @@ pub enum Preallocation {
     Falloc,
     /// Space written with zeros.
     Full,
+}
+
+impl Preallocation {
+    /// Reads one of `off`, `metadata`, `falloc`, `full`.
+    pub fn parse(word: &str) -> Option<Preallocation> {
+        match word {
+            "off" => Some(Preallocation::Off),
+            "metadata" => Some(Preallocation::Metadata),
+            "falloc" => Some(Preallocation::Falloc),
+            "full" => Some(Preallocation::Full),
+            _ => None,
+        }
+    }
+
+    /// For formats that have no tables.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for [`Preallocation::Metadata`].
+    pub fn refuse_metadata(self) -> Result<()> {
+        match self {
+            Preallocation::Metadata => {
+                let message = "Unsupported preallocation mode: metadata";
+                Err(Error::new(Kind::InvalidArgument, message).remedy("use off, falloc or full"))
+            }
+            _ => Ok(()),
+        }
+    }
 }

@@ -140,6 +140,7 @@ impl DriveSpec {
         let options = OpenOptions {
             format: self.format.clone(),
             read_only: self.read_only.unwrap_or(force_share),
+            base: None,
             cache: self.cache,
             unmap: self.unmap,
             detect_zeroes: self.detect_zeroes,

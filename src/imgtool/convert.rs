@@ -309,11 +309,7 @@ async fn copy_all(
 ) -> Result<(), Failure> {
     let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
     let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
-    copy(sources, target, options, shown).await.map_err(|error| Failure::Other {
-        message: error.message().to_owned(),
-        remedy: error.hint().map(str::to_owned),
-        code: 1,
-    })
+    copy(sources, target, options, shown).await.map_err(|error| Failure::plain(&error))
 }
 
 async fn finish(target: &Rc<Node>, request: &Request) -> Result<(), Failure> {

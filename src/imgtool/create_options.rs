@@ -55,8 +55,6 @@ fn asks_for_help(list: &str) -> bool {
 /// Prints the options that images of `format` can have; with those of a file where one is named.
 pub(super) fn show_help(format: &str, with_file: bool) -> Result<(), Failure> {
     let template = Template::new(format, with_file).map_err(|error| Failure::message(error.message()))?;
-    let mut lines: Vec<String> = template.options().iter().map(describe).collect();
-    lines.sort();
     let (title, note) = match with_file {
         true => ("Supported options:".to_owned(), String::new()),
         false => (
@@ -64,7 +62,14 @@ pub(super) fn show_help(format: &str, with_file: bool) -> Result<(), Failure> {
             "\nWith the name of a file, the options of the file are listed too.\n".to_owned(),
         ),
     };
-    Ok(output::write(&format!("{title}\n{}{note}", lines.concat()))?)
+    Ok(output::write(&format!("{title}\n{}{note}", list_text(template.options())))?)
+}
+
+/// Options and what they mean, in the order of the alphabet.
+pub(super) fn list_text(options: &[CreateOption]) -> String {
+    let mut lines: Vec<String> = options.iter().map(describe).collect();
+    lines.sort();
+    lines.concat()
 }
 
 fn describe(option: &CreateOption) -> String {

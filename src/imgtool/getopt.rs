@@ -89,6 +89,8 @@ pub(super) struct Parser {
     operands: Vec<String>,
     /// Operands are not options' neighbours but their end (before the command word).
     stop_at_operand: bool,
+    /// A word like `-5` right behind the first operand is an operand too.
+    second_may_be_negative: bool,
 }
 
 impl Parser {
@@ -100,12 +102,18 @@ impl Parser {
             bundle: VecDeque::new(),
             operands: Vec::new(),
             stop_at_operand: false,
+            second_may_be_negative: false,
         }
     }
 
     /// A line whose first operand ends the options.
     pub(super) fn up_to_operand(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
         Parser { stop_at_operand: true, ..Parser::new(flags, args) }
+    }
+
+    /// This line, where a word like `-5` right behind the first operand is an operand too.
+    pub(super) fn with_negative_second(self) -> Parser {
+        Parser { second_may_be_negative: true, ..self }
     }
 
     /// The next option and its value (empty for a switch); `None` at the end.
@@ -123,6 +131,10 @@ impl Parser {
                 return self.next();
             }
             self.operands.push(arg);
+            if self.second_may_be_negative && self.operands.len() == 1 {
+                let count = usize::from(self.args.front().is_some_and(|next| is_negative_number(next)));
+                self.operands.extend(self.args.drain(..count));
+            }
             if self.stop_at_operand {
                 break;
             }
@@ -184,6 +196,11 @@ impl Parser {
     }
 }
 
+/// Whether a word is a minus sign and a digit at least.
+fn is_negative_number(word: &str) -> bool {
+    word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +228,24 @@ mod tests {
         assert_eq!(seen, "quiet=;format=raw;format=qcow2;quiet=;");
         assert_eq!(operands, ["a", "b", "-", "-U", "c"]);
         assert_eq!(run("-fraw -f -q").unwrap().0, "format=raw;format=-q;");
+    }
+
+    // Expectations were read off `qemu-img resize`.
+    #[test]
+    fn a_negative_number_may_be_the_word_behind_the_first_operand() {
+        let run = |line: &str| {
+            let words = line.split_whitespace().map(str::to_owned);
+            let mut parser = Parser::new(FLAGS, words).with_negative_second();
+            while parser.next()?.is_some() {}
+            Ok(parser.operands())
+        };
+        for line in ["a -5", "-q a -5 -q", "a -5 --", "-- a -5", "a -- -5"] {
+            assert_eq!(run(line), Ok(vec!["a".to_owned(), "-5".to_owned()]), "{line}");
+        }
+        for line in ["-5 a", "a -q -5", "a b -5", "a -5 -5"] {
+            assert_eq!(run(line), Err(Mistake::UnknownShort('5')), "{line}");
+        }
+        assert_eq!(run("a -x"), Err(Mistake::UnknownShort('x')));
     }
 
     #[test]

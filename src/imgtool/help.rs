@@ -1,7 +1,7 @@
 //! Help, made from the tables of commands and options.
 
 use super::getopt::Flag;
-use super::{COMMANDS, Command, LATER, Program, STANDARD, output};
+use super::{COMMANDS, Command, Program, STANDARD, output};
 use std::fmt::Write;
 
 /// Prints the help of a command, or of the tool; returns the exit status.
@@ -36,7 +36,7 @@ fn of_tool(program: &Program) -> String {
     for command in COMMANDS {
         text += &format!("  {:<10} {}\n", command.name, command.summary);
     }
-    text += &format!("\nNot there yet: {}\n\nSupported image formats: qcow2 raw\n", LATER.join(" "));
+    text += "\nSupported image formats: luks qcow2 raw\n";
     text
 }
 

@@ -135,9 +135,7 @@ fn qcow2_text(image: &NodeInfo, facts: &Qcow2Specifics) -> String {
         }
     }
     if !facts.snapshots.is_empty() {
-        text += "Snapshot list:\n";
-        text += &snapshot_row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
-        text.extend(facts.snapshots.iter().map(snapshot_text));
+        text += &snapshot_list(&facts.snapshots);
     }
     text += "Format specific information:\n";
     text + &facts_text(&facts_of(facts))
@@ -244,6 +242,12 @@ fn child_text(file: &NodeInfo) -> String {
         human_size(size),
         disk_size(file),
     )
+}
+
+/// Internal snapshots as a table for people.
+pub(super) fn snapshot_list(snapshots: &[SnapshotInfo]) -> String {
+    let rows = snapshots.iter().map(snapshot_text).collect::<String>();
+    format!("Snapshot list:\n{}{rows}", snapshot_row("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"))
 }
 
 fn snapshot_text(snapshot: &SnapshotInfo) -> String {

@@ -48,6 +48,15 @@ impl Failure {
         Failure::Other { message: message.into(), remedy: None, code: 1 }
     }
 
+    /// A failure of the block layer, in its own words.
+    pub(super) fn plain(error: &Error) -> Failure {
+        Failure::Other {
+            message: error.message().to_owned(),
+            remedy: error.hint().map(str::to_owned),
+            code: 1,
+        }
+    }
+
     /// A failure of the block layer, said after `prefix` and a colon.
     pub(super) fn block(prefix: &str, error: &Error) -> Failure {
         Failure::Other {

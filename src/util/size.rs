@@ -27,8 +27,8 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
 pub fn parse_size_in(text: &str, unit: u64) -> Result<u64, SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
     if let Some(positive) = text.strip_prefix('-') {
-        let negative = positive.starts_with(|first: char| first.is_ascii_digit());
-        return Err(if negative { SizeError::OutOfRange } else { SizeError::Malformed });
+        let number = !positive.is_empty() && positive.bytes().all(|byte| byte.is_ascii_digit());
+        return Err(if number { SizeError::OutOfRange } else { SizeError::Malformed });
     }
     let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -177,8 +177,10 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_told_from_what_is_too_large() {
-        let bad =
-            ["", "k", ".", ".k", "1.5", "0.1b", "1kb", "1kk", "1.5.5k", "1e3", "5 ", "0x10k", "0x", "inf"];
+        let bad = [
+            "", "k", ".", ".k", "1.5", "0.1b", "1kb", "1kk", "1.5.5k", "1e3", "5 ", "0x10k", "0x", "inf",
+            "-", "-1k",
+        ];
         for text in bad {
             assert_eq!(parse_size(text), Err(SizeError::Malformed), "{text}");
         }

@@ -175,3 +175,15 @@ fn a_raw_data_file_stays_one_and_other_autoclear_features_do_not() {
     image.close();
     assert_eq!(std::fs::read(folder.path("named")).unwrap()[AUTOCLEAR], 2);
 }
+
+#[test]
+fn space_of_tables_is_given_back_where_they_were_and_not_in_the_data_file() {
+    let folder = Folder::new();
+    folder.qemu_img("create -q -f qcow2 -o cluster_size=4k,data_file=data a 8M");
+    folder.qemu_io("qcow2", "a", &["write -P 5 0 8M"]);
+    let unmap = OpenOptions { unmap: true, ..options() };
+    let image = Image::open_with(BACKENDS[0], &folder.path("a"), &unmap);
+    image.engine.block_on(image.node.truncate(2 * MIB, Preallocation::Off)).unwrap().unwrap();
+    image.close();
+    assert!(std::fs::read(folder.path("data")).unwrap() == vec![5; 2 << 20]);
+}

@@ -1,8 +1,9 @@
 //! Two tools, equal folders.
 
 use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The real one.
 const REAL: &str = "qemu-img";
@@ -70,8 +71,7 @@ impl Lab {
     pub(crate) fn same(&self, lines: &[&str]) {
         let mut differences = String::new();
         for line in lines {
-            let real = run(Path::new(REAL), &words(line), &self.path(""));
-            differences += &compare(line, &real, &self.ours(line));
+            differences += &compare(line, &self.real(line), &self.ours(line));
         }
         assert!(differences.is_empty(), "{differences}");
     }
@@ -79,6 +79,11 @@ impl Lab {
     /// Runs each line with both tools, each in a fresh copy of the folder. Where it succeeds and names
     /// `output`, both files must be the same image.
     pub(crate) fn same_result(&self, lines: &[&str], output: Option<&str>) {
+        self.same_results(lines, &output.into_iter().collect::<Vec<_>>());
+    }
+
+    /// As [`Lab::same_result`], of several files.
+    pub(crate) fn same_results(&self, lines: &[&str], outputs: &[&str]) {
         let mut differences = String::new();
         let fresh = self.folder.path().join("fresh");
         copy_folder(&self.path(""), &fresh);
@@ -88,8 +93,8 @@ impl Lab {
             let ours = run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""));
             let real = run(Path::new(REAL), &words(line), &self.twin(""));
             differences += &compare(line, &real, &ours);
-            if let (Some(output), true, true) = (output, real.status.success(), ours.status.success()) {
-                differences += &self.compare_images(line, output);
+            if real.status.success() && ours.status.success() {
+                outputs.iter().for_each(|output| differences += &self.compare_images(line, output));
             }
         }
         copy_folder(&fresh, &self.path(""));
@@ -131,6 +136,44 @@ impl Lab {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Runs ours where no file can become longer than so many KiB.
+    pub(crate) fn ours_with_limit(&self, kib: u64, line: &str) -> Output {
+        let program = self.folder.path().join("bin/qemu-img");
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec {} {line}", 2 * kib, program.display());
+        run(Path::new("sh"), &["-c".to_owned(), script], &self.path(""))
+    }
+
+    /// Starts ours, and kills it when it has said `text` on standard output.
+    pub(crate) fn ours_dies_at(&self, line: &str, text: &str) {
+        let mut child = command(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        while !String::from_utf8_lossy(&said).contains(text) {
+            child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+            said.push(byte[0]);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// What the real qemu-img's map of an image says.
+    pub(crate) fn qemu_map(&self, name: &str) -> serde_json::Value {
+        let line = format!("map --output=json {name}");
+        let output = self.real(&line);
+        must(&output, &line);
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The disk of an image, as the real qemu-img sees it.
+    pub(crate) fn content(&self, name: &str) -> Vec<u8> {
+        self.qemu_img(&format!("convert -O raw {name} content.raw"));
+        let bytes = std::fs::read(self.path("content.raw")).unwrap();
+        std::fs::remove_file(self.path("content.raw")).unwrap();
+        bytes
+    }
+
     /// Writes a file.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> &Lab {
         std::fs::write(self.path(name), bytes).unwrap();
@@ -151,13 +194,13 @@ fn words(line: &str) -> Vec<String> {
 }
 
 fn run(program: &Path, words: &[String], folder: &Path) -> Output {
-    Command::new(program)
-        .args(words)
-        .current_dir(folder)
-        .env("LC_ALL", "C")
-        .env("TZ", "Asia/Kolkata")
-        .output()
-        .unwrap()
+    command(program, words, folder).output().unwrap()
+}
+
+fn command(program: &Path, words: &[String], folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).current_dir(folder).env("LC_ALL", "C").env("TZ", "Asia/Kolkata");
+    command
 }
 
 fn must(output: &Output, line: &str) {

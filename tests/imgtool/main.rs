@@ -14,13 +14,19 @@
 //! * `measure -o preallocation=metadata` requires the file's real length, `measure -l` takes the snapshot's size, and
 //!   room for the refcounts of a LUKS header is counted;
 //! * `bench -i native` and `-i io_uring` are the same ring;
+//! * the steps of `commit -p` are none that can be foretold, in either tool;
+//! * `rebase` refuses a missing or wrong format of a backing file before it writes anything;
+//! * long forms of `snapshot` take the name that qemu-img's help promises and its parser refuses;
+//! * LUKS volumes are resized in whole sectors alone;
 //! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod amend;
 mod bench;
 mod check;
 mod checksum;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -31,4 +37,7 @@ mod info;
 mod locks;
 mod map;
 mod measure;
+mod rebase;
+mod resize;
+mod snapshot;
 mod words;

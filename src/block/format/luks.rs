@@ -157,6 +157,7 @@ impl Driver for Luks {
         if !size.is_multiple_of(SECTOR as u64) {
             return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
         }
+        preallocation.refuse_metadata()?;
         let end = size.checked_add(self.payload).ok_or_else(too_large)?;
         self.file.truncate(end, preallocation).await
     }
@@ -172,6 +173,10 @@ impl Driver for Luks {
 
 #[async_trait(?Send)]
 impl KeySlotChanges for Luks {
+    fn check_key_slots(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()> {
         let (key, _) = self.key.as_ref().ok_or_else(|| no_key(KEY_OPTION))?;
         self.slots.change(change, key, force).await

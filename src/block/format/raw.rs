@@ -100,6 +100,7 @@ impl Driver for Raw {
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        preallocation.refuse_metadata()?;
         self.file.truncate(size, preallocation).await
     }
 }

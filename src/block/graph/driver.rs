@@ -10,6 +10,7 @@ use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
+use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
 use crate::block::options::Preallocation;
@@ -173,6 +174,11 @@ pub trait Driver {
         None
     }
 
+    /// Changes of its place in a chain, where the format has backing files.
+    fn overlay(&self) -> Option<&dyn Overlay> {
+        None
+    }
+
     /// Changes of options, where the format has them.
     fn amender(&self) -> Option<&dyn Amend> {
         None
@@ -242,6 +248,12 @@ pub struct CheckReport {
 /// A format whose images can be unlocked by several passphrases.
 #[async_trait(?Send)]
 pub trait KeySlotChanges {
+    /// Whether this image has key slots.
+    ///
+    /// # Errors
+    /// Why it has none.
+    fn check_key_slots(&self) -> Result<()>;
+
     /// Fills or erases key slots. `force` also overwrites a slot in use and erases the last one: then the data is
     /// lost.
     async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()>;

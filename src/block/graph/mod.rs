@@ -1,6 +1,6 @@
 //! The graph: what a driver is ([`driver`]), what a node is ([`node`]), the one pipeline that every request
 //! passes ([`io`]), allocation status over a chain ([`status`]), the moments at which tests break in
-//! ([`event`]), and what only some formats can do ([`amend`], [`bitmaps`], [`snapshots`]).
+//! ([`event`]), and what only some formats can do ([`amend`], [`bitmaps`], [`overlay`], [`snapshots`]).
 
 pub mod amend;
 pub mod bitmaps;
@@ -8,6 +8,7 @@ pub mod driver;
 pub mod event;
 pub mod io;
 pub mod node;
+pub mod overlay;
 pub mod snapshots;
 pub mod status;
 

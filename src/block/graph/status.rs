@@ -45,6 +45,17 @@ impl Node {
 
 /// What the first bytes of `[offset, offset + len)` are, as seen through the backing chain of `top`.
 pub async fn chain_status(top: &Rc<Node>, offset: u64, len: u64) -> Result<ChainStatus> {
+    status_above(top, None, offset, len).await
+}
+
+/// As [`chain_status`], of the layers above `base` alone: what it says of a range that is not allocated there is what
+/// the lowest of them says.
+pub async fn status_above(
+    top: &Rc<Node>,
+    base: Option<&Rc<Node>>,
+    offset: u64,
+    len: u64,
+) -> Result<ChainStatus> {
     let (mut node, mut depth) = (top.clone(), 0);
     let mut len = len;
     loop {
@@ -52,6 +63,9 @@ pub async fn chain_status(top: &Rc<Node>, offset: u64, len: u64) -> Result<Chain
         len = status.len;
         let backing = node.child(ChildRole::Backing).filter(|_| !status.allocated);
         match backing {
+            Some(below) if base.is_some_and(|base| Rc::ptr_eq(base, &below)) => {
+                return Ok(ChainStatus { len, depth, node, status });
+            }
             Some(below) if offset < below.size() => (node, depth) = (below, depth + 1),
             Some(below) => {
                 // Past the end of a shorter backing file: zeros that this chain decides there.

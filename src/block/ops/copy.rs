@@ -9,9 +9,9 @@
 //! out of order, a piece is written when all before it are: the target then grows like a file that is written
 //! from start to end.
 
-use super::layer_status;
+use super::pieces::{PIECE, STATUS_REACH};
+use super::{SECTOR, cluster_size, is_zero, layer_status, write_clusters};
 use crate::block::graph::Node;
-use crate::block::graph::driver::Specifics;
 use crate::block::graph::status::chain_status;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
@@ -23,16 +23,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-/// Unit of disk sizes and of zero runs, in bytes.
-const SECTOR: u64 = 512;
-/// A piece that a worker copies at once, in bytes: it stays in the CPU's cache between read and write.
-const PIECE: u64 = 256 << 10;
 /// Largest piece, where zeros are only looked for in longer runs.
 const MAX_PIECE: u64 = 2 << 20;
 /// What progress is counted in, in bytes.
 const STEP: u64 = 2 << 20;
-/// How far one question for the allocation status reaches, in bytes.
-const STATUS_REACH: u64 = 1 << 30;
 
 /// How to copy.
 #[derive(Clone, Copy, Debug)]
@@ -90,15 +84,6 @@ pub fn total_size(sources: &[Rc<Node>]) -> u64 {
 
 fn disk_size(source: &Node) -> u64 {
     source.size().next_multiple_of(SECTOR)
-}
-
-/// What a source is best read in, in bytes.
-fn cluster_size(source: &Node) -> u64 {
-    let limits = source.driver().limits();
-    match source.driver().specifics() {
-        Some(Specifics::Qcow2(facts)) => facts.cluster_size,
-        _ => u64::from(limits.request_alignment).max(SECTOR),
-    }
 }
 
 /// What is to be done with a range.
@@ -307,26 +292,13 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Writes data, whole clusters compressed if that is wanted.
+    /// Writes data, whole clusters compressed if that is wanted; where sources meet inside of a cluster, neither has
+    /// all of it.
     async fn write(&self, at: u64, from: &Iov) -> Result<()> {
-        if !self.options.compress {
-            return self.target.write(at, from).await;
+        match self.options.compress {
+            true => write_clusters(self.target, self.grain, at, from).await,
+            false => self.target.write(at, from).await,
         }
-        let end = at + from.len() as u64;
-        // Where sources meet inside of a cluster, neither has all of it.
-        let first = at.next_multiple_of(self.grain).min(end);
-        let last = if end == self.target.size() { end } else { first.max(end - end % self.grain) };
-        let part = |start: u64, end: u64| from.slice((start - at) as usize, (end - start) as usize);
-        if first > at {
-            self.target.write(at, &part(at, first)).await?;
-        }
-        if last > first {
-            self.target.write_compressed(first, &part(first, last)).await?;
-        }
-        if end > last {
-            self.target.write(last, &part(last, end)).await?;
-        }
-        Ok(())
     }
 
     /// Reads a piece and finds its runs of zeros.
@@ -364,13 +336,6 @@ fn find_runs(bytes: &[u8], position: u64, sparse: u64) -> Vec<(Range<u64>, bool)
         at = next;
     }
     runs
-}
-
-/// Whether all bytes are zero; 64 at a time, which the compiler turns into vector instructions.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (blocks, rest) = bytes.as_chunks::<64>();
-    rest.iter().all(|&byte| byte == 0)
-        && blocks.iter().all(|block| block.iter().fold(0, |all, &byte| all | byte) == 0)
 }
 
 /// Lets each worker write when all pieces before its own are written.
@@ -422,19 +387,6 @@ mod tests {
         let runs = find_runs(&bytes, 512, 4096);
         assert_eq!(runs[0], (0..4096 - 512, false));
         assert_eq!(runs[1], (4096 - 512..2 * 4096 - 512, true));
-    }
-
-    #[test]
-    fn zeros_are_told_from_data_at_every_place() {
-        for len in [0, 1, 63, 64, 65, 512] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes));
-            for at in 0..len {
-                bytes[at] = 0x80;
-                assert!(!is_zero(&bytes), "{at} of {len}");
-                bytes[at] = 0;
-            }
-        }
     }
 
     #[test]

@@ -8,12 +8,11 @@ use crate::block::aio::Engine;
 use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
 use crate::block::open::{check_protocol, sibling};
-use crate::block::options::{CacheMode, OpenOptions, Preallocation};
+use crate::block::options::{CacheMode, OpenOptions, Preallocation, size_option};
 use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
-use crate::util::size::{SizeError, parse_size};
 use std::rc::Rc;
 
 /// Formats that images can be made in.
@@ -83,7 +82,7 @@ pub struct CreateOption {
 }
 
 impl CreateOption {
-    const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
+    pub(super) const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
         CreateOption { name, kind, help, default: None, support: Support::Full }
     }
 
@@ -96,21 +95,10 @@ impl CreateOption {
     }
 
     /// Brings a value into the form that it is stored and shown in.
-    fn canonical(&self, value: &str) -> Result<String> {
+    pub(super) fn canonical(&self, value: &str) -> Result<String> {
         match self.kind {
             ValueKind::Text => Ok(value.to_owned()),
-            ValueKind::Size => parse_size(value).map(|size| size.to_string()).map_err(|error| {
-                invalid(match error {
-                    SizeError::OutOfRange => {
-                        format!("Value '{value}' is out of range for parameter '{}'", self.name)
-                    }
-                    SizeError::Malformed => format!(
-                        "Parameter '{}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P \
-                         or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
-                        self.name
-                    ),
-                })
-            }),
+            ValueKind::Size => size_option(self.name, value).map(|size| size.to_string()),
             ValueKind::Number => match parse_number(value) {
                 Some(number) => Ok(number.to_string()),
                 None => Err(invalid(format!("Parameter '{}' expects a number", self.name))),
@@ -210,6 +198,11 @@ impl Template {
             options.extend(FILE.iter().filter(|file| own.iter().all(|option| option.name != file.name)));
         }
         Ok(Template { format, options })
+    }
+
+    /// The format's name.
+    pub(super) fn format(&self) -> &'static str {
+        self.format
     }
 
     /// All options, in the order in which they are shown.
@@ -350,14 +343,15 @@ fn file_attributes(values: &Values) -> Result<FileAttributes> {
 
 /// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
 fn file_preallocation(values: &Values) -> Result<Preallocation> {
-    match values.get("preallocation") {
-        None | Some("off") => Ok(Preallocation::Off),
-        Some("falloc") => Ok(Preallocation::Falloc),
-        Some("full") => Ok(Preallocation::Full),
-        Some("metadata") if values.template.format == "luks" => Ok(Preallocation::Off),
-        Some("metadata") => Err(invalid("Unsupported preallocation mode: metadata")),
-        Some(other) => Err(invalid(format!("invalid parameter value: {other}"))),
+    match preallocation(values, |word| invalid(format!("invalid parameter value: {word}")))? {
+        Preallocation::Metadata if values.template.format == "luks" => Ok(Preallocation::Off),
+        mode => mode.refuse_metadata().map(|()| mode),
     }
+}
+
+fn preallocation(values: &Values, refuse: impl Fn(&str) -> Error) -> Result<Preallocation> {
+    let Some(word) = values.get("preallocation") else { return Ok(Preallocation::Off) };
+    Preallocation::parse(word).ok_or_else(|| refuse(word))
 }
 
 async fn create_luks(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
@@ -412,13 +406,7 @@ fn new_data_file(
 }
 
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
-    let preallocation = match values.get("preallocation") {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        Some(other) => return Err(not_accepted("preallocation", other)),
-    };
+    let preallocation = preallocation(values, |word| not_accepted("preallocation", word))?;
     let version = match values.get("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
@@ -455,7 +443,7 @@ fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
 }
 
 /// Whether QEMU knows the format, so that it may be named in an image.
-fn is_known_format(format: &str) -> bool {
+pub fn is_known_format(format: &str) -> bool {
     CREATABLE.contains(&format) || FOREIGN.contains(&format)
 }
 

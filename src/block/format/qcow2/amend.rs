@@ -195,9 +195,7 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
     let same_format = options.backing_format.is_none() || options.backing_format == header.backing_format();
     match same_file && same_format {
         true => Ok(()),
-        false => {
-            Err(invalid("Cannot amend the backing file").remedy("You can use 'qemu-img rebase' instead."))
-        }
+        false => Err(invalid("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.")),
     }
 }
 

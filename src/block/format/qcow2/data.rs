@@ -98,6 +98,14 @@ impl Qcow2 {
         }
     }
 
+    /// Gives the space of clusters of the image itself that nobody uses back to the host.
+    pub(super) async fn discard_clusters(&self, from: HostOffset, len: u64) {
+        if self.overlap.check(from, len, None).is_ok() {
+            // As above.
+            let _ = self.file.discard(from.0, len).await;
+        }
+    }
+
     /// Refuses a write of data that would hit metadata; a data file has none.
     fn check_data(&self, host: HostOffset, len: u64) -> Result<()> {
         if self.has_data_file() { Ok(()) } else { self.overlap.check(host, len, None) }

@@ -20,6 +20,7 @@ use crate::block::aio::Engine;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Repair, Specifics};
+use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::Preallocation;
@@ -497,6 +498,10 @@ impl Driver for Rc<Qcow2> {
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(&**self)
+    }
+
+    fn overlay(&self) -> Option<&dyn Overlay> {
         Some(&**self)
     }
 

@@ -249,20 +249,29 @@ fn legacy_key(passphrase: &Key) -> Key {
 
 #[async_trait(?Send)]
 impl KeySlotChanges for Qcow2 {
+    fn check_key_slots(&self) -> Result<()> {
+        self.luks().map(drop)
+    }
+
     async fn change_key_slots(&self, change: &SlotChange, force: bool) -> Result<()> {
-        let Some(encryption) = &self.encryption else {
-            return Err(invalid("Can't amend encryption options - encryption not present"));
-        };
-        let Some(slots) = &encryption.slots else {
-            let message = "Only LUKS encryption options can be amended for qcow2 with encrypt.format=luks";
-            return Err(Error::new(Kind::Unsupported, message));
-        };
+        let (encryption, slots) = self.luks()?;
         let (key, _) = encryption.key.as_ref().ok_or_else(|| no_key(KEY_OPTION))?;
         slots.change(change, key, force).await
     }
 }
 
 impl Qcow2 {
+    /// How the data is encrypted, and the key slots, where there are some.
+    fn luks(&self) -> Result<(&Encryption, &KeySlots)> {
+        let Some(encryption) = &self.encryption else {
+            return Err(invalid("Can't amend encryption options - encryption not present"));
+        };
+        let Some(slots) = &encryption.slots else {
+            return Err(Error::new(Kind::Unsupported, "Only LUKS encryption options can be amended"));
+        };
+        Ok((encryption, slots))
+    }
+
     /// Refuses to show anything of an encrypted image without its key.
     pub(super) fn check_key(&self) -> Result<()> {
         match &self.encryption {

@@ -15,7 +15,7 @@
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
-//! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `snapshot_ops`, `snapshot_view`, `vm_state` |
+//! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `overlay`, `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
 //! | | `image_options`, `cache_options`, `discard_options`: what its user decides |
 
@@ -42,6 +42,7 @@ mod image_options;
 mod mapping;
 mod measure;
 mod overlap;
+mod overlay;
 mod read;
 mod refcount;
 mod refcount_width;

@@ -40,7 +40,9 @@ impl Qcow2 {
         self.grow_l1(self.geometry.l1_entries_for(size)).await?;
         self.grow_data_file(old, size, preallocation).await?;
         if size > old {
-            self.hide_backing(old, size).await?;
+            // Without zero clusters, allocated ones hide it.
+            let allocated = !self.v3 && preallocation != Preallocation::Off;
+            self.hide_backing(old, size, allocated).await?;
         }
         // A raw data file decides what is read: all of it is mapped.
         let tables_only = preallocation == Preallocation::Off && self.is_raw();
@@ -115,13 +117,16 @@ impl Qcow2 {
         self.change_header(switch).await
     }
 
-    /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has.
-    async fn hide_backing(&self, old: u64, size: u64) -> Result<()> {
+    /// Makes what is added read as zeros: the rest of the last cluster, and what a longer backing file has unless
+    /// all of that will be `allocated`.
+    async fn hide_backing(&self, old: u64, size: u64, allocated: bool) -> Result<()> {
         let cluster_end = old.next_multiple_of(self.geometry.cluster_size());
-        let backing = self.backing.as_ref().map_or(0, |backing| backing.size()).min(size);
+        let backing = self.backing.as_ref().filter(|_| !allocated);
+        let backing = backing.map_or(0, |backing| backing.size()).min(size);
         if backing > cluster_end && !self.v3 {
-            let what = "Cannot grow a version 2 image over a longer backing file";
-            return Err(Error::new(Kind::Unsupported, what));
+            let what = "Failed to zero out new clusters: Operation not supported";
+            let remedy = "version 2 cannot hide what a longer backing file has: qemu-img amend -o compat=1.1";
+            return Err(Error::new(Kind::Unsupported, what).remedy(remedy));
         }
         let first = old.next_multiple_of(self.geometry.subcluster_size());
         let last = backing.next_multiple_of(self.geometry.cluster_size()).max(cluster_end);

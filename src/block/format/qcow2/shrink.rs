@@ -41,14 +41,19 @@ impl Qcow2 {
 
     async fn give_up_behind(&self, size: u64) -> Result<()> {
         self.drop_behind(size).await?;
-        // Refcounts too: none may count a cluster that was cut off.
-        self.settle().await?;
-        let end = self.refcounts.end_in_use().await? << self.geometry.cluster_bits;
-        cut(&self.file, end).await?;
+        self.cut_file().await?;
         match self.has_data_file() {
             true => cut(self.data_node()?, size).await,
             false => Ok(()),
         }
+    }
+
+    /// Cuts the file behind the last cluster in use.
+    pub(super) async fn cut_file(&self) -> Result<()> {
+        // Refcounts too: none may count a cluster that was cut off.
+        self.settle().await?;
+        let end = self.refcounts.end_in_use().await? << self.geometry.cluster_bits;
+        cut(&self.file, end).await
     }
 
     /// Gives up what the last L2 table maps behind the first `size` bytes.

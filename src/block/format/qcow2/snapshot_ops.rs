@@ -44,9 +44,9 @@ impl Snapshots for Rc<Qcow2> {
     }
 
     async fn apply(&self, which: &Selector) -> Result<()> {
-        let snapshot = self.find_snapshot(which)?;
-        self.check_data_file()?;
         self.check_bitmaps()?;
+        self.check_data_file()?;
+        let snapshot = self.find_snapshot(which)?;
         let mut live = self.snapshot_l1(&snapshot).await?;
         live.resize(self.geometry.l1_entries_for(snapshot.disk_size) as usize, 0);
         let plan = Plan {
@@ -63,8 +63,8 @@ impl Snapshots for Rc<Qcow2> {
     }
 
     async fn delete(&self, which: &Selector) -> Result<()> {
-        self.check_data_file()?;
         let at = which.require(&self.list())?;
+        self.check_data_file()?;
         let mut kept = self.snapshots.borrow().clone();
         let snapshot = kept.remove(at);
         let dropped = vec![snapshot.clone()];
@@ -220,7 +220,7 @@ impl Qcow2 {
         if self.bitmaps.is_empty() {
             return Ok(());
         }
-        Err(Error::new(Kind::Unsupported, "Device has active dirty bitmaps")
+        Err(Error::new(Kind::InvalidArgument, "Device has active dirty bitmaps")
             .remedy("remove them with: qemu-img bitmap --remove"))
     }
 }

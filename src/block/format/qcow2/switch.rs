@@ -16,7 +16,7 @@ use crate::block::Result;
 use std::ops::Range;
 
 /// A write of this many bytes reaches the disk as a whole or not at all.
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 
 impl Qcow2 {
     /// Changes the header on disk, then in memory. Not durable until the file is flushed. After an error memory

@@ -291,7 +291,7 @@ impl Qcow2 {
     async fn punch_freed(&self, freed: &[Run]) {
         for run in freed {
             let from = self.geometry.start_of(run.first);
-            self.discard_data(from, run.count << self.geometry.cluster_bits).await;
+            self.discard_clusters(from, run.count << self.geometry.cluster_bits).await;
         }
     }
 }

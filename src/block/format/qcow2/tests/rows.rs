@@ -12,6 +12,7 @@ use crate::block::graph::Node;
 use crate::block::graph::amend::AmendOptions;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::Repair;
+use crate::block::graph::overlay::BackingName;
 use crate::block::graph::snapshots::{NewSnapshot, Selector};
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Error};
@@ -39,6 +40,7 @@ fn rows(seed: u64) -> Vec<Row> {
     rows.extend(grows(seed));
     rows.extend(shrinks(seed));
     rows.extend(amends(seed));
+    rows.extend(overlays(seed));
     rows.extend(repairs(seed));
     rows.extend(bitmaps(seed));
     rows.extend(encrypted(seed));
@@ -423,6 +425,48 @@ fn amends(seed: u64) -> Vec<Row> {
         new_row(name, &small, backing, steps)
     };
     kinds.into_iter().map(row).collect()
+}
+
+/// Overlays are emptied, with and without a snapshot beside, and get another backing file.
+fn overlays(seed: u64) -> Vec<Row> {
+    let kinds = [(512, 3, false), (512, 2, true), (4096, 3, true), (65536, 3, false)];
+    let row = |(cluster, version, with_snapshot): (u64, u32, bool)| {
+        let (size, backing) = (250 << 10, base(200 << 10));
+        let small = overlay(options(size as u64, cluster, 16, version));
+        let mut steps = workload(seed, size, cluster as usize, 12);
+        if with_snapshot {
+            steps.push(take_snapshot("one", false));
+            steps.extend(workload(seed + 1, size, cluster as usize, 6));
+        }
+        steps.push(make_empty(backing.clone()));
+        steps.extend(workload(seed + 2, size, cluster as usize, 6));
+        steps.push(make_empty(backing.clone()));
+        // Longer, and still the same file to whoever looks for it.
+        let dots = if cluster == 512 { 1 } else { 120 };
+        steps.push(change_backing(&format!("{}base", "./".repeat(dots))));
+        let name = format!("an overlay, version {version}, clusters of {cluster}, snapshot {with_snapshot}");
+        new_row(name, &small, Some(backing), steps)
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+fn make_empty(backing: Vec<u8>) -> Step {
+    let make =
+        |node: Rc<Node>| async move { node.driver().overlay().unwrap().make_empty().await }.boxed_local();
+    change("make empty", make, move |seen| {
+        let size = seen.content.len();
+        seen.content.clone_from(&backing);
+        seen.content.resize(size, 0);
+    })
+}
+
+fn change_backing(name: &str) -> Step {
+    let backing = BackingName { file: name.to_owned(), format: Some("raw".into()) };
+    let make = move |node: Rc<Node>| {
+        let backing = backing.clone();
+        async move { node.driver().overlay().unwrap().change_backing(Some(&backing)).await }.boxed_local()
+    };
+    change("change the backing file", make, |_| {})
 }
 
 fn resize(size: usize, mode: Preallocation) -> Step {

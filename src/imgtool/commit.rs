@@ -1,0 +1,103 @@
+//! `commit`: what an image has goes into its backing file, or into one further down.
+
+use super::getopt::{Flag, Parser};
+use super::open::{self, Sources};
+use super::output::{self, Failure};
+use super::progress::Progress;
+use super::{Command, HELP, engine, only_image, size_argument};
+use crate::block::aio::Engine;
+use crate::block::graph::Node;
+use crate::block::ops::commit::{CommitOptions, base_of, commit};
+use crate::block::options::{Base, CacheMode};
+use std::rc::Rc;
+
+pub(super) const COMMAND: Command = Command {
+    name: "commit",
+    summary: "Write what an image has into its backing file",
+    usage: "[-f FMT] [-b BASE] [-d] [-r RATE] [-t CACHE] [-p] [-q] FILENAME",
+    flags: &[
+        HELP,
+        Flag::switch("quiet", "say nothing but errors").short('q'),
+        Flag::switch("progress", "show progress").short('p'),
+        Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
+        Flag::switch("image-opts", "FILENAME is an option string"),
+        Flag::value("cache", "CACHE", "cache mode (default: writeback)").short('t'),
+        Flag::switch("drop", "leave the image as it is, not empty").short('d'),
+        Flag::value("base", "BASE", "the image of the backing chain to write to; implies -d").short('b'),
+        Flag::value("rate", "RATE", "bytes a second").short('r'),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
+    ],
+    operands: &[("FILENAME", "the image")],
+    run,
+};
+
+/// What is to be done.
+#[derive(Debug)]
+struct Request {
+    source: Sources,
+    filename: String,
+    base: Option<String>,
+    options: CommitOptions,
+    progress: bool,
+    quiet: bool,
+}
+
+fn run(parser: Parser) -> Result<u8, Failure> {
+    let request = read(parser)?;
+    let engine = engine()?;
+    engine.block_on(open_and_commit(&engine, &request))??;
+    if !request.quiet {
+        output::write("Image committed.\n")?;
+    }
+    Ok(0)
+}
+
+fn read(mut parser: Parser) -> Result<Request, Failure> {
+    let (mut source, mut base, mut cache) = (Sources::new(), None, None);
+    let (mut rate, mut drop, mut progress, mut quiet) = (0, false, false, false);
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            "help" => return Err(Failure::Help),
+            _ if source.take(name, &value)? => {}
+            "cache" => cache = Some(value),
+            "drop" => drop = true,
+            "base" => base = Some(value),
+            "rate" => rate = size_argument("rate limit", &value)?,
+            "progress" => progress = true,
+            _ => quiet = true,
+        }
+    }
+    let filename = only_image(parser)?;
+    let options = CommitOptions { rate, make_empty: !drop && base.is_none() };
+    source.options.read_only = false;
+    source.options.unmap = true;
+    source.options.cache = cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::target_cache(&word))?;
+    source.options.base = Some(base.clone().map_or(Base::Nearest, Base::Named));
+    Ok(Request { source, filename, base, options, progress, quiet })
+}
+
+async fn open_and_commit(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+    let image = request.source.open(engine, &request.filename).await?;
+    let progress = Progress::start(request.progress && !request.quiet);
+    let done = commit_to_base(engine, &image, request, &progress).await;
+    let closed = image.close().await.map_err(|error| Failure::plain(&error));
+    done.and(closed)
+}
+
+async fn commit_to_base(
+    engine: &Rc<Engine>,
+    image: &Rc<Node>,
+    request: &Request,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let missing = || match &request.base {
+        Some(base) => format!("Did not find '{base}' in the backing chain of '{}'", request.filename),
+        None => "Image does not have a backing file".to_owned(),
+    };
+    let base = base_of(image).ok_or_else(|| Failure::message(missing()))?;
+    let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+    let done = commit(engine, image, &base, &request.options, &report).await;
+    done.map_err(|error| Failure::plain(&error))?;
+    progress.report(100.0);
+    Ok(())
+}
