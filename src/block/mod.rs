@@ -19,6 +19,7 @@
 
 pub mod aio;
 pub mod crypto;
+pub mod describe;
 pub mod drive;
 pub mod encryption;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod probe;
 pub mod protocol;
 pub mod range_lock;
 pub mod secret;
+pub mod trace;
 
 pub use error::{Error, Kind, Result};
 pub use iov::{Buffer, Iov};

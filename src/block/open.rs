@@ -3,25 +3,30 @@
 //! Names that an image carries (of its backing file, of its data file) are names of files and nothing else: no
 //! protocol, no JSON, no device is ever opened on an image's word.
 //!
-//! A user's name may begin with `blkdebug:CONFIG:`; then the image's file fails as the configuration says.
+//! A user's name may be a description ([`describe`]), or begin with `blkdebug:CONFIG:`; then the image's file fails
+//! as the configuration says.
 
 use crate::block::aio::Engine;
 use crate::block::crypto::Key;
+use crate::block::describe;
+use crate::block::encryption;
 use crate::block::filter::BlkDebug;
 use crate::block::filter::blkdebug::{self, Faults};
 use crate::block::format::luks::Luks;
 use crate::block::format::qcow2;
-use crate::block::format::raw::Raw;
+use crate::block::format::raw::{Raw, Window};
 use crate::block::graph::{Driver, Node};
 use crate::block::options::{Base, OpenOptions};
 use crate::block::probe::{self, PROBE_LEN};
 use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
+use crate::util::text;
 use std::rc::Rc;
+use tracing::trace;
 
-/// The formats that there are drivers for.
-const FORMATS: &[&str] = &["luks", "qcow2", "raw"];
+/// The formats that there are drivers for, and the protocol.
+pub(super) const FORMATS: &[&str] = &["file", "luks", "qcow2", "raw"];
 /// Most images in a backing chain.
 const MAX_CHAIN: usize = 256;
 
@@ -30,6 +35,9 @@ const MAX_CHAIN: usize = 256;
 /// # Errors
 /// In qemu-img's words, with the file that failed and a remedy.
 pub async fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
+    let described = describe::from_name(filename, options)?;
+    let (filename, options) =
+        described.as_ref().map_or((filename, options), |(name, options)| (name, options));
     let (filename, faults) = take_blkdebug(filename)?;
     Opener { engine, chain: Vec::new(), faults }.open(filename, options).await
 }
@@ -46,6 +54,7 @@ struct Opener<'a> {
 impl Opener<'_> {
     async fn open(&mut self, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
         check_protocol(filename)?;
+        let filename = filename.strip_prefix("file:").unwrap_or(filename);
         if let Some(format) = options.format.as_deref().filter(|format| !FORMATS.contains(format)) {
             return Err(unknown_format(format, filename, false));
         }
@@ -56,12 +65,15 @@ impl Opener<'_> {
             None => Some(probe::looks_like(&file.head(PROBE_LEN).await?).unwrap_or("raw")),
         };
         let format = options.format.as_deref().or(guess).unwrap_or("raw");
-        match format {
+        let opened = match format {
+            "file" => self.open_file(file, filename, options),
             "raw" => self.open_raw(file, filename, options, guess.is_some()),
             "qcow2" => self.open_qcow2(file, filename, options).await,
             "luks" => self.open_luks(file, filename, options).await,
             other => Err(unknown_format(other, filename, guess.is_some())),
-        }
+        }?;
+        trace!(name: "image_open", file = ?filename, format, read_only = options.read_only);
+        Ok(opened)
     }
 
     /// Notes a file of the chain; a chain that loops or never ends is refused.
@@ -90,6 +102,12 @@ impl Opener<'_> {
         }
     }
 
+    /// The file itself, without any format.
+    fn open_file(&mut self, file: FileDriver, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
+        lock_plain(&file, options)?;
+        Ok(self.file_node(filename, file))
+    }
+
     fn open_raw(
         &mut self,
         file: FileDriver,
@@ -97,14 +115,13 @@ impl Opener<'_> {
         options: &OpenOptions,
         guessed: bool,
     ) -> Result<Rc<Node>> {
-        finish("raw", &options.driver)?;
+        let mut own = options.driver.clone();
+        let window = Window::take(&mut own, file.size())?;
+        finish("raw", &own)?;
         if guessed && !options.read_only {
             warn_guessed_raw(filename);
         }
-        if !options.force_share {
-            let write = !options.read_only;
-            file.lock(Access { write, resize: false, share_writes: !(write || options.exclusive) })?;
-        }
+        lock_plain(&file, options)?;
         if !options.read_only && !file.size().is_multiple_of(u64::from(file.limits().request_alignment)) {
             let message = "the size of the image is not a multiple of what direct I/O needs";
             return Err(Error::new(Kind::InvalidArgument, message)
@@ -112,7 +129,7 @@ impl Opener<'_> {
                 .remedy("use cache=writeback, or make the image larger with qemu-img resize"));
         }
         let file = self.file_node(filename, file);
-        Ok(Node::new(filename, Box::new(Raw::new(file, guessed, options.unmap))))
+        Ok(Node::new(filename, Box::new(Raw::new(file, guessed, window, options.unmap))))
     }
 
     async fn open_qcow2(
@@ -128,7 +145,12 @@ impl Opener<'_> {
         };
         let named = |error: Error| error.path(filename).remedy(remedy);
         let mut own = options.driver.clone();
-        let below = OpenOptions { driver: own.take_group("backing."), ..options.clone() };
+        let has_no_backing = own.get("backing") == Some("") && own.take("backing").is_some();
+        let below = match options.backing {
+            true => own.take_group("backing."),
+            false => Options::default(),
+        };
+        let below = OpenOptions { driver: below, ..options.clone() };
         let unlock = qcow2::Unlock {
             format: own.take("encrypt.format"),
             passphrase: passphrase(&mut own, "encrypt.key-secret", options).map_err(named)?,
@@ -157,7 +179,7 @@ impl Opener<'_> {
             image.set_data_file(data);
         }
         let backing = match image.backing_file() {
-            Some(name) if options.backing => {
+            Some(name) if options.backing && !has_no_backing => {
                 Some(Box::pin(self.open_backing(name, image.backing_format(), filename, &below)).await?)
             }
             _ => None,
@@ -177,6 +199,9 @@ impl Opener<'_> {
         let named = |error: Error| error.path(filename);
         let key = passphrase(&mut own, "key-secret", options).map_err(named)?;
         finish("luks", &own)?;
+        if key.is_none() && !options.metadata_only {
+            return Err(named(encryption::no_key("key-secret")));
+        }
         let file = self.file_node(filename, file);
         let opened =
             Luks::open(self.engine, file, key.as_ref(), options.metadata_only, options.read_only).await;
@@ -234,6 +259,8 @@ impl Opener<'_> {
         let mut driver = options.driver.clone();
         let format = driver.take("driver").or(format);
         let is_base = options.base.as_ref().is_some_and(|base| is_base(base, overlay, name));
+        let given = driver.take("file.filename");
+        let name = given.unwrap_or_else(|| beside(overlay, name));
         let options = OpenOptions {
             format,
             driver,
@@ -244,14 +271,23 @@ impl Opener<'_> {
             data_file: None,
             ..options.clone()
         };
-        let opened = self.open(&beside(overlay, name), &options).await;
+        let opened = self.open(&name, &options).await;
         opened.map_err(|error| error.context("Could not open backing file"))
+    }
+}
+
+/// Takes the locks of a file that is the disk itself.
+fn lock_plain(file: &FileDriver, options: &OpenOptions) -> Result<()> {
+    let write = !options.read_only;
+    match options.force_share {
+        true => Ok(()),
+        false => file.lock(Access { write, resize: false, share_writes: !(write || options.exclusive) }),
     }
 }
 
 /// Whether the backing file `name` of `overlay` is the one that is meant.
 fn is_base(base: &Base, overlay: &str, name: &str) -> bool {
-    let file = |name| std::fs::canonicalize(beside(overlay, name)).ok();
+    let file = |name| std::fs::canonicalize(text::to_path(&beside(overlay, name))).ok();
     match base {
         Base::Nearest => true,
         Base::Named(wanted) => file(wanted).is_some_and(|wanted| Some(wanted) == file(name)),
@@ -291,7 +327,7 @@ fn take_blkdebug(filename: &str) -> Result<(&str, Option<Rc<Faults>>)> {
     };
     let text = match config {
         "" => String::new(),
-        path => std::fs::read_to_string(path).map_err(|error| {
+        path => std::fs::read_to_string(text::to_path(path)).map_err(|error| {
             Error::from_io(error).context("Could not read blkdebug config file").path(path)
         })?,
     };
@@ -335,9 +371,9 @@ fn unknown_format(format: &str, filename: &str, guessed: bool) -> Error {
 }
 
 fn warn_guessed_raw(filename: &str) {
-    eprintln!(
+    text::say(&format!(
         "WARNING: Image format was not specified for '{filename}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
          restricted.\n         Specify the 'raw' format explicitly to remove the restrictions."
-    );
+    ));
 }

@@ -1,5 +1,5 @@
 //! Secrets: passphrases and keys that users hand over apart from the images that need them
-//! (`--object secret,id=ID,…`), in QEMU's words.
+//! (`--object secret,id=ID,…`, or the same as a JSON object), in QEMU's words.
 //!
 //! | option | means |
 //! | --- | --- |
@@ -10,9 +10,11 @@
 
 use crate::block::crypto::Key;
 use crate::block::crypto::cipher::Cipher;
+use crate::block::describe;
 use crate::block::error::errno_text;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
+use crate::util::text;
 use base64::Engine as _;
 use base64::engine::general_purpose::GeneralPurpose;
 use base64::engine::{DecodePaddingMode, GeneralPurposeConfig};
@@ -21,6 +23,23 @@ use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
+/// Objects of QEMU's tools that serve protocols which are not there yet.
+const OTHER_OBJECTS: &[&str] = &[
+    "authz-list",
+    "authz-listfile",
+    "authz-pam",
+    "authz-simple",
+    "iothread",
+    "main-loop",
+    "rng-builtin",
+    "rng-random",
+    "secret_keyring",
+    "throttle-group",
+    "tls-cipher-suites",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+];
 /// Bytes of an AES block, and of an initialisation vector.
 const BLOCK: usize = 16;
 /// What to do about a secret that was cut at a comma.
@@ -44,10 +63,17 @@ impl Secrets {
     /// # Errors
     /// [`Kind::InvalidArgument`] that names what is wrong; [`Kind::Io`] for a file that cannot be read.
     pub fn define(&mut self, text: &str) -> Result<()> {
-        let mut options = Options::parse(text, Some("qom-type"));
+        let mut options = match text.starts_with('{') {
+            true => describe::parse_json(text)?,
+            false => Options::parse(text, Some("qom-type")),
+        };
         let missing = |name: &str| invalid(format!("Parameter '{name}' is missing"));
         match options.take("qom-type").ok_or_else(|| missing("qom-type"))?.as_str() {
             "secret" => {}
+            other if OTHER_OBJECTS.contains(&other) => {
+                let message = format!("the object type '{other}' is not supported yet");
+                return Err(Error::new(Kind::Unsupported, message));
+            }
             other => return Err(invalid(format!("Parameter 'qom-type' does not accept value '{other}'"))),
         }
         let id = options.take("id").ok_or_else(|| missing("id"))?;
@@ -91,7 +117,7 @@ impl Secrets {
         let stored = match (options.take("data"), options.take("file")) {
             (Some(_), Some(_)) => return Err(invalid("'file' and 'data' are mutually exclusive")),
             (None, None) => return Err(invalid("Either 'file' or 'data' must be provided")),
-            (Some(data), None) => Key::from(data.into_bytes()),
+            (Some(data), None) => Key::from(text::to_bytes(&data).into_owned()),
             (None, Some(path)) => read_file(&path)?,
         };
         let base64 = match options.take("format").as_deref() {
@@ -128,17 +154,17 @@ fn check_id(id: &str) -> Result<()> {
 }
 
 fn read_file(path: &str) -> Result<Key> {
-    let told = |error: std::io::Error| {
-        let text = errno_text(&error);
-        Error::from(error).replaced(format!("Unable to read {path}: {text}"))
+    let told = |what: &str, error: std::io::Error| {
+        let cause = errno_text(&error);
+        Error::from(error).replaced(format!("Unable to read {path}: {what} file “{path}”: {cause}"))
     };
-    let file = std::fs::File::open(path).map_err(told)?;
+    let file = std::fs::File::open(text::to_path(path)).map_err(|error| told("Failed to open", error))?;
     // Room for all of it at once: a vector that grows leaves copies behind.
     let mut bytes = Vec::with_capacity(MAX_LEN as usize + 1);
     let read = file.take(MAX_LEN + 1).read_to_end(&mut bytes);
     let bytes = Key::from(bytes);
     match read {
-        Err(error) => Err(told(error)),
+        Err(error) => Err(told("Error reading", error)),
         Ok(len) if len as u64 > MAX_LEN => {
             Err(invalid(format!("Unable to read {path}: the secret is too long")))
         }

@@ -13,6 +13,7 @@ mod signals;
 mod terminal;
 
 use crate::imgtool;
+use crate::util::text;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -66,7 +67,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Imgtool { words } => return imgtool::main(IMGTOOL, words),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("cowvm: {error}");
+        text::say(&format!("cowvm: {error}"));
         ExitCode::FAILURE
     })
 }

@@ -2,6 +2,7 @@
 //! that succeeded stays when a later one fails.
 
 use super::getopt::{Flag, Parser};
+use super::open::Sources;
 use super::output::Failure;
 use super::{Command, HELP, engine, open, size_argument};
 use crate::block::aio::Engine;
@@ -19,7 +20,7 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
-        Flag::switch("image-opts", "FILENAME is an option string").later(),
+        Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("add", "make BITMAP; from now on it records what is written"),
         Flag::value("granularity", "SIZE", "what one bit stands for, with --add").short('g'),
         Flag::switch("remove", "remove BITMAP"),
@@ -29,7 +30,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("merge", "SOURCE", "add what the bitmap SOURCE has recorded"),
         Flag::value("source-file", "FILE", "SOURCE is a bitmap of this image").short('b'),
         Flag::value("source-format", "FMT", "format of that image").short('F'),
-        Flag::value("object", "OBJECT", "define an object, such as a secret").later(),
+        Flag::value("object", "OBJECT", "define an object, such as a secret"),
     ],
     operands: &[("FILENAME", "the image"), ("BITMAP", "the name of the bitmap")],
     run,
@@ -60,11 +61,11 @@ impl Action {
 }
 
 /// What is to be done.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Request {
     filename: String,
     bitmap: String,
-    format: Option<String>,
+    image: Sources,
     actions: Vec<Action>,
     granularity: Option<u64>,
     source: Option<String>,
@@ -75,13 +76,7 @@ fn run(parser: Parser) -> Result<u8, Failure> {
     let request = read(parser)?;
     let engine = engine()?;
     engine.block_on(async {
-        let options = OpenOptions {
-            format: request.format.clone(),
-            read_only: false,
-            backing: false,
-            ..OpenOptions::default()
-        };
-        let image = open::image(&engine, &request.filename, &options).await?;
+        let image = request.image.open(&engine, &request.filename).await?;
         let done = change(&engine, &image, &request).await;
         let closed = image.close().await.map_err(|error| Failure::block(&request.filename, &error));
         done.and(closed)
@@ -90,11 +85,10 @@ fn run(parser: Parser) -> Result<u8, Failure> {
 }
 
 fn read(mut parser: Parser) -> Result<Request, Failure> {
-    let mut request = Request::default();
+    let mut request = Request::new();
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
-            "format" => request.format = Some(value),
             "add" => request.actions.push(Action::Add),
             // None is asked for by 0.
             "granularity" => {
@@ -106,18 +100,34 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "disable" => request.actions.push(Action::Disable),
             "merge" => request.actions.push(Action::Merge(value)),
             "source-file" => request.source = Some(value),
-            _ => request.source_format = Some(value),
+            "source-format" => request.source_format = Some(value),
+            _ => drop(request.image.take(name, &value)?),
         }
     }
-    let Ok([filename, bitmap]) = <[String; 2]>::try_from(parser.operands()) else {
-        return Err(Failure::message("Expecting filename and bitmap name"));
-    };
-    (request.filename, request.bitmap) = (filename, bitmap);
     request.check()?;
-    Ok(request)
+    match <[String; 2]>::try_from(parser.operands()) {
+        Ok([filename, bitmap]) => Ok(Request { filename, bitmap, ..request }),
+        Err(_) => Err(Failure::message("Expecting filename and bitmap name")),
+    }
 }
 
 impl Request {
+    /// Nothing yet.
+    fn new() -> Request {
+        let mut image = Sources::new();
+        image.options.read_only = false;
+        image.options.backing = false;
+        Request {
+            filename: String::new(),
+            bitmap: String::new(),
+            image,
+            actions: Vec::new(),
+            granularity: None,
+            source: None,
+            source_format: None,
+        }
+    }
+
     /// Refuses options that do not go together.
     fn check(&self) -> Result<(), Failure> {
         let merges = self.actions.iter().any(|action| matches!(action, Action::Merge(_)));
@@ -144,7 +154,8 @@ async fn change(engine: &Rc<Engine>, image: &Node, request: &Request) -> Result<
     let source = match &request.source {
         Some(filename) => {
             let format = request.source_format.clone();
-            let options = OpenOptions { format, backing: false, ..open::for_reading() };
+            let secrets = request.image.options.secrets.clone();
+            let options = OpenOptions { format, backing: false, secrets, ..open::for_reading() };
             Some(open::image(engine, filename, &options).await?)
         }
         None => None,
@@ -172,7 +183,14 @@ async fn act(action: &Action, image: &Node, source: &Node, request: &Request) ->
         Action::Clear => bitmaps.clear(name).await,
         Action::Enable => bitmaps.set_enabled(name, true).await,
         Action::Disable => bitmaps.set_enabled(name, false).await,
-        Action::Merge(from) => bitmaps.merge(name, bitmaps_of(source, from)?, from).await,
+        Action::Merge(from) => {
+            // A bitmap that is not there is told of before one that cannot be.
+            let source = match bitmaps.list().iter().any(|bitmap| bitmap.name == *name) {
+                true => bitmaps_of(source, from)?,
+                false => bitmaps,
+            };
+            bitmaps.merge(name, source, from).await
+        }
     }
 }
 

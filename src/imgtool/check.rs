@@ -8,6 +8,7 @@ use crate::block::Error;
 use crate::block::error::errno_text;
 use crate::block::graph::Node;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
+use crate::util::text::say;
 use serde_json::Value;
 use std::io;
 
@@ -39,17 +40,21 @@ const NO_CHECK: u8 = 63;
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
     let (mut source, mut form, mut quiet, mut repair) = (Sources::new(), Form::Human, false, None);
+    let mut cache = None;
     while let Some((name, value)) = parser.next()? {
         match name {
             _ if source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
-            "cache" => source.options.cache = open::source_cache(&value)?,
+            "cache" => cache = Some(value),
             "repair" => repair = Some(what_to_repair(&value)?),
             "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
     let filename = only_image(parser)?;
+    if let Some(word) = cache {
+        source.options.cache = open::source_cache(&word)?;
+    }
     if repair.is_some() && source.options.force_share {
         let message = "force-share=on can only be used with read-only images";
         return Err(Failure::message(format!("Could not open '{filename}': {message}")));
@@ -120,7 +125,7 @@ async fn check_once(checker: &dyn Check, repair: Option<Repair>) -> Result<Check
     };
     let report = report
         .map_err(|error| Failure::Twice { first: error.message().to_owned(), then: check_failed(&error) })?;
-    report.messages.iter().for_each(|message| output::say(message));
+    report.messages.iter().for_each(|message| say(message));
     match &report.gave_up {
         None => Ok(report),
         Some(error) => Err(Failure::message(check_failed(error))),

@@ -109,15 +109,15 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
         }
     }
     let mut names = parser.operands();
+    if !request.create && request.options.is_given() {
+        return Err(Failure::message("-o has no effect when skipping image creation"));
+    }
     if request.options.wants_help() {
         return show_help(&request.format, !names.is_empty()).map(|()| None);
     }
     let output = names.pop().filter(|_| !names.is_empty());
     request.output = output.ok_or_else(|| Failure::message("Must specify image file name"))?;
     request.sources = names;
-    if !request.create && request.options.is_given() {
-        return Err(Failure::message("-o has no effect when skipping image creation"));
-    }
     request.cache = cache.map_or(Ok(CacheMode::UNSAFE), |word| open::target_cache(&word))?;
     request.source.options.cache =
         source_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
@@ -229,11 +229,15 @@ fn prepare(request: &Request, size: u64) -> Result<Values, Failure> {
         let message = format!("Backing file not supported for file format '{}'", request.format);
         return Err(Failure::message(message));
     }
+    if request.backing_format.is_some() && !template.has_backing() {
+        let message = format!("Backing file format not supported for file format '{}'", request.format);
+        return Err(Failure::message(message));
+    }
     values.set("size", &size.to_string()).map_err(plain)?;
     if let Some(name) = &request.backing {
         values.set("backing_file", name).map_err(plain)?;
     }
-    if let Some(format) = request.backing_format.as_ref().filter(|_| template.has_backing()) {
+    if let Some(format) = &request.backing_format {
         values.set("backing_fmt", format).map_err(plain)?;
     }
     let has_backing = values.get("backing_file").is_some();

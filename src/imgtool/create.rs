@@ -3,14 +3,15 @@
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
 use super::open::define;
-use super::output::{self, Failure};
-use super::{Command, HELP, engine, size_argument};
+use super::output::{self, Failure, Form, OUTPUT};
+use super::{Command, HELP, engine, json, size_argument};
 use crate::block::aio::Engine;
 use crate::block::open::{beside, open};
 use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::OpenOptions;
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind};
+use serde_json::{Map, Value, json};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -26,6 +27,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("backing-format", "BACKING_FMT", "format of the backing file").short('F'),
         Flag::switch("backing-unsafe", "do not look at the backing file").short('u'),
         Flag::value("options", "OPTIONS", "options of the format; '-o help' lists them").short('o'),
+        OUTPUT,
     ],
     operands: &[
         ("FILENAME", "the image; an existing file is replaced"),
@@ -47,6 +49,7 @@ struct Request {
     /// The backing file is not looked at.
     blind: bool,
     quiet: bool,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
@@ -70,6 +73,7 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
             "backing" => request.backing = Some(value),
             "backing-format" => request.backing_format = Some(value),
             "backing-unsafe" => request.blind = true,
+            "output" => request.form = Form::parse(&value)?,
             _ => request.options.add(&value)?,
         }
     }
@@ -100,12 +104,28 @@ async fn make(engine: &Rc<Engine>, request: &Request) -> Result<(), Error> {
         (None, Some(size)) => values.set("size", &size.to_string())?,
         (None, None) => return Err(invalid("Image creation needs a size parameter")),
     }
-    if !request.quiet {
+    if !request.quiet && request.form == Form::Human {
         let line =
             format!("Formatting '{}', fmt={} {}\n", request.filename, request.format, values.describe());
         output::write(&line)?;
     }
-    create(engine, &request.filename, &values, &request.secrets).await
+    create(engine, &request.filename, &values, &request.secrets).await?;
+    if !request.quiet && request.form == Form::Json {
+        output::write(&json::to_text(&to_json(request, &values)))?;
+    }
+    Ok(())
+}
+
+/// What was made: all options that have a value, as they were shown to people.
+fn to_json(request: &Request, values: &Values) -> Value {
+    let options: Map<String, Value> =
+        values.pairs().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    json!({
+        "filename": request.filename,
+        "format": request.format,
+        "virtual-size": values.size(),
+        "options": options,
+    })
 }
 
 /// A new image is a file: a name with a protocol in front is refused.

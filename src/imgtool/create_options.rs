@@ -59,7 +59,8 @@ pub(super) fn show_help(format: &str, with_file: bool) -> Result<(), Failure> {
         true => ("Supported options:".to_owned(), String::new()),
         false => (
             format!("Supported {format} options:"),
-            "\nWith the name of a file, the options of the file are listed too.\n".to_owned(),
+            "\nThe protocol level may support further options.\nSpecify the target filename to include those \
+             options.\n".to_owned(),
         ),
     };
     Ok(output::write(&format!("{title}\n{}{note}", list_text(template.options())))?)

@@ -51,6 +51,11 @@ impl Flag {
         Flag { full: true, ..self }
     }
 
+    /// Whether it is [`Flag::in_full`].
+    pub(super) fn is_in_full(&self) -> bool {
+        self.full
+    }
+
     /// Known but not there yet.
     pub(super) const fn later(self) -> Flag {
         Flag { ready: false, ..self }

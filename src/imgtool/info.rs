@@ -10,6 +10,7 @@ use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, Sn
 use crate::block::ops::info::{NodeInfo, inspect};
 use crate::util::keyval::Options;
 use crate::util::size::human_size;
+use crate::util::text;
 use crate::util::time::local_date;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
@@ -74,22 +75,32 @@ fn collect(operand: &str, source: &Sources, chain: bool) -> Result<Vec<NodeInfo>
             if let Some(described) = describe(&image, &options.driver) {
                 image.filename = described;
             }
-            options.driver = options.driver.take_group("backing.");
+            // They are for the image that was named.
+            options.driver = Options::default();
             images.push(image);
         }
         Ok(images)
     })?
 }
 
-/// The name of an image that takes more than a file's name to open: the secret with its key.
+/// The name of an image that takes more than a file's name to open: the secret with its key, a part of the file.
 fn describe(image: &NodeInfo, driver: &Options) -> Option<String> {
-    let file = json!({"driver": "file", "filename": image.filename});
-    let members = match (driver.get("encrypt.key-secret"), driver.get("key-secret")) {
-        (Some(id), _) => json!({"encrypt.key-secret": id, "driver": image.format, "file": file}),
-        (None, Some(id)) => json!({"driver": image.format, "file": file, "key-secret": id}),
-        (None, None) => return None,
+    // In the order in which qemu-img has them.
+    const BEFORE: &[&str] = &["encrypt.key-secret", "offset"];
+    const MIDDLE: &[&str] = &["size"];
+    const AFTER: &[&str] = &["key-secret"];
+    let mut members = Map::new();
+    let put = |members: &mut Map<String, Value>, names: &[&str]| {
+        for name in names {
+            members.extend(driver.get(name).map(|value| ((*name).to_owned(), json!(value))));
+        }
     };
-    Some(format!("json:{}", json::to_line(&members)))
+    put(&mut members, BEFORE);
+    members.insert("driver".to_owned(), json!(image.format));
+    put(&mut members, MIDDLE);
+    members.insert("file".to_owned(), json!({"driver": "file", "filename": image.filename}));
+    put(&mut members, AFTER);
+    (members.len() > 2).then(|| format!("json:{}", json::to_line(&Value::Object(members))))
 }
 
 fn to_text(image: &NodeInfo) -> String {
@@ -266,7 +277,7 @@ fn snapshot_text(snapshot: &SnapshotInfo) -> String {
 
 fn snapshot_row(id: &str, tag: &str, size: &str, date: &str, clock: &str, icount: &str) -> String {
     // The columns are as many bytes, not characters, wide.
-    let pad = |text: &str, width: usize| " ".repeat(width.saturating_sub(text.len()));
+    let pad = |name: &str, width: usize| " ".repeat(width.saturating_sub(text::to_bytes(name).len()));
     let (after_id, after_tag) = (pad(id, 7), pad(tag, 16));
     format!("{id}{after_id} {tag}{after_tag} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
 }

@@ -1,5 +1,6 @@
 //! JSON as qemu-img writes it: four spaces a level, an empty list over two lines, nothing outside ASCII.
 
+use crate::util::text;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -70,7 +71,8 @@ fn indent(out: &mut String, level: usize) {
 
 fn write_string(out: &mut String, text: &str) {
     out.push('"');
-    for unit in text.encode_utf16() {
+    // JSON is text: bytes of a name that are none become U+FFFD.
+    for unit in String::from_utf8_lossy(&text::to_bytes(text)).encode_utf16() {
         match char::from_u32(u32::from(unit)) {
             Some(short @ ('"' | '\\')) => out.extend(['\\', short]),
             Some('\u{8}') => out.push_str("\\b"),

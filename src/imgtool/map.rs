@@ -126,5 +126,9 @@ async fn next(walk: &mut Walk, text: &mut String) -> Result<Option<Extent>, Fail
         output::write(text)?;
         text.clear();
     }
-    walk.next().await.map_err(|error| Failure::block("Failed to read image metadata", &error))
+    let found = walk.next().await;
+    if found.is_err() {
+        output::write(text)?;
+    }
+    found.map_err(|error| Failure::block("Failed to read image metadata", &error))
 }

@@ -8,9 +8,8 @@
 //! A command is one file and one row of `COMMANDS`: its options stand in a table that the parser and the help
 //! read. What images are and how work is done on them is the business of `block`; here are only words.
 //!
-//! Deliberate differences from qemu-img: help and version texts are our own; called as `cowvm imgtool`, not
-//! `qemu-img`, messages begin with that name and a second line says what to do; commands, options and formats
-//! that are not there yet are refused by name; names of files must be UTF-8.
+//! Called as `cowvm imgtool`, not `qemu-img`, its messages begin with that name and a second line says what to do.
+//! Where it differs otherwise, docs/imgtool.md says so.
 
 mod amend;
 mod bench;
@@ -37,13 +36,17 @@ mod rebase;
 mod resize;
 mod snapshot;
 mod snapshot_param;
+mod trace;
 
 use crate::block::aio::{Backend, Engine};
+use crate::util::text;
 use getopt::{Flag, Parser};
-use output::Failure;
+use output::{Failure, Form};
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
+use trace::Trace;
 
 /// The name that scripts call; messages to them are exactly QEMU's.
 const DROP_IN: &str = "qemu-img";
@@ -88,16 +91,26 @@ static STANDARD: &[Flag] = &[
     HELP,
     Flag::switch("version", "print the version").short('V'),
     Flag::value("trace", "[[enable=]PATTERN][,events=FILE][,file=FILE]", "trace what happens inside")
-        .short('T')
-        .later(),
+        .short('T'),
+    Flag::value("errors", "human|json", "form of failures").in_full(),
 ];
 
 /// What the tool was called as.
 struct Program {
     name: String,
+    /// The form of failures.
+    errors: Cell<Form>,
 }
 
 impl Program {
+    fn new(name: &str) -> Program {
+        Program { name: name.to_owned(), errors: Cell::new(Form::Human) }
+    }
+
+    fn errors(&self) -> Form {
+        self.errors.get()
+    }
+
     fn name(&self) -> &str {
         &self.name
     }
@@ -111,29 +124,35 @@ impl Program {
 /// Runs the tool. `program` is what its messages begin with (`qemu-img` when called by that name), `args` all
 /// that follows on the command line.
 pub fn main(program: &str, args: Vec<OsString>) -> ExitCode {
-    let program = Program { name: program.to_owned() };
-    ExitCode::from(run(&program, args))
+    ExitCode::from(run(&Program::new(program), args))
 }
 
 fn run(program: &Program, args: Vec<OsString>) -> u8 {
-    let args = match args.into_iter().map(OsString::into_string).collect::<Result<Vec<_>, _>>() {
-        Ok(args) => args,
-        Err(arg) => {
-            let message = format!("the argument {arg:?} is not UTF-8");
-            return Failure::message(message).report(program, None);
-        }
-    };
+    let args = args.iter().map(|arg| text::from_os(arg));
     let mut parser = Parser::up_to_operand(STANDARD, args);
-    loop {
-        match parser.next() {
-            Ok(Some(("help", _))) => return help::show(program, None),
-            Ok(Some(("version", _))) => return help::show_version(),
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(mistake) => return Failure::from(mistake).report(program, None),
+    match standard_options(program, &mut parser) {
+        Ok(Some(code)) => code,
+        Ok(None) => run_command(program, parser.operands()),
+        Err(failure) => failure.report(program, None),
+    }
+}
+
+/// Does what the options before the command word say; the exit status, where that is all.
+fn standard_options(program: &Program, parser: &mut Parser) -> Result<Option<u8>, Failure> {
+    let mut trace = Trace::default();
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            "help" => return Ok(Some(help::show(program, None))),
+            "version" => return Ok(Some(help::show_version())),
+            "errors" => program.errors.set(Form::parse(&value)?),
+            _ if value == "help" => {
+                return output::write(&trace::list()).map(|()| Some(0)).map_err(Failure::from);
+            }
+            _ => trace.add(program, &value)?,
         }
     }
-    run_command(program, parser.operands())
+    trace.start()?;
+    Ok(None)
 }
 
 /// Finds and runs the command that `words` begin with.
@@ -145,6 +164,10 @@ fn run_command(program: &Program, words: Vec<String>) -> u8 {
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         return Failure::Usage(format!("Command not found: {name}")).report(program, None);
     };
+    let words: Vec<String> = words.collect();
+    if output::wants_json(command, &words) {
+        program.errors.set(Form::Json);
+    }
     match (command.run)(Parser::new(command.flags, words)) {
         Ok(code) => code,
         Err(failure) => failure.report(program, Some(command)),

@@ -2,12 +2,11 @@
 
 use super::output::Failure;
 use crate::block::aio::Engine;
+use crate::block::describe;
 use crate::block::graph::Node;
 use crate::block::open::open;
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::secret::Secrets;
-use crate::block::{Error, Kind};
-use crate::util::keyval::Options;
 use std::rc::Rc;
 
 /// How a command that only reads opens images; other processes must not write them meanwhile.
@@ -43,11 +42,15 @@ impl Sources {
 
     /// The file that an operand names, and how it is to be opened.
     pub(super) fn named(&self, operand: &str) -> Result<(String, OpenOptions), Failure> {
-        match (self.described, &self.options.format) {
-            (false, _) => Ok((operand.to_owned(), self.options.clone())),
-            (true, Some(_)) => Err(Failure::message("--image-opts and --format are mutually exclusive")),
-            (true, None) => described(operand, &self.options).map_err(|error| Failure::open(operand, &error)),
+        if self.described && self.options.format.is_some() {
+            return Err(Failure::message("--image-opts and --format are mutually exclusive"));
         }
+        let described = match self.described {
+            true => describe::from_options(operand, &self.options).map(Some),
+            false => describe::from_name(operand, &self.options),
+        };
+        let described = described.map_err(|error| Failure::open(operand, &error))?;
+        Ok(described.unwrap_or_else(|| (operand.to_owned(), self.options.clone())))
     }
 
     /// Opens the image that an operand names.
@@ -60,26 +63,6 @@ impl Sources {
 /// Defines an object (`--object`).
 pub(super) fn define(secrets: &mut Secrets, text: &str) -> Result<(), Failure> {
     secrets.define(text).map_err(|error| Failure::message(error.message()))
-}
-
-/// Reads an option string: `driver=qcow2,file.filename=a.qcow2,…`.
-fn described(text: &str, common: &OpenOptions) -> Result<(String, OpenOptions), Error> {
-    let invalid = |message: String| Error::new(Kind::InvalidArgument, message);
-    let mut driver = Options::parse(text, None);
-    let mut file = driver.take_group("file.");
-    let filename = file
-        .take("filename")
-        .ok_or_else(|| invalid("A block device must be specified for \"file\"".to_owned()))?;
-    if let Some(other) = file.take("driver").filter(|driver| driver != "file") {
-        return Err(invalid(format!("Unknown driver '{other}'")));
-    }
-    if let Some((name, _)) = file.pairs().first() {
-        return Err(invalid(format!("Block protocol 'file' does not support the option '{name}'")));
-    }
-    let format = driver.take("driver");
-    // A name is a file's here, whatever it looks like.
-    let filename = if filename.contains(':') { format!("file:{filename}") } else { filename };
-    Ok((filename, OpenOptions { format, driver, ..common.clone() }))
 }
 
 /// Opens an image.

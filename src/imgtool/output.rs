@@ -1,9 +1,13 @@
 //! What a command says: results on standard output, failures on standard error behind the program's name.
+//!
+//! Both may be JSON (docs/imgtool.md has the schema): results with `--output=json`, failures with `--errors=json` in
+//! front of the command. `--output=json` of a command for which qemu-img has no such option means both.
 
-use super::getopt::Mistake;
-use super::help;
-use super::{Command, Program};
+use super::getopt::{Flag, Mistake};
+use super::{Command, Program, help, json};
 use crate::block::Error;
+use crate::util::text::{self, say};
+use serde_json::{Value, json};
 use std::io::{self, Write};
 
 /// The form of results (`--output`).
@@ -25,6 +29,17 @@ impl Form {
             _ => Err(Failure::Usage(format!("--output expects 'human' or 'json' not '{word}'"))),
         }
     }
+}
+
+/// The option that gives a result, and a failure, that form where qemu-img has only words.
+pub(super) const OUTPUT: Flag =
+    Flag::value("output", "human|json", "form of the result, and of a failure").in_full();
+
+/// Whether the line of a command asks for [`OUTPUT`] as JSON.
+pub(super) fn wants_json(command: &Command, words: &[String]) -> bool {
+    let asks = |pair: &[String]| pair[0] == "--output" && pair[1] == "json";
+    command.flags.iter().any(|flag| flag.name == OUTPUT.name && flag.is_in_full())
+        && (words.iter().any(|word| word == "--output=json") || words.windows(2).any(asks))
 }
 
 /// Why a command ends early.
@@ -81,25 +96,55 @@ impl Failure {
 
     /// Says it, and returns the exit status.
     pub(super) fn report(&self, program: &Program, command: Option<&Command>) -> u8 {
+        match (self, program.errors()) {
+            (Failure::Help, _) => help::show(program, command),
+            (_, Form::Human) => self.report_text(program, command),
+            (_, Form::Json) => {
+                say(&json::to_line(&json!({"error": self.to_json(command)})));
+                self.status()
+            }
+        }
+    }
+
+    /// The exit status.
+    fn status(&self) -> u8 {
+        match self {
+            Failure::Other { code, .. } => *code,
+            _ => 1,
+        }
+    }
+
+    fn to_json(&self, command: Option<&Command>) -> Value {
+        let (message, remedy) = match self {
+            Failure::Options(mistake) => (mistake.to_string(), None),
+            Failure::Usage(message) => (message.clone(), None),
+            Failure::Twice { first, then } => (format!("{first}\n{then}"), None),
+            Failure::Other { message, remedy, .. } => (message.clone(), remedy.clone()),
+            Failure::Help => (String::new(), None),
+        };
+        let command = command.map(|command| command.name);
+        json!({"command": command, "message": message, "remedy": remedy, "status": self.status()})
+    }
+
+    fn report_text(&self, program: &Program, command: Option<&Command>) -> u8 {
         let name = program.name();
         let full = command.map_or(name.to_owned(), |command| format!("{name} {}", command.name));
         match self {
-            Failure::Help => return help::show(program, command),
+            Failure::Help => {}
             Failure::Options(mistake) => {
                 say(&format!("{full}: {mistake}\nTry '{full} --help' for more info"))
             }
             Failure::Usage(message) => say(&format!("{name}: {message}\nTry '{full} --help' for more info")),
             Failure::Twice { first, then } => say(&format!("{name}: {first}\n{name}: {then}")),
-            Failure::Other { message, remedy, code } => {
+            Failure::Other { message, remedy, .. } => {
                 say(&format!("{name}: {message}"));
                 match remedy {
                     Some(remedy) if program.gives_remedies() => say(&format!("{name}: {remedy}")),
                     _ => {}
                 }
-                return *code;
             }
         }
-        1
+        self.status()
     }
 }
 
@@ -115,15 +160,9 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// A line on standard error.
-pub(super) fn say(text: &str) {
-    // There is nowhere left to report a broken standard error to.
-    let _ = writeln!(io::stderr().lock(), "{text}");
-}
-
 /// Text on standard output, at once.
 pub(super) fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(&text::shown(text))?;
     out.flush()
 }

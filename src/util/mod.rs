@@ -1,7 +1,8 @@
-//! What every layer may use: on-disk integers, sizes with suffixes, key=value options.
+//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, names as text.
 
 pub mod keyval;
 pub mod size;
+pub mod text;
 pub mod time;
 
 /// A little-endian number of at most 8 bytes.

@@ -29,7 +29,7 @@ impl Lab {
     }
 
     /// The same file in the copy of the folder.
-    fn twin(&self, name: &str) -> PathBuf {
+    pub(crate) fn twin(&self, name: &str) -> PathBuf {
         self.folder.path().join("b").join(name)
     }
 
@@ -57,6 +57,11 @@ impl Lab {
         self
     }
 
+    /// Ours, under the real one's name.
+    pub(crate) fn tool(&self) -> PathBuf {
+        self.folder.path().join("bin/qemu-img")
+    }
+
     /// Runs the real qemu-img, however it ends.
     pub(crate) fn real(&self, line: &str) -> Output {
         run(Path::new(REAL), &words(line), &self.path(""))
@@ -64,7 +69,7 @@ impl Lab {
 
     /// Runs ours.
     pub(crate) fn ours(&self, line: &str) -> Output {
-        run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""))
+        run(&self.tool(), &words(line), &self.path(""))
     }
 
     /// Runs each line with both tools in the same folder; they must only read.
@@ -90,7 +95,7 @@ impl Lab {
         for line in lines {
             copy_folder(&fresh, &self.path(""));
             copy_folder(&fresh, &self.twin(""));
-            let ours = run(&self.folder.path().join("bin/qemu-img"), &words(line), &self.path(""));
+            let ours = run(&self.tool(), &words(line), &self.path(""));
             let real = run(Path::new(REAL), &words(line), &self.twin(""));
             differences += &compare(line, &real, &ours);
             if real.status.success() && ours.status.success() {
@@ -189,7 +194,7 @@ impl Lab {
 }
 
 /// Splits at spaces; `''` is an empty word.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     line.split(' ').map(|word| if word == "''" { String::new() } else { word.to_owned() }).collect()
 }
 

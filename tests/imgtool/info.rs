@@ -93,6 +93,9 @@ fn names_with_odd_characters_stay_readable_for_programs() {
     let lab = Lab::new();
     for name in ["n\n\"\\\u{1}\u{7f}ü😀", "tab\there", "a,b=c"] {
         lab.write(name, &[0; 512]);
-        same_for(&lab, &[name]);
+        // For people, control characters are escaped: `names` looks at that.
+        let human = name.contains(char::is_control);
+        let lines = forms(name).into_iter().filter(|line| !human || line.contains("json"));
+        lab.same(&lines.collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
     }
 }

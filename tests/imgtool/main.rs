@@ -1,7 +1,10 @@
 //! `cowvm imgtool` against the real qemu-img: the same command lines in equal folders must give the same exit
 //! status, the same bytes on both outputs, and images with the same content.
 //!
-//! Deliberate differences, which the tests leave out or pin down on their own:
+//! [`differential`] does so with tables of command lines; the other modules with images and histories of their own.
+//! Where ours differs on purpose stands in `differential/deliberate.rs` and in docs/imgtool.md.
+//!
+//! What those modules leave out, or pin down on their own:
 //!
 //! * help and version texts, and the words in `-o help`, are our own;
 //! * formats, options and commands that are not there yet are refused by name;
@@ -31,13 +34,16 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod differential;
 mod encryption;
 mod harness;
 mod info;
 mod locks;
 mod map;
 mod measure;
+mod names;
 mod rebase;
 mod resize;
 mod snapshot;
+mod trace;
 mod words;

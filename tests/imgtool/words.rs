@@ -141,3 +141,26 @@ fn under_its_own_name_it_says_what_to_do() {
     assert_eq!((lines[0], lines.len()), (first, 2), "{said}");
     assert!(lines[1].starts_with("cowvm imgtool: check the name"), "{said}");
 }
+
+#[test]
+fn results_and_failures_are_json_when_asked() {
+    let lab = Lab::new();
+    let object = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    let made = lab.ours("create --output=json -f qcow2 x 1M");
+    assert!(made.status.success());
+    let made = object(&made.stdout);
+    assert_eq!((&made["filename"], &made["virtual-size"]), (&"x".into(), &(1 << 20).into()), "{made}");
+    assert_eq!(made["options"]["cluster_size"], "65536", "{made}");
+    for line in
+        ["create --output=json -f qcow2 x", "--errors=json info nofile", "--errors=json check -f qcow2"]
+    {
+        let output = lab.ours(line);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{line}");
+        let error = &object(&output.stderr)["error"];
+        assert_eq!(error["status"], 1, "{line}: {error}");
+        assert!(error["message"].is_string() && error["command"].is_string(), "{line}: {error}");
+    }
+    // A command whose output qemu-img defines keeps it.
+    let output = lab.ours("info --output=json nofile");
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("qemu-img: Could not open"));
+}

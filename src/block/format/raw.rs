@@ -1,31 +1,74 @@
-//! The `raw` format: the file is the disk.
+//! The `raw` format: the file, or a part of it (`offset=`, `size=`), is the disk.
 //!
 //! A file whose length is no multiple of [`SECTOR`] shows a disk that is rounded up; the missing bytes read as
 //! zeros. Where the format was guessed and not given, the guest must not be able to turn the disk into an
 //! image of another format: such a write of the first sector is refused.
 
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
-use crate::block::options::Preallocation;
+use crate::block::options::{Preallocation, size_option};
 use crate::block::{Error, Iov, Kind, Result, probe};
+use crate::util::keyval::Options;
 use async_trait::async_trait;
 use std::rc::Rc;
 
 /// Unit of a disk's size, in bytes.
 pub const SECTOR: u64 = 512;
 
+/// The part of the file that is the disk: all of it, unless the user says otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Window {
+    /// Where the disk begins, in bytes.
+    offset: u64,
+    /// Its bytes; `None` goes on to the end of the file.
+    size: Option<u64>,
+}
+
+impl Window {
+    /// Takes `offset=` and `size=` from the options of a file of `len` bytes.
+    ///
+    /// # Errors
+    /// In qemu-img's words, where that is no part of the file.
+    pub fn take(options: &mut Options, len: u64) -> Result<Window> {
+        let mut number = |name| options.take(name).map(|value| size_option(name, &value)).transpose();
+        let (offset, size) = (number("offset")?.unwrap_or(0), number("size")?);
+        let refused = |message| Err(Error::new(Kind::InvalidArgument, message));
+        if size.is_some_and(|size| !size.is_multiple_of(SECTOR)) {
+            return refused("Specified size is not multiple of 512".to_owned());
+        }
+        if offset > len {
+            let what = "cannot be greater than size of the containing file";
+            return refused(format!("Offset ({offset}) {what} ({len})"));
+        }
+        if let Some(size) = size.filter(|size| *size > len - offset) {
+            // The two spaces are QEMU's.
+            return refused(format!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of \
+                 the containing file ({len})"
+            ));
+        }
+        Ok(Window { offset, size })
+    }
+}
+
 /// A raw image.
 pub struct Raw {
     file: Rc<Node>,
     guessed: bool,
+    window: Window,
     /// Discards reach the file.
     unmap: bool,
 }
 
 impl Raw {
-    /// The disk that `file` is. `guessed` says that no one named the format, `unmap` that the file gives back the
-    /// space of what is discarded, or zeroed by requests that allow it.
-    pub fn new(file: Rc<Node>, guessed: bool, unmap: bool) -> Raw {
-        Raw { file, guessed, unmap }
+    /// The disk that `window` of `file` is. `guessed` says that no one named the format, `unmap` that the file gives
+    /// back the space of what is discarded, or zeroed by requests that allow it.
+    pub fn new(file: Rc<Node>, guessed: bool, window: Window, unmap: bool) -> Raw {
+        Raw { file, guessed, window, unmap }
+    }
+
+    /// Where a place of the disk is in the file.
+    fn at(&self, offset: u64) -> u64 {
+        self.window.offset + offset
     }
 
     /// Refuses what would make a guessed raw image look like another format at the next start.
@@ -33,7 +76,7 @@ impl Raw {
         if !self.guessed || offset >= SECTOR {
             return Ok(());
         }
-        let mut sector = self.file.read_bytes(0, SECTOR as usize).await?;
+        let mut sector = self.file.read_bytes(self.at(0), SECTOR as usize).await?;
         from.copy_to(0, &mut sector[offset as usize..]);
         if probe::looks_like(&sector).is_none() {
             return Ok(());
@@ -51,7 +94,8 @@ impl Driver for Raw {
     }
 
     fn size(&self) -> u64 {
-        self.file.size().next_multiple_of(SECTOR)
+        let len = self.file.size().saturating_sub(self.window.offset);
+        self.window.size.unwrap_or_else(|| len.next_multiple_of(SECTOR))
     }
 
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
@@ -68,23 +112,24 @@ impl Driver for Raw {
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
-        self.file.read(offset, into).await
+        self.file.read(self.at(offset), into).await
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_first_sector(offset, from).await?;
-        self.file.write(offset, from).await
+        self.file.write(self.at(offset), from).await
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
-        self.file.write_zeroes(offset, len, may_unmap && self.unmap).await
+        self.file.write_zeroes(self.at(offset), len, may_unmap && self.unmap).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         if !self.unmap {
             return Ok(());
         }
-        self.file.discard(offset, len.min(self.file.size().saturating_sub(offset))).await
+        let at = self.at(offset);
+        self.file.discard(at, len.min(self.file.size().saturating_sub(at))).await
     }
 
     async fn flush(&self) -> Result<()> {
@@ -92,7 +137,7 @@ impl Driver for Raw {
     }
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        Ok(BlockStatus::of_file(&self.file, offset, len))
+        Ok(BlockStatus::of_file(&self.file, self.at(offset), len))
     }
 
     fn debug_event(&self, event: Event) {
@@ -100,7 +145,10 @@ impl Driver for Raw {
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        if self.window.size.is_some() {
+            return Err(Error::new(Kind::Unsupported, "Cannot resize fixed-size raw disks"));
+        }
         preallocation.refuse_metadata()?;
-        self.file.truncate(size, preallocation).await
+        self.file.truncate(self.at(size), preallocation).await
     }
 }

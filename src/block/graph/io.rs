@@ -7,6 +7,7 @@ use super::event::Event;
 use super::node::Node;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use std::ops::Range;
+use tracing::trace;
 
 /// How much is written at once where zeros must be written as data.
 const ZERO_CHUNK: u64 = 1 << 20;
@@ -14,6 +15,7 @@ const ZERO_CHUNK: u64 = 1 << 20;
 impl Node {
     /// Reads `into.len()` bytes; what lies past the end reads as zeros.
     pub async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        trace!(name: "block_read", node = ?self, offset, len = into.len());
         if self.fits(offset, into, self.size()) {
             return self.driver.read(offset, into).await;
         }
@@ -30,6 +32,7 @@ impl Node {
 
     /// Writes `from.len()` bytes.
     pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
+        trace!(name: "block_write", node = ?self, offset, len = from.len());
         let limits = self.driver.limits();
         self.check_writable(offset, from.len() as u64)?;
         let _change = self.changing();
@@ -50,6 +53,7 @@ impl Node {
 
     /// Writes whole clusters compressed, as [`Driver::write_compressed`](super::Driver::write_compressed).
     pub async fn write_compressed(&self, offset: u64, from: &Iov) -> Result<()> {
+        trace!(name: "block_write_compressed", node = ?self, offset, len = from.len());
         self.check_writable(offset, from.len() as u64)?;
         let _change = self.changing();
         self.driver.write_compressed(offset, from).await
@@ -57,6 +61,7 @@ impl Node {
 
     /// Makes a range read as zeros, giving back its space if `may_unmap` and the driver can.
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        trace!(name: "block_write_zeroes", node = ?self, offset, len, may_unmap);
         self.check_writable(offset, len)?;
         let _change = self.changing();
         self.driver.debug_event(Event::PwritevZero);
@@ -89,6 +94,7 @@ impl Node {
     }
 
     async fn give_back(&self, offset: u64, len: u64, leave_zeros: bool) -> Result<()> {
+        trace!(name: "block_discard", node = ?self, offset, len);
         self.check_writable(offset, len)?;
         let inner = self.aligned_inside(offset..offset + len);
         if inner.is_empty() {
@@ -113,6 +119,7 @@ impl Node {
         if self.flushed.get() == changes {
             return Ok(());
         }
+        trace!(name: "block_flush", node = ?self);
         self.driver.flush().await?;
         self.flushed.set(self.flushed.get().max(changes));
         Ok(())

@@ -7,6 +7,7 @@ use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
 use std::cell::Cell;
 use std::rc::Rc;
+use tracing::trace;
 
 /// One driver instance in the graph of a disk. Its requests are in [`super::io`].
 pub struct Node {
@@ -58,6 +59,7 @@ impl Node {
 
     /// Tells the driver what the one above is about to do.
     pub fn debug_event(&self, event: Event) {
+        trace!(name: "step", file = ?self.filename, event = event.name());
         self.driver.debug_event(event);
     }
 
@@ -76,12 +78,14 @@ impl Node {
     /// # Errors
     /// When the driver cannot, or the host has no room.
     pub async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        trace!(name: "block_truncate", node = ?self, size, ?preallocation);
         let _change = self.changing();
         self.driver.truncate(size, preallocation).await
     }
 
     /// Writes back what the drivers of this node and of all below it cache. For the end of a graph's life.
     pub async fn close(&self) -> Result<()> {
+        trace!(name: "image_close", node = ?self);
         let mut result = self.driver.close().await;
         for (_, child) in self.driver.children() {
             result = result.and(Box::pin(child.close()).await);

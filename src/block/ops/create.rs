@@ -14,6 +14,7 @@ use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
 use std::rc::Rc;
+use tracing::trace;
 
 /// Formats that images can be made in.
 pub const CREATABLE: &[&str] = &["luks", "qcow2", "raw"];
@@ -271,11 +272,15 @@ impl Values {
         self.template.format != "luks"
     }
 
+    /// All values that are set, by the names of their options.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = self.template.options.iter().zip(&self.values);
+        all.filter_map(|(option, value)| value.as_deref().map(|value| (option.name, value)))
+    }
+
     /// All values that are set, as `name=value name=value`.
     pub fn describe(&self) -> String {
-        let set = self.template.options.iter().zip(&self.values).filter_map(|(option, value)| {
-            value.as_ref().map(|value| format!("{}={}", option.name, keyval::escape(value)))
-        });
+        let set = self.pairs().map(|(name, value)| format!("{name}={}", keyval::escape(value)));
         set.collect::<Vec<_>>().join(" ")
     }
 
@@ -318,6 +323,7 @@ impl Values {
 /// In qemu-img's words. Values that make no sense are refused before anything is written.
 pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
     values.refuse_unsupported()?;
+    trace!(name: "image_create", file = ?filename, format = values.template.format);
     match values.template.format {
         "raw" => create_raw(engine, filename, values).await,
         "luks" => create_luks(engine, filename, values, secrets).await,

@@ -97,7 +97,9 @@ pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
 /// A number that may be a slot's; which there are, the header knows.
 fn slot_number(slot: i64) -> Result<u32> {
     let last = luks::SLOTS - 1;
-    let wrong = |_| invalid(format!("Invalid keyslot {slot} specified, must be between 0 and {last}"));
+    // QEMU shows a negative one as the 32 bits that it is to it.
+    let shown = if slot < 0 { i64::from(slot as u32) } else { slot };
+    let wrong = |_| invalid(format!("Invalid keyslot {shown} specified, must be between 0 and {last}"));
     u32::try_from(slot).map_err(wrong)
 }
 
@@ -167,7 +169,7 @@ mod tests {
                 "'iter-time' must not be given when erasing keyslots",
             ),
             ("state=inactive,old-secret=zz", "No secret with id 'zz'"),
-            ("state=inactive,keyslot=-1", "Invalid keyslot -1 specified, must be between 0 and 7"),
+            ("state=inactive,keyslot=-1", "Invalid keyslot 4294967295 specified, must be between 0 and 7"),
             (
                 "state=active,new-secret=t,keyslot=4294967296",
                 "Invalid keyslot 4294967296 specified, must be between 0 and 7",

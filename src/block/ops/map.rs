@@ -84,7 +84,10 @@ async fn extent(top: &Rc<Node>, start: u64, len: u64) -> Result<Extent> {
         len = status.len;
         let backing = node.child(ChildRole::Backing).filter(|_| !status.zero && !status.data);
         let Some(below) = backing else {
-            let mapped = status.mapped.map(|(file, offset)| (file.filename().to_owned(), offset));
+            // A file without a format holds its own bytes.
+            let is_file = node.driver().children().is_empty();
+            let mapped = status.mapped.or_else(|| is_file.then(|| (node.clone(), start)));
+            let mapped = mapped.map(|(file, offset)| (file.filename().to_owned(), offset));
             let (present, zero, data) = (status.allocated, status.zero, status.data);
             return Ok(Extent {
                 start,

@@ -14,6 +14,7 @@ use crate::block::graph::driver::Specifics;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::{Buffer, Error, Iov, Kind, Result};
+use crate::util::text;
 use async_trait::async_trait;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::{File, Metadata, OpenOptions as HostOpenOptions};
@@ -82,7 +83,7 @@ impl FileDriver {
         host: &mut HostOpenOptions,
         doing: &str,
     ) -> Result<FileDriver> {
-        let path = filename.strip_prefix("file:").unwrap_or(filename);
+        let path = text::to_path(filename.strip_prefix("file:").unwrap_or(filename));
         let direct = if options.cache.direct { libc::O_DIRECT } else { 0 };
         // Without O_NONBLOCK the open of a FIFO would wait for a writer.
         let file = host
@@ -349,7 +350,10 @@ fn failed_to(doing: &str, filename: &str, error: io::Error, options: &OpenOption
         }
         _ => "check the file",
     };
-    Error::from_io(error).context(format!("Could not {doing} '{filename}'")).path(filename).remedy(remedy)
+    let direct = options.cache.direct && error.raw_os_error() == Some(libc::EINVAL);
+    let error = Error::from_io(error);
+    let error = if direct { error.replaced("filesystem does not support O_DIRECT") } else { error };
+    error.context(format!("Could not {doing} '{filename}'")).path(filename).remedy(remedy)
 }
 
 fn check_regular(filename: &str, metadata: &Metadata) -> Result<()> {

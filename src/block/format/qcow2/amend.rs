@@ -112,8 +112,7 @@ impl Target {
         }
         if self.data_file != header.data_file() {
             header.extensions.retain(|extension| extension.magic != DATA_FILE);
-            let data = self.data_file.iter().map(|name| name.as_bytes().to_vec());
-            header.extensions.extend(data.map(|data| Extension { magic: DATA_FILE, data }));
+            header.extensions.extend(self.data_file.iter().map(|name| Extension::text(DATA_FILE, name)));
         }
     }
 }

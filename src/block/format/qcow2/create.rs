@@ -19,6 +19,7 @@ use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use std::rc::Rc;
 
 /// Smallest clusters that have subclusters, in bytes.
@@ -201,7 +202,7 @@ impl CreateOptions {
 
     /// The first cluster, of an image of size 0.
     fn header(&self, geometry: Geometry) -> Result<Vec<u8>> {
-        if self.backing_file.as_ref().is_some_and(|name| name.len() > MAX_BACKING_NAME) {
+        if self.backing_file.as_ref().is_some_and(|name| text::to_bytes(name).len() > MAX_BACKING_NAME) {
             return Err(could_not_assign(self, Kind::InvalidArgument, "Invalid argument"));
         }
         let mut header = Header {
@@ -237,9 +238,9 @@ impl CreateOptions {
 
     fn extensions(&self, geometry: Geometry) -> Vec<Extension> {
         let format = self.backing_format.as_ref().filter(|_| self.backing_file.is_some());
-        let format = format.map(|name| Extension { magic: BACKING_FORMAT, data: name.as_bytes().to_vec() });
+        let format = format.map(|name| Extension::text(BACKING_FORMAT, name));
         let data = self.data_file.as_ref();
-        let data = data.map(|name| Extension { magic: DATA_FILE, data: name.as_bytes().to_vec() });
+        let data = data.map(|name| Extension::text(DATA_FILE, name));
         let room = extensions::has_room_for_names(geometry);
         let names = (self.version >= 3 && room).then(extensions::feature_name_table);
         format.into_iter().chain(data).chain(names).collect()

@@ -57,7 +57,7 @@ impl Method {
             0 => Ok(None),
             1 => Ok(Some(Method::Aes)),
             2 => Ok(Some(Method::Luks)),
-            other => Err(invalid(format!("Unsupported encryption method {other}"))),
+            other => Err(invalid(format!("Unsupported encryption method {}", other.cast_signed()))),
         }
     }
 

@@ -7,6 +7,7 @@
 
 use super::geometry::Geometry;
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 
 /// Format of the backing file, a string.
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -30,6 +31,13 @@ pub(super) struct Extension {
     pub(super) magic: u32,
     /// Its data, without padding.
     pub(super) data: Vec<u8>,
+}
+
+impl Extension {
+    /// One that holds nothing but a name.
+    pub(super) fn text(magic: u32, name: &str) -> Extension {
+        Extension { magic, data: text::to_bytes(name).into_owned() }
+    }
 }
 
 /// Parses the extensions in `area`: from the end of the header to the backing file's name or the cluster's end.
@@ -73,7 +81,7 @@ pub(super) fn feature_name(extensions: &[Extension], bit: u8) -> Option<String> 
     let table = extensions.iter().find(|extension| extension.magic == FEATURE_NAMES)?;
     let entry = table.data.chunks_exact(FEATURE_NAME).find(|entry| entry[..2] == [0, bit])?;
     let name: Vec<u8> = entry[2..].iter().copied().take_while(|&byte| byte != 0).collect();
-    Some(String::from_utf8_lossy(&name).into_owned())
+    Some(text::from_bytes(&name))
 }
 
 /// Whether images get a feature name table: as with qemu-img, not where it would take most of the first cluster.

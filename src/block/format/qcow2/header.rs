@@ -14,6 +14,7 @@ use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension, be32, be64};
 use super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use crate::block::graph::Node;
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use std::rc::Rc;
 
 /// "QFI\xfb".
@@ -143,12 +144,10 @@ impl Header {
 
     /// Refuses by name what this build does not have.
     fn check_features(&self) -> Result<()> {
+        self.check_compression_type()?;
         let unknown = self.incompatible & !SUPPORTED;
         if unknown != 0 {
-            let names: Vec<String> =
-                (0..64).filter(|bit| unknown >> bit & 1 == 1).map(|bit| self.name(bit)).collect();
-            let message = format!("Unsupported qcow2 feature(s): {}", names.join(", "));
-            return Err(Error::new(Kind::Unsupported, message));
+            return Err(self.refuse_features(unknown));
         }
         if self.autoclear & DATA_FILE_RAW != 0 && self.incompatible & EXTERNAL_DATA == 0 {
             return Err(invalid("data-file-raw requires a data file"));
@@ -157,7 +156,6 @@ impl Header {
             let size = self.geometry.subcluster_size();
             return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
-        self.check_compression_type()?;
         if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {
             let what = "Encryption of images with an external data file is not supported yet";
             return Err(Error::new(Kind::Unsupported, what));
@@ -186,12 +184,25 @@ impl Header {
         Codec::from_byte(self.compression_type).unwrap_or_default()
     }
 
+    /// Says which incompatible features are not known: by name, and all that have none as one number.
+    fn refuse_features(&self, unknown: u64) -> Error {
+        let (mut names, mut nameless) = (Vec::new(), 0u64);
+        for bit in (0..64).filter(|bit| unknown >> bit & 1 == 1) {
+            match self.name(bit) {
+                Some(name) => names.push(name),
+                None => nameless |= 1 << bit,
+            }
+        }
+        if nameless != 0 {
+            names.push(format!("Unknown incompatible feature: {nameless:x}"));
+        }
+        Error::new(Kind::Unsupported, format!("Unsupported qcow2 feature(s): {}", names.join(", ")))
+    }
+
     /// What users call an incompatible feature bit.
-    fn name(&self, bit: u8) -> String {
+    fn name(&self, bit: u8) -> Option<String> {
         let known = usize::from(bit).checked_sub(2).and_then(|at| LATER_FEATURES.get(at));
-        extensions::feature_name(&self.extensions, bit)
-            .or_else(|| known.map(|&name| name.to_owned()))
-            .unwrap_or_else(|| format!("Unknown incompatible feature: {:x}", 1u64 << bit))
+        extensions::feature_name(&self.extensions, bit).or_else(|| known.map(|&name| name.to_owned()))
     }
 
     /// Places and sizes of all tables.
@@ -209,7 +220,11 @@ impl Header {
             return Err(invalid("Table at offset 0"));
         }
         let needed = self.geometry.l1_entries_for(self.size);
-        if needed * ENTRY > MAX_L1_BYTES || self.size > i64::MAX as u64 {
+        if self.size > i64::MAX as u64 {
+            let message = "Could not refresh total sector count: File too large";
+            return Err(Error::new(Kind::InvalidFormat, message));
+        }
+        if needed * ENTRY > MAX_L1_BYTES {
             return Err(Error::new(Kind::InvalidFormat, "Image is too big"));
         }
         if needed > u64::from(self.l1_entries) {
@@ -254,7 +269,7 @@ impl Header {
         }
         bytes.extend(extensions::encode(&self.extensions));
         let name_at = if self.backing_file.is_some() { bytes.len() } else { 0 };
-        bytes.extend(self.backing_file.iter().flat_map(|name| name.bytes()));
+        bytes.extend(self.backing_file.iter().flat_map(|name| text::to_bytes(name).into_owned()));
         self.put_fields(&mut bytes, name_at as u64);
         self.used = bytes.len();
         if bytes.len() as u64 > self.geometry.cluster_size() {
@@ -286,7 +301,7 @@ impl Header {
                 bytes[at..at + field.len()].copy_from_slice(field);
             }
         };
-        let name_len = self.backing_file.as_ref().map_or(0, String::len) as u32;
+        let name_len = self.backing_file.as_ref().map_or(0, |name| text::to_bytes(name).len()) as u32;
         put(0, &MAGIC);
         put(4, &self.version.to_be_bytes());
         put(8, &name_at.to_be_bytes());
@@ -326,13 +341,13 @@ impl Header {
     pub(super) fn data_file(&self) -> Option<String> {
         let extension = self.extensions.iter().find(|extension| extension.magic == DATA_FILE)?;
         let name = extension.data.split(|&byte| byte == 0).next()?;
-        Some(String::from_utf8_lossy(name).into_owned())
+        Some(text::from_bytes(name))
     }
 
     /// The backing file's format, where the header names it.
     pub(super) fn backing_format(&self) -> Option<String> {
         let extension = self.extensions.iter().find(|extension| extension.magic == BACKING_FORMAT)?;
-        Some(String::from_utf8_lossy(&extension.data).into_owned())
+        Some(text::from_bytes(&extension.data))
     }
 }
 
@@ -373,10 +388,7 @@ fn backing_name(cluster: &[u8], offset: u64, len: u32) -> Result<Option<String>>
     let len = len as usize;
     let name = cluster[start..].get(..len).filter(|_| len <= MAX_BACKING_NAME);
     let name = name.ok_or_else(|| invalid("Backing file name too long"))?;
-    match std::str::from_utf8(name) {
-        Ok(name) => Ok(Some(name.to_owned()).filter(|name| !name.is_empty())),
-        Err(_) => Err(invalid("Backing file name is not valid UTF-8")),
-    }
+    Ok(Some(text::from_bytes(name)).filter(|name| !name.is_empty()))
 }
 
 fn invalid(message: impl Into<String>) -> Error {

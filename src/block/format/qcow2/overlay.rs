@@ -17,6 +17,7 @@ use super::switch::SECTOR;
 use super::trees::Plan;
 use crate::block::graph::overlay::{BackingName, Overlay};
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use async_trait::async_trait;
 
 #[async_trait(?Send)]
@@ -48,7 +49,7 @@ impl Qcow2 {
     fn check_backing_name(&self, backing: Option<&BackingName>) -> Result<()> {
         let Some(name) = backing else { return Ok(()) };
         let refuse = |remedy: &str| Err(Error::new(Kind::InvalidArgument, "Invalid argument").remedy(remedy));
-        if name.file.len() > MAX_BACKING_NAME {
+        if text::to_bytes(&name.file).len() > MAX_BACKING_NAME {
             return refuse("the name of a backing file has 1023 bytes at most");
         }
         if self.header.borrow().autoclear & DATA_FILE_RAW != 0 {
@@ -86,7 +87,7 @@ fn name_backing(header: &mut Header, backing: Option<&BackingName>) {
     header.backing_file = backing.map(|backing| backing.file.clone());
     header.extensions.retain(|extension| extension.magic != BACKING_FORMAT);
     if let Some(format) = backing.and_then(|backing| backing.format.as_ref()) {
-        header.extensions.insert(0, Extension { magic: BACKING_FORMAT, data: format.as_bytes().to_vec() });
+        header.extensions.insert(0, Extension::text(BACKING_FORMAT, format));
     }
     if header.clone().encode().map_or(usize::MAX, |bytes| bytes.len()) > SECTOR {
         header.extensions.retain(|extension| extension.magic != FEATURE_NAMES);

@@ -14,6 +14,7 @@ use super::header::{Header, MAX_L1_BYTES, MAX_SNAPSHOTS};
 use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -48,14 +49,15 @@ impl Snapshot {
         l1_entries: u32,
         disk_size: u64,
     ) -> Result<Snapshot> {
-        let name_len = u16::try_from(info.name.len())
+        let (id, name) = (text::to_bytes(&info.id), text::to_bytes(&info.name));
+        let name_len = u16::try_from(name.len())
             .map_err(|_| Error::new(Kind::InvalidArgument, "Snapshot name is too long"))?;
         // Older readers find what they can hold.
         let small_size = u32::try_from(info.vm_state_size).unwrap_or(0);
-        let mut bytes = Vec::with_capacity(FIXED + EXTRA + info.id.len() + info.name.len());
+        let mut bytes = Vec::with_capacity(FIXED + EXTRA + id.len() + name.len());
         bytes.extend(l1_offset.0.to_be_bytes());
         bytes.extend(l1_entries.to_be_bytes());
-        bytes.extend((info.id.len() as u16).to_be_bytes());
+        bytes.extend((id.len() as u16).to_be_bytes());
         bytes.extend(name_len.to_be_bytes());
         bytes.extend(info.date.0.to_be_bytes());
         bytes.extend(info.date.1.to_be_bytes());
@@ -66,8 +68,9 @@ impl Snapshot {
         bytes.extend(disk_size.to_be_bytes());
         // All ones: recorded without instruction count.
         bytes.extend(info.icount.unwrap_or(u64::MAX).to_be_bytes());
-        bytes.extend(info.id.bytes());
-        bytes.extend(info.name.bytes());
+        bytes.extend(&*id);
+        bytes.extend(&*name);
+        drop((id, name));
         Ok(Snapshot { l1_offset, l1_entries, disk_size, info, bytes })
     }
 
@@ -174,8 +177,8 @@ impl RawEntry {
             // Version 2 may leave it out: its disks keep their size while there are snapshots.
             disk_size: extra_field(&self.extra, 8).unwrap_or(header.size),
             info: SnapshotInfo {
-                id: String::from_utf8_lossy(id).into_owned(),
-                name: String::from_utf8_lossy(name).into_owned(),
+                id: text::from_bytes(id),
+                name: text::from_bytes(name),
                 vm_state_size: self.vm_state_size(),
                 date: (be32(&fixed[16..]), be32(&fixed[20..])),
                 vm_clock_nsec: be64(&fixed[24..]),

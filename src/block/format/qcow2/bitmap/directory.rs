@@ -14,6 +14,7 @@ use super::super::geometry::{ENTRY, Geometry, HOST_END, HostOffset};
 use super::super::header::Header;
 use crate::block::graph::Node;
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use std::collections::HashSet;
 use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
@@ -187,8 +188,7 @@ fn parse_entry(bytes: &[u8], header: &Header) -> Result<(Entry, usize)> {
     }
     let name_len = usize::from(fixed[18]) << 8 | usize::from(fixed[19]);
     let len = (FIXED + name_len).next_multiple_of(8);
-    let name = &bytes.get(..len).ok_or_else(broken)?[FIXED..FIXED + name_len];
-    let name = std::str::from_utf8(name).map_err(|_| invalid("Bitmap name is not valid UTF-8"))?;
+    let name = text::from_bytes(&bytes.get(..len).ok_or_else(broken)?[FIXED..FIXED + name_len]);
     let flags = be32(&fixed[12..]);
     let entry = Entry {
         table: Table { offset: HostOffset(be64(fixed)), entries: be32(&fixed[8..]) },
@@ -208,7 +208,7 @@ fn parse_entry(bytes: &[u8], header: &Header) -> Result<(Entry, usize)> {
 fn is_sound(entry: &Entry, header: &Header) -> bool {
     let (offset, entries) = (entry.table.offset.0, u64::from(entry.table.entries));
     let bytes = entries << header.geometry.cluster_bits;
-    (1..=MAX_NAME).contains(&entry.name.len())
+    (1..=MAX_NAME).contains(&text::to_bytes(&entry.name).len())
         && GRANULARITY_BITS.contains(&entry.granularity_bits)
         && (1..=MAX_BITS_BYTES.max(header.geometry.cluster_size())).contains(&bytes)
         && offset != 0
@@ -219,7 +219,7 @@ fn is_sound(entry: &Entry, header: &Header) -> bool {
 
 /// The directory as it stands on disk.
 pub(super) fn encode<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Vec<u8> {
-    let len = |entry: &Entry| (FIXED + entry.name.len()).next_multiple_of(8);
+    let len = |entry: &Entry| (FIXED + text::to_bytes(&entry.name).len()).next_multiple_of(8);
     let mut out = Vec::with_capacity(entries.clone().map(len).sum());
     for entry in entries {
         let flags = if entry.in_use { IN_USE } else { 0 } | if entry.enabled { AUTO } else { 0 };
@@ -227,9 +227,10 @@ pub(super) fn encode<'a>(entries: impl Iterator<Item = &'a Entry> + Clone) -> Ve
         out.extend(entry.table.entries.to_be_bytes());
         out.extend(flags.to_be_bytes());
         out.extend([DIRTY_TRACKING, entry.granularity_bits as u8]);
-        out.extend((entry.name.len() as u16).to_be_bytes());
+        let name = text::to_bytes(&entry.name);
+        out.extend((name.len() as u16).to_be_bytes());
         out.extend([0; 4]);
-        out.extend(entry.name.as_bytes());
+        out.extend(&*name);
         out.resize(out.len().next_multiple_of(8), 0);
     }
     out

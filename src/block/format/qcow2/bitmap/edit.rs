@@ -8,6 +8,7 @@ use super::list::Bitmap;
 use super::store::Room;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::{Error, Kind, Result};
+use crate::util::text;
 use async_trait::async_trait;
 use std::ops::Range;
 use std::rc::Rc;
@@ -171,7 +172,7 @@ impl Qcow2 {
         if !self.v3 {
             return refuse("Cannot store dirty bitmaps in qcow2 v2 files".to_owned());
         }
-        if name.len() > MAX_NAME {
+        if text::to_bytes(name).len() > MAX_NAME {
             return refuse(format!("Name length exceeds maximum ({MAX_NAME} characters)"));
         }
         if !directory::fits(self.size.get(), granularity_bits) {

@@ -207,7 +207,7 @@ fn headers_that_lie_are_refused_without_following_them() {
         (8, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0], "Backing file name too long"),
         (8, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 9], "Backing file name too long"),
         (24, &[0x7f; 8], "Image is too big"),
-        (24, &[0xff; 8], "Image is too big"),
+        (24, &[0xff; 8], "Could not refresh total sector count: File too large"),
         (24, &[0, 0, 1, 0, 0, 0, 0, 0], "L1 table is too small"),
         (36, &[0xff; 4], "Active L1 table too large"),
         (36, &[0, 0, 0, 0], "L1 table is too small"),

@@ -1,0 +1,160 @@
+//! Two folders with the same files, and both tools let loose in them.
+
+use super::deliberate::Run;
+use super::fixture::{Fixture, long_ago};
+use super::{Case, deliberate, judge};
+use crate::harness::Lab;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+/// The image that patches change.
+const PATCHED: &str = "p";
+/// A tool that takes longer hangs, in seconds.
+const LIMIT: &str = "30";
+
+pub(super) struct Pair<'a> {
+    fixture: &'a Fixture,
+    lab: Lab,
+    /// Files that differ from the fixture: all at first.
+    changed: BTreeSet<String>,
+}
+
+impl<'a> Pair<'a> {
+    pub(super) fn new(fixture: &'a Fixture) -> Pair<'a> {
+        let lab = Lab::new();
+        std::fs::create_dir(lab.twin("")).unwrap();
+        let changed = fixture.files.iter().map(|(name, _)| name.clone()).collect();
+        Pair { fixture, lab, changed }
+    }
+
+    /// Runs one line with both; returns what differs.
+    pub(super) fn run(&mut self, case: &Case) -> String {
+        self.restore();
+        self.patch(case);
+        let ours = start(&self.lab.tool(), case, &self.lab.path(""));
+        let real = start(Path::new("qemu-img"), case, &self.lab.twin(""));
+        let (ours, real) = (ours.wait_with_output().unwrap(), real.wait_with_output().unwrap());
+        self.changed = self.find_changed();
+        let mut told = String::new();
+        let excused = deliberate::excuses(&Run {
+            line: &case.line,
+            real: &real,
+            ours: &ours,
+            patch: case.patch.as_ref(),
+        });
+        if !excused.status && ours.status != real.status {
+            told += &format!("  exit status: real {}, ours {}\n", real.status, ours.status);
+        }
+        if !excused.stdout {
+            told += &difference("stdout", &real.stdout, &ours.stdout);
+        }
+        if !excused.stderr {
+            told += &difference("stderr", &real.stderr, &ours.stderr);
+        }
+        if !excused.files {
+            for name in &self.changed {
+                told += &judge::files(name, &self.lab.path(name), &self.lab.twin(name));
+            }
+        }
+        match (told.is_empty(), &case.patch) {
+            (true, _) => told,
+            (false, None) => format!("===== {}\n{told}", case.line),
+            (false, Some(patch)) => {
+                format!("===== {} (at {}: {:x?})\n{told}", case.line, patch.offset, patch.bytes)
+            }
+        }
+    }
+
+    /// Brings both folders back to the state of the fixture.
+    fn restore(&mut self) {
+        for name in std::mem::take(&mut self.changed) {
+            let bytes = self.fixture.files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| bytes);
+            for path in [self.lab.path(&name), self.lab.twin(&name)] {
+                match bytes {
+                    Some(bytes) => Fixture::write(&path, bytes),
+                    None => remove(&path),
+                }
+            }
+        }
+    }
+
+    fn patch(&self, case: &Case) {
+        let Some(patch) = &case.patch else { return };
+        let (_, bytes) = self.fixture.files.iter().find(|(name, _)| name == PATCHED).unwrap();
+        let mut bytes = bytes.clone();
+        bytes[patch.offset..][..patch.bytes.len()].copy_from_slice(&patch.bytes);
+        for path in [self.lab.path(PATCHED), self.lab.twin(PATCHED)] {
+            Fixture::write(&path, &bytes);
+        }
+    }
+
+    /// Names of files that are new, gone or written in one folder or the other.
+    fn find_changed(&self) -> BTreeSet<String> {
+        let mut changed = BTreeSet::from([PATCHED.to_owned()]);
+        for folder in [self.lab.path(""), self.lab.twin("")] {
+            let mut seen = BTreeSet::new();
+            scan(&folder, "", &mut seen, &mut changed);
+            changed.extend(
+                self.fixture.files.iter().map(|(name, _)| name).filter(|&name| !seen.contains(name)).cloned(),
+            );
+        }
+        changed
+    }
+}
+
+fn remove(path: &Path) {
+    match path.is_dir() {
+        true => std::fs::remove_dir_all(path).unwrap(),
+        false => drop(std::fs::remove_file(path)),
+    }
+}
+
+/// All files of a folder, and those that are not of long ago.
+fn scan(folder: &Path, prefix: &str, seen: &mut BTreeSet<String>, changed: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let meta = entry.metadata().unwrap();
+        if meta.is_dir() {
+            scan(&entry.path(), &format!("{name}/"), seen, changed);
+        } else {
+            if meta.modified().unwrap() != long_ago() {
+                changed.insert(name.clone());
+            }
+            seen.insert(name);
+        }
+    }
+}
+
+fn start(program: &Path, case: &Case, folder: &Path) -> Child {
+    Command::new("timeout")
+        .arg(LIMIT)
+        .arg(program)
+        .args(crate::harness::words(&case.line))
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .env("TZ", "Asia/Kolkata")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn difference(what: &str, real: &[u8], ours: &[u8]) -> String {
+    let [real, ours] = [real, ours].map(|bytes| judge::without_noise(&String::from_utf8_lossy(bytes)));
+    if real == ours { String::new() } else { format!("  {what}:\n    real {real:?}\n    ours {ours:?}\n") }
+}
+
+/// The commands that the tool's help lists.
+pub(super) fn commands() -> BTreeSet<String> {
+    let lab = Lab::new();
+    let Output { stdout, .. } = Command::new(lab.tool()).arg("--help").output().unwrap();
+    let help = String::from_utf8(stdout).unwrap();
+    help.lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
