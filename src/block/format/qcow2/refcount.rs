@@ -424,10 +424,9 @@ impl Refcounts {
     pub(super) fn changed_entries(&self) -> Vec<(usize, u64)> {
         let table = self.table.borrow();
         let entries = |&group: &usize| group * TABLE_GROUP..((group + 1) * TABLE_GROUP).min(table.len());
-        let all = self.changed.borrow().iter().flat_map(entries).map(|index| (index, table[index])).collect();
-        let mut blocks: Vec<(usize, u64)> = all;
-        blocks.retain(|&(_, raw)| raw != 0);
-        blocks
+        let changed = self.changed.borrow();
+        let blocks = changed.iter().flat_map(entries).map(|index| (index, table[index]));
+        blocks.filter(|&(_, raw)| raw != 0).collect()
     }
 
     /// The blocks, by index, that are not on disk as they are in memory.
