@@ -9,24 +9,34 @@
 //! * [`Drive::call`] is the door of the control path. Work that changes the graph or the layout of metadata
 //!   takes [`Local::drained`] first: it waits for the requests in flight and holds back new ones.
 
+mod errors;
+mod layers;
+mod stats;
+
+pub use errors::{Action, DiskError, Listener, Operation};
+pub use stats::Count;
+
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
-use crate::block::open::open;
 use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
 use crate::block::{Error, Iov, Kind, Result};
 use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
+use errors::Judge;
 use futures_util::future::LocalBoxFuture;
+use layers::{Layer, open_root};
+use stats::Stats;
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 type Job = Box<dyn FnOnce(Rc<Local>) -> LocalBoxFuture<'static, ()> + Send>;
 
 /// The handle on a drive. Dropping the last one closes the image.
 pub struct Drive {
-    id: String,
     facts: Arc<Facts>,
     mailbox: Mutex<Option<async_channel::Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
@@ -34,11 +44,24 @@ pub struct Drive {
 
 /// What every thread may ask at any time.
 struct Facts {
-    filename: String,
-    format: &'static str,
+    id: String,
+    /// The name and the format of the image at the top.
+    image: Mutex<(String, &'static str)>,
     options: OpenOptions,
     read_only: bool,
     size: AtomicU64,
+    judge: Judge,
+    stats: Stats,
+}
+
+impl Facts {
+    fn filename(&self) -> String {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn set_image(&self, filename: &str, format: &'static str) {
+        *self.image.lock().unwrap_or_else(PoisonError::into_inner) = (filename.to_owned(), format);
+    }
 }
 
 impl Drive {
@@ -49,13 +72,12 @@ impl Drive {
     pub fn open(id: &str, filename: &str, options: &OpenOptions) -> Result<Arc<Drive>> {
         let (mailbox, jobs) = async_channel::unbounded();
         let (opened, result) = mpsc::channel();
-        let (name, options) = (filename.to_owned(), options.clone());
+        let (id, name, options) = (id.to_owned(), filename.to_owned(), options.clone());
         let thread = std::thread::Builder::new()
             .name(format!("drive-{id}"))
-            .spawn(move || run(&name, &options, &jobs, &opened))?;
+            .spawn(move || run(id, &name, &options, &jobs, &opened))?;
         let facts = result.recv().map_err(|_| gone())??;
         Ok(Arc::new(Drive {
-            id: id.to_owned(),
             facts,
             mailbox: Mutex::new(Some(mailbox)),
             thread: Mutex::new(Some(thread)),
@@ -64,17 +86,17 @@ impl Drive {
 
     /// The drive's name.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.facts.id
     }
 
-    /// The image's name, as the user gave it.
-    pub fn filename(&self) -> &str {
-        &self.facts.filename
+    /// The name of the image at the top, as users gave it.
+    pub fn filename(&self) -> String {
+        self.facts.filename()
     }
 
-    /// The image's format.
+    /// The format of the image at the top.
     pub fn format(&self) -> &'static str {
-        self.facts.format
+        self.facts.image.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// How it was opened.
@@ -92,17 +114,9 @@ impl Drive {
         self.facts.read_only
     }
 
-    /// Changes the size to `size` bytes, with no request in flight. The device has to tell its guest.
-    ///
-    /// # Errors
-    /// What the image's driver or the host says; the size is then as it was.
-    pub fn resize(&self, size: u64) -> Result<()> {
-        self.call(move |local| async move {
-            let _drained = local.drained().await;
-            let done = local.root.truncate(size, Preallocation::Off).await;
-            local.facts.size.store(local.root.size(), Ordering::Release);
-            done
-        })?
+    /// What it has done of an operation since it was opened.
+    pub fn count(&self, operation: Operation) -> Count {
+        self.facts.stats.of(operation)
     }
 
     /// Runs `work` as a task on the drive's thread and waits for its result.
@@ -155,7 +169,7 @@ impl Drive {
 impl Drop for Drive {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            eprintln!("cowvm: {}: closing {}: {error}", self.id, self.filename());
+            eprintln!("cowvm: {}: closing {}: {error}", self.id(), self.filename());
         }
     }
 }
@@ -166,14 +180,15 @@ fn gone() -> Error {
 
 /// The drive's thread.
 fn run(
+    id: String,
     filename: &str,
     options: &OpenOptions,
     jobs: &async_channel::Receiver<Job>,
     opened: &mpsc::Sender<Result<Arc<Facts>>>,
 ) -> Result<()> {
     let engine = Engine::new(Backend::from_environment())?;
-    let local = match engine.block_on(open(&engine, filename, options))? {
-        Ok(root) => Local::new(&engine, root, options),
+    let local = match engine.block_on(open_root(&engine, filename, options))? {
+        Ok((root, below)) => Local::new(&engine, id, root, below, options),
         Err(error) => {
             let _ = opened.send(Err(error));
             return Ok(());
@@ -185,8 +200,9 @@ fn run(
             engine.spawn(job(local.clone()));
         }
         let _drained = local.drained().await;
-        let flushed = local.root.flush().await;
-        flushed.and(local.root.close().await)
+        let root = local.root();
+        let flushed = root.flush().await;
+        flushed.and(root.close().await)
     })?;
     engine.drop_tasks()?;
     closed
@@ -195,7 +211,9 @@ fn run(
 /// What a drive's own thread sees of it: the requests of devices come in here.
 pub struct Local {
     engine: Rc<Engine>,
-    root: Rc<Node>,
+    root: RefCell<Rc<Node>>,
+    /// How the image below the root is opened, where the drive itself put the root on top of it.
+    below: RefCell<Option<Layer>>,
     facts: Arc<Facts>,
     /// Requests hold it shared, drained sections exclusively.
     gate: Arc<RwLock<()>>,
@@ -208,15 +226,24 @@ pub struct Drained {
 }
 
 impl Local {
-    fn new(engine: &Rc<Engine>, root: Rc<Node>, options: &OpenOptions) -> Rc<Local> {
+    fn new(
+        engine: &Rc<Engine>,
+        id: String,
+        root: Rc<Node>,
+        below: Option<Layer>,
+        options: &OpenOptions,
+    ) -> Rc<Local> {
         let facts = Arc::new(Facts {
-            filename: root.filename().to_owned(),
-            format: root.driver().format_name(),
+            id,
+            image: Mutex::new((root.filename().to_owned(), root.driver().format_name())),
             options: options.clone(),
             read_only: root.driver().read_only(),
             size: AtomicU64::new(root.size()),
+            judge: Judge::new(options.errors),
+            stats: Stats::default(),
         });
-        Rc::new(Local { engine: engine.clone(), root, facts, gate: Arc::default() })
+        let (root, below) = (RefCell::new(root), RefCell::new(below));
+        Rc::new(Local { engine: engine.clone(), root, below, facts, gate: Arc::default() })
     }
 
     /// The engine of this thread.
@@ -224,28 +251,50 @@ impl Local {
         &self.engine
     }
 
-    /// The top of the graph.
-    pub fn root(&self) -> &Rc<Node> {
-        &self.root
+    /// The top of the graph, as it is now: a control operation may put another image on top.
+    pub fn root(&self) -> Rc<Node> {
+        self.root.borrow().clone()
+    }
+
+    /// Changes the size to `size` bytes, with no request in flight. The device has to tell its guest.
+    ///
+    /// # Errors
+    /// What the image's driver or the host says; the size is then as it was.
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        let _drained = self.drained().await;
+        let root = self.root();
+        let done = root.truncate(size, Preallocation::Off).await;
+        self.facts.size.store(root.size(), Ordering::Release);
+        done
     }
 
     /// Reads `into.len()` bytes.
     pub async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         self.check_range(offset, into.len() as u64)?;
         let _entered = self.enter().await;
-        self.root.read(offset, into).await
+        let since = Instant::now();
+        let done = self.root().read(offset, into).await;
+        self.facts.stats.count(Operation::Read, into.len() as u64, since, &done);
+        done
     }
 
     /// Writes `from.len()` bytes; durable on return if the drive has no write cache.
     pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_range(offset, from.len() as u64)?;
         let _entered = self.enter().await;
+        let since = Instant::now();
+        let done = self.write_now(offset, from).await;
+        self.facts.stats.count(Operation::Write, from.len() as u64, since, &done);
+        done
+    }
+
+    async fn write_now(&self, offset: u64, from: &Iov) -> Result<()> {
         let detect = self.facts.options.detect_zeroes;
         if detect != DetectZeroes::Off && from.is_zero() {
             let may_unmap = detect == DetectZeroes::Unmap;
-            self.root.write_zeroes(offset, from.len() as u64, may_unmap).await?;
+            self.root().write_zeroes(offset, from.len() as u64, may_unmap).await?;
         } else {
-            self.root.write(offset, from).await?;
+            self.root().write(offset, from).await?;
         }
         self.write_through().await
     }
@@ -254,8 +303,13 @@ impl Local {
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_range(offset, len)?;
         let _entered = self.enter().await;
-        self.root.write_zeroes(offset, len, may_unmap).await?;
-        self.write_through().await
+        let since = Instant::now();
+        let done = match self.root().write_zeroes(offset, len, may_unmap).await {
+            Ok(()) => self.write_through().await,
+            failed => failed,
+        };
+        self.facts.stats.count(Operation::Write, len, since, &done);
+        done
     }
 
     /// Tells that a range is no longer needed. Ignored unless the drive was opened with `discard=unmap`.
@@ -265,13 +319,19 @@ impl Local {
             return Ok(());
         }
         let _entered = self.enter().await;
-        self.root.discard(offset, len).await
+        let since = Instant::now();
+        let done = self.root().discard(offset, len).await;
+        self.facts.stats.count(Operation::Discard, len, since, &done);
+        done
     }
 
     /// Makes all completed writes durable.
     pub async fn flush(&self) -> Result<()> {
         let _entered = self.enter().await;
-        self.root.flush().await
+        let since = Instant::now();
+        let done = self.root().flush().await;
+        self.facts.stats.count(Operation::Flush, 0, since, &done);
+        done
     }
 
     /// Waits until no request is in flight, and holds back new ones until the token is dropped.
@@ -281,7 +341,7 @@ impl Local {
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.root.size()
+        self.facts.size.load(Ordering::Relaxed)
     }
 
     async fn enter(&self) -> RwLockReadGuardArc<()> {
@@ -292,7 +352,7 @@ impl Local {
     }
 
     async fn write_through(&self) -> Result<()> {
-        if self.facts.options.cache.writeback { Ok(()) } else { self.root.flush().await }
+        if self.facts.options.cache.writeback { Ok(()) } else { self.root().flush().await }
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
@@ -300,7 +360,7 @@ impl Local {
             Some(end) if end <= self.size() => Ok(()),
             _ => {
                 Err(Error::new(Kind::OutOfRange, "request past the end of the disk")
-                    .path(&self.facts.filename))
+                    .path(self.facts.filename()))
             }
         }
     }

@@ -42,6 +42,25 @@ pub async fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) ->
     Opener { engine, chain: Vec::new(), faults }.open(filename, options).await
 }
 
+/// The qcow2 image in `file` over `backing`, whatever its header names, to be written.
+///
+/// # Errors
+/// As [`open`].
+pub(super) async fn open_over(
+    engine: &Rc<Engine>,
+    file: Rc<Node>,
+    backing: &Rc<Node>,
+    filename: &str,
+    unmap: bool,
+) -> Result<Rc<Node>> {
+    let named = |error: Error| error.path(filename);
+    let image = qcow2::Image::read(&file).await.map_err(named)?;
+    let mut image = image.made_right(engine).await.map_err(named)?;
+    image.set_options(qcow2::ImageOptions::take(&mut Options::default(), unmap)?)?;
+    let driver = image.into_driver(engine, Some(backing.clone()), false).map_err(named)?;
+    Ok(Node::new(filename, driver))
+}
+
 /// What is known while a chain is being opened.
 struct Opener<'a> {
     engine: &'a Rc<Engine>,

@@ -51,6 +51,56 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// What is done about a request that fails (`werror=` and `rerror=` of QEMU's `-drive`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest hears of it.
+    Report,
+    /// The guest is told that all is well.
+    Ignore,
+    /// The guest is stopped; the request is tried again when it goes on.
+    Stop,
+    /// The same where the host has no room, else the guest hears of it.
+    Enospc,
+}
+
+/// What is done about the requests of a drive that fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorPolicy {
+    /// About reads.
+    pub read: OnError,
+    /// About all that changes the disk, and flushes.
+    pub write: OnError,
+}
+
+impl Default for ErrorPolicy {
+    /// QEMU's default.
+    fn default() -> ErrorPolicy {
+        ErrorPolicy { read: OnError::Report, write: OnError::Enospc }
+    }
+}
+
+impl ErrorPolicy {
+    /// Reads the words of `rerror=` and `werror=`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] in QEMU's words.
+    pub fn parse(read: Option<&str>, write: Option<&str>) -> Result<ErrorPolicy> {
+        let parse = |word: &str, which: &str| match word {
+            "report" => Ok(OnError::Report),
+            "ignore" => Ok(OnError::Ignore),
+            "stop" => Ok(OnError::Stop),
+            "enospc" if which == "write" => Ok(OnError::Enospc),
+            _ => Err(Error::new(Kind::InvalidArgument, format!("'{word}' invalid {which} error action"))),
+        };
+        let default = ErrorPolicy::default();
+        Ok(ErrorPolicy {
+            read: read.map_or(Ok(default.read), |word| parse(word, "read"))?,
+            write: write.map_or(Ok(default.write), |word| parse(word, "write"))?,
+        })
+    }
+}
+
 /// A backing file of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Base {
@@ -90,6 +140,10 @@ pub struct OpenOptions {
     pub secrets: Secrets,
     /// Data will neither be read nor written: an encrypted image needs no key.
     pub metadata_only: bool,
+    /// Leave the image as it is: writes go to a temporary overlay (`snapshot=on`). For drives.
+    pub snapshot: bool,
+    /// What becomes of requests that fail (`werror=`, `rerror=`). For drives.
+    pub errors: ErrorPolicy,
     /// Open the backing file and the data file too. `info` looks at one file alone.
     pub backing: bool,
     /// The external data file, in place of the one that the top image names (`data-file.filename=`).
@@ -112,6 +166,8 @@ impl Default for OpenOptions {
             driver: Options::default(),
             secrets: Secrets::default(),
             metadata_only: false,
+            snapshot: false,
+            errors: ErrorPolicy::default(),
             backing: true,
             data_file: None,
         }

@@ -135,6 +135,16 @@ pub trait Driver {
         Ok(())
     }
 
+    /// Gives up the locks on its files, or takes them again: while an image is opened a second time, to take the place
+    /// of this node. Backing files keep theirs.
+    ///
+    /// # Errors
+    /// [`Kind::Locked`] where another process came in between.
+    fn set_locked(&self, locked: bool) -> Result<()> {
+        let children = self.children().into_iter().filter(|(role, _)| *role != ChildRole::Backing);
+        children.into_iter().try_for_each(|(_, node)| node.driver().set_locked(locked))
+    }
+
     /// The driver above is about to do this: `blkdebug` makes requests fail by it. Filters pass it on.
     fn debug_event(&self, _event: Event) {}
 

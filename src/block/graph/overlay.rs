@@ -1,7 +1,9 @@
 //! What a format whose images stand over backing files can do about that.
 
+use super::Node;
 use crate::block::Result;
 use async_trait::async_trait;
+use std::rc::Rc;
 
 /// A backing file as an image names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,9 @@ pub trait Overlay {
     /// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) for names that the format cannot hold;
     /// [`Kind::NoSpace`](crate::block::Kind::NoSpace) where the header has no room.
     async fn change_backing(&self, backing: Option<&BackingName>) -> Result<()>;
+
+    /// Reads what this layer does not have from another node, which shows the same: the backing file, opened again.
+    fn set_backing(&self, backing: Rc<Node>);
 
     /// Gives up all that this layer has, so that the disk shows what the backing file has; internal snapshots and
     /// bitmaps stay. Durable on return.

@@ -5,6 +5,7 @@
 
 mod attributes;
 mod lock;
+mod temporary;
 
 pub use attributes::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes};
 pub use lock::Access;
@@ -42,6 +43,8 @@ pub struct FileDriver {
     lost: RefCell<Option<Error>>,
     /// The extent that the last lseek found: start, end, whether it is data. Dropped at every change.
     extent: Cell<Option<(u64, u64, bool)>>,
+    /// The locks that it holds.
+    locked: Cell<Option<Access>>,
     /// Made when it is first asked for.
     bulk: OnceCell<Option<BulkFile>>,
 }
@@ -90,6 +93,11 @@ impl FileDriver {
             .custom_flags(direct | libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|error| failed_to(doing, filename, error, options))?;
+        FileDriver::of(engine, filename, options, file)
+    }
+
+    /// The driver of an open file.
+    fn of(engine: &Rc<Engine>, filename: &str, options: &OpenOptions, file: File) -> Result<FileDriver> {
         let metadata = file.metadata()?;
         check_regular(filename, &metadata)?;
         make_blocking(&file)?;
@@ -110,6 +118,7 @@ impl FileDriver {
             identity: (metadata.dev(), metadata.ino()),
             lost: RefCell::default(),
             extent: Cell::new(None),
+            locked: Cell::new(None),
             bulk: OnceCell::new(),
         })
     }
@@ -119,7 +128,9 @@ impl FileDriver {
     /// # Errors
     /// [`Kind::Locked`] in qemu-img's words.
     pub fn lock(&self, access: Access) -> Result<()> {
-        lock::acquire(self.file.fd(), &self.filename, access)
+        lock::acquire(self.file.fd(), &self.filename, access)?;
+        self.locked.set(Some(access));
+        Ok(())
     }
 
     /// Tells the file system how an empty file is to be laid out; one that has no such thing ignores it.
@@ -318,6 +329,13 @@ impl Driver for FileDriver {
         self.size.set(size);
         self.extent.set(None);
         Ok(())
+    }
+
+    fn set_locked(&self, locked: bool) -> Result<()> {
+        match self.locked.get() {
+            Some(access) if locked => lock::acquire(self.file.fd(), &self.filename, access),
+            _ => Ok(lock::release(self.file.fd())?),
+        }
     }
 
     fn specifics(&self) -> Option<Specifics> {

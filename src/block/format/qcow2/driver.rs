@@ -226,7 +226,7 @@ impl Image {
         Ok(Rc::new(Qcow2 {
             engine: engine.clone(),
             file: self.file,
-            backing,
+            backing: RefCell::new(backing),
             geometry,
             v3: self.header.is_v3(),
             codec: self.header.codec(),
@@ -309,7 +309,7 @@ pub(super) fn note_metadata(
 pub(super) struct Qcow2 {
     pub(super) engine: Rc<Engine>,
     pub(super) file: Rc<Node>,
-    pub(super) backing: Option<Rc<Node>>,
+    backing: RefCell<Option<Rc<Node>>>,
     pub(super) geometry: Geometry,
     /// Version 3: there are zero clusters and feature bits.
     pub(super) v3: bool,
@@ -368,6 +368,21 @@ pub(super) struct Qcow2 {
 }
 
 impl Qcow2 {
+    /// What unallocated clusters read as, if not zeros.
+    pub(super) fn backing(&self) -> Option<Rc<Node>> {
+        self.backing.borrow().clone()
+    }
+
+    /// Whether there is a backing file.
+    pub(super) fn has_backing(&self) -> bool {
+        self.backing.borrow().is_some()
+    }
+
+    /// Reads through another node from now on, which shows the same.
+    pub(super) fn replace_backing(&self, backing: Rc<Node>) {
+        self.backing.replace(Some(backing));
+    }
+
     /// `len` bytes of zeros, at most a cluster. Nobody writes to them.
     pub(super) fn zeros(&self, len: u64) -> Iov {
         let buffer = self.zeros.get_or_init(|| Buffer::new(self.geometry.cluster_size() as usize));
@@ -409,7 +424,7 @@ impl Driver for Rc<Qcow2> {
     fn children(&self) -> Vec<(ChildRole, Rc<Node>)> {
         let data = self.data_file.as_ref().and_then(|data| data.node.as_ref());
         let data = data.map(|node| (ChildRole::Data, node.clone()));
-        let backing = self.backing.as_ref().map(|node| (ChildRole::Backing, node.clone()));
+        let backing = self.backing().map(|node| (ChildRole::Backing, node));
         std::iter::once((ChildRole::File, self.file.clone())).chain(data).chain(backing).collect()
     }
 

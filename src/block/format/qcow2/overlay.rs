@@ -15,10 +15,12 @@ use super::geometry::HostOffset;
 use super::header::{DATA_FILE_RAW, Header, MAX_BACKING_NAME};
 use super::switch::SECTOR;
 use super::trees::Plan;
+use crate::block::graph::Node;
 use crate::block::graph::overlay::{BackingName, Overlay};
 use crate::block::{Error, Kind, Result};
 use crate::util::text;
 use async_trait::async_trait;
+use std::rc::Rc;
 
 #[async_trait(?Send)]
 impl Overlay for Qcow2 {
@@ -29,6 +31,10 @@ impl Overlay for Qcow2 {
         self.change_header_durably(|header| name_backing(header, backing)).await?;
         self.read_only.set(true);
         Ok(())
+    }
+
+    fn set_backing(&self, backing: Rc<Node>) {
+        self.replace_backing(backing);
     }
 
     async fn make_empty(&self) -> Result<()> {

@@ -34,7 +34,7 @@ impl Qcow2 {
         let part = into.slice(0, extent.len as usize);
         // VM state has no backing file.
         let backing =
-            self.backing.as_ref().filter(|_| at < self.geometry.vm_state_start(view.disk_size.get()));
+            self.backing().filter(|_| at < self.geometry.vm_state_start(view.disk_size.get()));
         match (extent.place, backing) {
             (Place::Compressed(_), _) => {
                 self.file.debug_event(Event::ReadCompressed);

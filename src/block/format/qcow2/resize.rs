@@ -121,7 +121,7 @@ impl Qcow2 {
     /// all of that will be `allocated`.
     async fn hide_backing(&self, old: u64, size: u64, allocated: bool) -> Result<()> {
         let cluster_end = old.next_multiple_of(self.geometry.cluster_size());
-        let backing = self.backing.as_ref().filter(|_| !allocated);
+        let backing = self.backing().filter(|_| !allocated);
         let backing = backing.map_or(0, |backing| backing.size()).min(size);
         if backing > cluster_end && !self.v3 {
             let what = "Failed to zero out new clusters: Operation not supported";

@@ -247,11 +247,11 @@ impl Qcow2 {
     /// Whether what is unallocated reads as zeros, as far as that is known without reading it.
     async fn backing_is_zero(&self, at: GuestOffset, len: u64) -> Result<bool> {
         let vm_state = self.geometry.vm_state_start(self.active.disk_size.get());
-        let backing = self.backing.as_ref().filter(|_| at < vm_state);
+        let backing = self.backing().filter(|_| at < vm_state);
         let Some(backing) = backing else { return Ok(true) };
         let mut done = 0;
         while done < len && at.0 + done < backing.size() {
-            let status = chain_status(backing, at.0 + done, len - done).await;
+            let status = chain_status(&backing, at.0 + done, len - done).await;
             let status = status.map_err(|error| error.path(backing.filename()))?;
             if !status.status.zero {
                 return Ok(false);

@@ -98,7 +98,7 @@ impl Qcow2 {
     }
 
     async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {
-        if !self.v3 && self.backing.is_some() {
+        if !self.v3 && self.has_backing() {
             return Err(Error::new(Kind::Unsupported, "version 2 has no zero clusters"));
         }
         if self.must_prepare() {
@@ -161,7 +161,7 @@ impl Qcow2 {
         match extent.place {
             Place::Unallocated { host: None } if change == Change::Drop => false,
             _ if change == Change::Drop => true,
-            Place::Unallocated { host } => self.backing.is_some() || host.is_some() && change != Change::Keep,
+            Place::Unallocated { host } => self.has_backing() || host.is_some() && change != Change::Keep,
             Place::Zero { copied: true, .. } if self.discards.no_unref => false,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
@@ -249,7 +249,7 @@ impl Qcow2 {
         let keeps = change == Change::Keep || self.discards.no_unref && old.own_host().is_some();
         match (old, zeroed) {
             _ if change == Change::Drop => L2Entry::Unallocated,
-            (L2Entry::Unallocated, _) if self.backing.is_none() => old,
+            (L2Entry::Unallocated, _) if !self.has_backing() => old,
             (_, L2Entry::Zero { .. }) if !self.v3 => L2Entry::Unallocated,
             (_, L2Entry::Zero { .. }) if !keeps => L2Entry::Zero { host: None, copied: false },
             _ => zeroed,

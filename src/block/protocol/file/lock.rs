@@ -53,6 +53,17 @@ pub(super) fn acquire(fd: &OwnedFd, filename: &str, access: Access) -> Result<()
     Ok(())
 }
 
+/// Gives up all locks.
+pub(super) fn release(fd: &OwnedFd) -> io::Result<()> {
+    let all = libc::flock { l_len: FORBIDS, ..byte(libc::F_UNLCK, USES) };
+    // SAFETY: the structure is valid for the call.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &all) };
+    match io::Error::last_os_error() {
+        error if done < 0 && !has_no_locks(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn locked(filename: &str, what: &str) -> Error {
     let message = format!("Failed to get {what} lock\nIs another process using the image [{filename}]?");
     Error::new(Kind::Locked, message)

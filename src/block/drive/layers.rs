@@ -1,0 +1,226 @@
+//! The layers of a drive that is in use: temporary overlays, external snapshots, commit.
+//!
+//! ```text
+//!   snapshot=on      root: temporary overlay ─▶ the image, read-only
+//!   take_overlay     root: new overlay ─▶ what was the root, read-only now
+//!   commit           root, emptied ─▶ the image below, opened for writing meanwhile
+//! ```
+//! All of it runs while no request is in flight. An image is opened in its other mode before the node that has it
+//! open goes away, so that whatever fails, the drive goes on with what it had.
+
+use super::Local;
+use crate::block::aio::Engine;
+use crate::block::format::qcow2::{self, CreateOptions};
+use crate::block::graph::{ChildRole, Node};
+use crate::block::open::{open, open_over};
+use crate::block::ops::commit::{CommitOptions, commit};
+use crate::block::ops::create::{Template, create};
+use crate::block::options::OpenOptions;
+use crate::block::protocol::file::{Access, FileDriver};
+use crate::block::{Error, Kind, Result};
+use crate::util::keyval::Options;
+use crate::util::text;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// An image of the drive: its name, and how it is opened but for the mode.
+#[derive(Clone)]
+pub(super) struct Layer {
+    filename: String,
+    options: OpenOptions,
+}
+
+/// Opens the graph of a drive. The layer is the one below the root, where a temporary overlay was put on top.
+pub(super) async fn open_root(
+    engine: &Rc<Engine>,
+    filename: &str,
+    options: &OpenOptions,
+) -> Result<(Rc<Node>, Option<Layer>)> {
+    if !options.snapshot || options.read_only {
+        return Ok((open(engine, filename, options).await?, None));
+    }
+    let layer = Layer { filename: filename.to_owned(), options: options.clone() };
+    let base = layer.open(engine, true).await?;
+    Ok((temporary_overlay(engine, &base).await?, Some(layer)))
+}
+
+/// An overlay over `base` that nobody else can see and that is gone with the process.
+async fn temporary_overlay(engine: &Rc<Engine>, base: &Rc<Node>) -> Result<Rc<Node>> {
+    let name = format!("{} (snapshot)", base.filename());
+    let file = Node::new(&*name, Box::new(FileDriver::temporary(engine, &name)?));
+    qcow2::create(engine, &file, None, &CreateOptions { size: base.size(), ..CreateOptions::default() })
+        .await
+        .map_err(|error| error.context("Could not make the temporary overlay"))?;
+    open_over(engine, file, base, &name, false).await
+}
+
+impl Layer {
+    async fn open(&self, engine: &Rc<Engine>, read_only: bool) -> Result<Rc<Node>> {
+        let options = OpenOptions {
+            read_only,
+            // Who writes must be alone.
+            force_share: self.options.force_share && read_only,
+            ..self.options.clone()
+        };
+        open(engine, &self.filename, &options).await
+    }
+}
+
+impl Local {
+    /// Writes what the top image has into its backing file, and empties it. Requests wait meanwhile.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] without a backing file; what the host says. The disk shows the same in every case.
+    pub async fn commit(&self) -> Result<()> {
+        let _drained = self.drained().await;
+        let top = self.root();
+        let below = top.child(ChildRole::Backing).ok_or_else(no_backing)?;
+        check_committable(&top)?;
+        let layer = self.layer_below(&below);
+        let base = self.exchange_backing(&below, &layer, false).await?;
+        let options = CommitOptions { rate: 0, make_empty: true };
+        let done = commit(&self.engine, &top, &base, &options, &|_, _| ()).await;
+        // It stays open for writing where that fails, which costs others the right to read it and nothing else.
+        let _ = self.exchange_backing(&base, &layer, true).await;
+        done
+    }
+
+    /// Whether there is a backing file that [`Local::commit`] could write to.
+    pub fn has_backing(&self) -> bool {
+        self.root().child(ChildRole::Backing).is_some()
+    }
+
+    /// Goes on in a new overlay over the image that was the root: an external snapshot. With `reuse`, `filename` is
+    /// an empty overlay that exists.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] where there is a file of that name already, or none to be reused; what the host
+    /// says. The drive then goes on as before.
+    pub async fn take_overlay(&self, filename: &str, reuse: bool) -> Result<()> {
+        let _drained = self.drained().await;
+        let below = self.root();
+        self.check_overlay(filename, reuse)?;
+        below.flush().await?;
+        if !reuse {
+            self.create_overlay(filename, &below).await?;
+        }
+        let top = self.open_overlay(filename, &below).await.inspect_err(|_| {
+            if !reuse {
+                // It was made above; who cannot remove it can still use it with `reuse`.
+                let _ = std::fs::remove_file(text::to_path(filename));
+            }
+        })?;
+        let layer = Layer { filename: self.facts.filename(), options: self.facts.options.clone() };
+        self.root.replace(top);
+        self.facts.set_image(filename, "qcow2");
+        // It stays open for writing where that fails, as after a commit.
+        let _ = self.exchange_backing(&below, &layer, true).await;
+        self.below.replace(Some(layer));
+        Ok(())
+    }
+
+    fn check_overlay(&self, filename: &str, reuse: bool) -> Result<()> {
+        if self.facts.read_only {
+            return Err(Error::new(Kind::ReadOnly, format!("Device '{}' is read only", self.facts.id)));
+        }
+        if self.facts.options.snapshot {
+            let what = format!("'{}' writes to a temporary overlay, which no image can stand upon", self.facts.id);
+            return Err(Error::new(Kind::Unsupported, what).remedy("run it without snapshot mode"));
+        }
+        let length = std::fs::metadata(text::to_path(filename)).map(|found| found.len());
+        match length {
+            Ok(1..) if !reuse => Err(refuse(filename, "there is a file of that name already")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn create_overlay(&self, filename: &str, below: &Rc<Node>) -> Result<()> {
+        let mut values = Template::new("qcow2", false)?.values(&Options::default())?;
+        values.set("size", &below.size().to_string())?;
+        values.set("backing_file", &name_from(filename, below.filename()))?;
+        values.set("backing_fmt", below.driver().format_name())?;
+        create(&self.engine, filename, &values, &self.facts.options.secrets).await
+    }
+
+    async fn open_overlay(&self, filename: &str, below: &Rc<Node>) -> Result<Rc<Node>> {
+        let options = OpenOptions { read_only: false, ..self.facts.options.clone() };
+        let file = FileDriver::open(&self.engine, filename, &options)?;
+        file.lock(Access { write: true, resize: true, share_writes: false })?;
+        let file = Node::new(filename, Box::new(file));
+        let top = open_over(&self.engine, file, below, filename, options.unmap).await?;
+        match top.size() == below.size() {
+            true => Ok(top),
+            false => Err(refuse(filename, "the overlay has another size than the disk")),
+        }
+    }
+
+    /// How the image below the root is opened: as the drive opened it, or as the root's header says.
+    fn layer_below(&self, below: &Node) -> Layer {
+        if let Some(layer) = self.below.borrow().clone() {
+            return layer;
+        }
+        let mut driver = self.facts.options.driver.clone().take_group("backing.");
+        let _ = (driver.take("driver"), driver.take("file.filename"));
+        let options = OpenOptions {
+            format: Some(below.driver().format_name().to_owned()),
+            driver,
+            lazy_refcounts: None,
+            data_file: None,
+            ..self.facts.options.clone()
+        };
+        Layer { filename: below.filename().to_owned(), options }
+    }
+
+    /// Opens `old`, the image below the root, in another mode and puts it in its place. Where that fails all stays
+    /// as it was.
+    async fn exchange_backing(&self, old: &Rc<Node>, layer: &Layer, read_only: bool) -> Result<Rc<Node>> {
+        let top = self.root();
+        let overlay = top.driver().overlay().ok_or_else(no_backing)?;
+        old.close().await?;
+        old.driver().set_locked(false)?;
+        match layer.open(&self.engine, read_only).await {
+            Ok(new) => {
+                overlay.set_backing(new.clone());
+                Ok(new)
+            }
+            Err(error) => {
+                old.driver().set_locked(true)?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Snapshots in the top image read through to the backing file, which a commit changes.
+fn check_committable(top: &Node) -> Result<()> {
+    if top.driver().read_only() {
+        return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
+    }
+    match top.driver().snapshots().map(|snapshots| snapshots.list().len()) {
+        None | Some(0) => Ok(()),
+        Some(_) => Err(Error::new(Kind::Unsupported, "its snapshots would change with the backing file")
+            .remedy("delete them first (delvm)")),
+    }
+}
+
+fn no_backing() -> Error {
+    Error::new(Kind::Unsupported, "Operation not supported")
+}
+
+fn refuse(filename: &str, why: &str) -> Error {
+    Error::new(Kind::InvalidArgument, format!("'{filename}': {why}")).path(filename)
+}
+
+/// The name of `image` as `overlay` finds it: alone where both are in one folder, so that they can be moved together.
+fn name_from(overlay: &str, image: &str) -> String {
+    let (overlay, image) = (text::to_path(overlay), text::to_path(image));
+    let folder = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.unwrap_or(Path::new(".")).canonicalize().ok()
+    };
+    let name = image.file_name().map(PathBuf::from);
+    let beside = folder(&overlay).is_some_and(|here| folder(&image) == Some(here));
+    let whole = || std::path::absolute(&image).unwrap_or_else(|_| image.to_path_buf());
+    let plain = name.filter(|name| beside && !name.to_string_lossy().contains(':'));
+    text::from_os(plain.unwrap_or_else(whole).as_os_str())
+}
