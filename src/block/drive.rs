@@ -341,7 +341,7 @@ impl Local {
 
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.facts.size.load(Ordering::Relaxed)
+        self.root.borrow().size()
     }
 
     async fn enter(&self) -> RwLockReadGuardArc<()> {

@@ -1,7 +1,7 @@
 //! Disks on the command line: `-hda FILE` and `-drive key=value,…`, in QEMU's words.
 
 use crate::block::drive::Drive;
-use crate::block::options::{CacheMode, DetectZeroes, OpenOptions};
+use crate::block::options::{CacheMode, DetectZeroes, ErrorPolicy, OpenOptions};
 use crate::block::secret::Secrets;
 use crate::devices::virtio::blk::BlkOptions;
 use crate::util::keyval::Options;
@@ -49,6 +49,9 @@ pub(super) struct DriveSpec {
     lazy_refcounts: Option<bool>,
     data_file: Option<String>,
     serial: String,
+    /// Writes go to a temporary overlay.
+    snapshot: bool,
+    errors: ErrorPolicy,
     /// Options of the format.
     driver: Options,
 }
@@ -67,6 +70,8 @@ impl DriveSpec {
             lazy_refcounts: None,
             data_file: None,
             serial: String::new(),
+            snapshot: false,
+            errors: ErrorPolicy::default(),
             driver: Options::default(),
         }
     }
@@ -111,8 +116,12 @@ impl DriveSpec {
                 driver.set(name, &value);
             }
         }
+        let (rerror, werror) = (options.take("rerror"), options.take("werror"));
+        let errors = ErrorPolicy::parse(rerror.as_deref(), werror.as_deref()).map_err(|error| bad(&error))?;
         let spec = DriveSpec {
             driver,
+            errors,
+            snapshot: options.take_switch("snapshot").map_err(|error| bad(&error))?.unwrap_or(false),
             id: options.take("id"),
             file,
             format: options.take("format"),
@@ -128,18 +137,23 @@ impl DriveSpec {
         Ok(spec)
     }
 
+    /// Keeps the image as it is, as `snapshot=on` does.
+    pub(super) fn in_snapshot_mode(self) -> DriveSpec {
+        DriveSpec { snapshot: true, ..self }
+    }
+
     /// Opens the image, with a passphrase from `secrets`. `force_share` reads it although others use it.
     ///
     /// # Errors
     /// What the block layer says, with file, cause and remedy.
     fn open(&self, id: &str, force_share: bool, secrets: &Secrets) -> Result<DiskConfig> {
-        if force_share && self.read_only == Some(false) {
+        if force_share && self.read_only == Some(false) && !self.snapshot {
             return Err(Error::new(format!("{}: --force-share only reads", self.file))
                 .remedy("leave out readonly=off"));
         }
         let options = OpenOptions {
             format: self.format.clone(),
-            read_only: self.read_only.unwrap_or(force_share),
+            read_only: self.read_only.unwrap_or(force_share && !self.snapshot),
             base: None,
             cache: self.cache,
             unmap: self.unmap,
@@ -153,6 +167,8 @@ impl DriveSpec {
             metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
             check: false,
+            snapshot: self.snapshot,
+            errors: self.errors,
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

@@ -25,6 +25,7 @@ pub struct Bus {
 
 #[derive(Clone)]
 struct Range {
+    name: &'static str,
     len: u64,
     device: Arc<Mutex<dyn BusDevice>>,
 }
@@ -35,11 +36,17 @@ impl Bus {
         Bus::default()
     }
 
-    /// Gives `device` the `len` addresses from `base` on. A device may have several ranges.
+    /// Gives `device` the `len` addresses from `base` on. A device may have several ranges. `name` is for users.
     ///
     /// # Errors
     /// When the range is empty, passes 2^64, or overlaps another.
-    pub fn insert(&self, base: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<()> {
+    pub fn insert(
+        &self,
+        name: &'static str,
+        base: u64,
+        len: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+    ) -> Result<()> {
         let last = len.checked_sub(1).and_then(|len| base.checked_add(len));
         let last = last.ok_or(Error::BadRange { base, len })?;
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
@@ -48,8 +55,14 @@ impl Bus {
         {
             return Err(Error::Overlap { base, end: last });
         }
-        ranges.insert(base, Range { len, device });
+        ranges.insert(base, Range { name, len, device });
         Ok(())
+    }
+
+    /// All ranges in the order of their addresses: first, last, name.
+    pub fn ranges(&self) -> Vec<(u64, u64, &'static str)> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        ranges.iter().map(|(&base, range)| (base, base + (range.len - 1), range.name)).collect()
     }
 
     /// Reads `data.len()` bytes at `addr`; all ones where no device claims them.
@@ -110,7 +123,7 @@ mod tests {
     #[test]
     fn accesses_reach_the_device_with_offsets_from_its_base() {
         let (bus, probe) = (Bus::new(), Arc::new(Mutex::new(Probe::default())));
-        bus.insert(0x70, 2, probe.clone()).unwrap();
+        bus.insert("probe", 0x70, 2, probe.clone()).unwrap();
         assert_eq!(read(&bus, 0x71, 1), [1]);
         bus.write(0x70, &[1, 2]);
         assert_eq!(probe.lock().unwrap().written.take(), Some((0, vec![1, 2])));
@@ -119,7 +132,7 @@ mod tests {
     #[test]
     fn what_nobody_claims_in_full_reads_as_ones_and_writes_nowhere() {
         let (bus, probe) = (Bus::new(), Arc::new(Mutex::new(Probe::default())));
-        bus.insert(0x70, 2, probe.clone()).unwrap();
+        bus.insert("probe", 0x70, 2, probe.clone()).unwrap();
         for (addr, len) in [(0x6f, 1), (0x6f, 2), (0x71, 2), (0x72, 1), (0, 8), (u64::MAX, 1)] {
             assert_eq!(read(&bus, addr, len), vec![0xff; len]);
             bus.write(addr, &vec![0; len]);
@@ -130,16 +143,16 @@ mod tests {
     #[test]
     fn overlapping_and_impossible_ranges_are_refused() {
         let (bus, probe) = (Bus::new(), Arc::new(Mutex::new(Probe::default())));
-        bus.insert(0x100, 0x10, probe.clone()).unwrap();
+        bus.insert("probe", 0x100, 0x10, probe.clone()).unwrap();
         for (base, len) in [(0x100, 0x10), (0xff, 2), (0x10f, 1), (0x104, 4), (0, u64::MAX)] {
-            assert!(matches!(bus.insert(base, len, probe.clone()), Err(Error::Overlap { .. })), "{base:#x}");
+            assert!(matches!(bus.insert("probe", base, len, probe.clone()), Err(Error::Overlap { .. })), "{base:#x}");
         }
         for (base, len) in [(0, 0), (u64::MAX, 2)] {
-            assert!(matches!(bus.insert(base, len, probe.clone()), Err(Error::BadRange { .. })));
+            assert!(matches!(bus.insert("probe", base, len, probe.clone()), Err(Error::BadRange { .. })));
         }
-        bus.insert(0xff, 1, probe.clone()).unwrap();
-        bus.insert(0x110, 1, probe.clone()).unwrap();
-        bus.insert(u64::MAX, 1, probe).unwrap();
+        bus.insert("probe", 0xff, 1, probe.clone()).unwrap();
+        bus.insert("probe", 0x110, 1, probe.clone()).unwrap();
+        bus.insert("probe", u64::MAX, 1, probe).unwrap();
         assert_eq!(read(&bus, u64::MAX, 1), [0]);
     }
 }

@@ -18,6 +18,7 @@ use crate::devices::virtio::blk::{self, BlkOptions};
 use crate::vm::boot::bios::{self, Bios};
 use crate::vm::boot::{Boot, linux};
 use crate::vm::console::Console;
+use crate::vm::disk_errors::DiskErrors;
 use crate::vm::layout::{self, Layout};
 use crate::vm::machine::{Disk, Machine, Status};
 use crate::vm::memory::{self, GuestMemory};
@@ -161,6 +162,11 @@ impl Parts {
         self.add_clock(&ports)?;
         let (pci, disks) = self.add_pci(&ports, &mmio, disks)?;
         let boot = self.boot(boot, &disks, console)?;
+        let errors = Arc::new(DiskErrors::new(self.run_state.clone()));
+        for disk in &disks {
+            let errors = errors.clone();
+            disk.drive.listen_for_errors(Box::new(move |error| errors.push(error)));
+        }
         let platform = self.platform(vcpus.len() as u8);
         let bios_port = boot.port();
         let boot = Mutex::new(boot);
@@ -177,6 +183,10 @@ impl Parts {
             power,
             disks,
             status: Status::Paused,
+            layout: self.layout,
+            errors,
+            events: Vec::new(),
+            reset_by_user: false,
         })
     }
 
@@ -186,7 +196,7 @@ impl Parts {
             .register_irqfd(&irq, serial::IRQ)
             .map_err(|error| Error::kvm("connect the serial port's interrupt", error))?;
         let uart = Arc::new(Mutex::new(Uart::new(console.clone(), irq)));
-        insert(ports, serial::COM1, serial::PORTS, uart.clone())?;
+        insert(ports, "serial", serial::COM1, serial::PORTS, uart.clone())?;
         let listener = uart.clone();
         console.listen(Arc::new(move || {
             listener.lock().unwrap_or_else(PoisonError::into_inner).input_arrived();
@@ -197,15 +207,22 @@ impl Parts {
     /// Power-off and reset: ACPI's registers and the keyboard controller.
     fn add_power(&self, ports: &Bus) -> Result<Arc<Mutex<PowerManagement>>> {
         let keyboard = Arc::new(Mutex::new(I8042::new(self.run_state.clone())));
-        insert(ports, i8042::BASE, i8042::PORTS, keyboard)?;
-        let power = Arc::new(Mutex::new(PowerManagement::new(self.run_state.clone())));
-        insert(ports, pm::BASE.into(), pm::PORTS.into(), power.clone())?;
+        insert(ports, "i8042", i8042::BASE, i8042::PORTS, keyboard)?;
+        let power = Arc::new(Mutex::new(PowerManagement::new(self.run_state.clone(), self.sci())));
+        insert(ports, "acpi-pm", pm::BASE.into(), pm::PORTS.into(), power.clone())?;
         Ok(power)
+    }
+
+    /// The line of the system control interrupt.
+    fn sci(&self) -> pm::Line {
+        let vm = self.vm.clone();
+        // KVM refuses a line that its chips do not have, and this one they have.
+        Box::new(move |level| drop(vm.set_irq_line(u32::from(pm::SCI), level)))
     }
 
     fn add_clock(&self, ports: &Bus) -> Result<()> {
         let clock = Cmos::new(self.layout.low_ram(), self.layout.high_ram());
-        insert(ports, cmos::BASE, cmos::PORTS, Arc::new(Mutex::new(clock)))
+        insert(ports, "cmos", cmos::BASE, cmos::PORTS, Arc::new(Mutex::new(clock)))
     }
 
     fn add_pci(
@@ -268,8 +285,14 @@ impl Line for Console {
     }
 }
 
-fn insert<D: BusDevice + 'static>(bus: &Bus, base: u64, len: u64, device_: Arc<Mutex<D>>) -> Result<()> {
-    bus.insert(base, len, device_).map_err(device)
+fn insert<D: BusDevice + 'static>(
+    bus: &Bus,
+    name: &'static str,
+    base: u64,
+    len: u64,
+    device_: Arc<Mutex<D>>,
+) -> Result<()> {
+    bus.insert(name, base, len, device_).map_err(device)
 }
 
 fn device(error: devices::Error) -> Error {

@@ -3,18 +3,23 @@
 //! All methods belong to the main thread. Those that change the guest's state first pause it: vCPUs parked,
 //! then disks idle; they resume in the opposite order.
 
-use crate::block::drive::Drive;
+use crate::block;
+use crate::block::drive::{DiskError, Drive, Local};
 use crate::devices::acpi::pm::PowerManagement;
 use crate::devices::acpi::tables;
 use crate::devices::legacy::serial::Uart;
 use crate::devices::pci::PciRoot;
 use crate::devices::virtio::blk::BlkHandle;
 use crate::vm::layout::ACPI_START;
+use crate::vm::disk_errors::DiskErrors;
+use crate::vm::layout::Layout;
 use crate::vm::memory::GuestMemory;
 use crate::vm::run_state::{Request, RunState};
 use crate::vm::vcpu::{Shared, Vcpu};
 use crate::vm::{Error, Result, irqchip};
 use kvm_ioctls::VmFd;
+use std::future::Future;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -26,6 +31,24 @@ pub enum Status {
     Running,
     /// Stopped by the user.
     Paused,
+    /// Stopped because a request to a disk failed; it waits to be done again.
+    IoError,
+}
+
+/// What has happened to the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest was stopped.
+    Stop,
+    /// The guest runs again.
+    Resume,
+    /// The machine was reset.
+    Reset {
+        /// By the guest, not by a user.
+        guest: bool,
+    },
+    /// A request to a disk failed.
+    DiskError(DiskError),
 }
 
 /// A disk of the machine, as the user knows it.
@@ -37,14 +60,29 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Changes the size of the image, and tells the guest.
+    /// Starts `work` on the drive's thread. `done` hears the result there, after the guest was told of another size.
     ///
     /// # Errors
-    /// When the image cannot have that size.
-    pub fn resize(&self, size: u64) -> Result<()> {
-        self.drive.resize(size)?;
-        self.device.config_changed();
-        Ok(())
+    /// Only when the drive is closed.
+    pub fn start<F>(
+        &self,
+        work: impl FnOnce(Rc<Local>) -> F + Send + 'static,
+        done: impl FnOnce(block::Result<()>) + Send + 'static,
+    ) -> block::Result<()>
+    where
+        F: Future<Output = block::Result<()>> + 'static,
+    {
+        let device = self.device.clone();
+        self.drive.spawn(move |local| {
+            let (size, task) = (local.size(), work(local.clone()));
+            async move {
+                let result = task.await;
+                if local.size() != size {
+                    device.config_changed();
+                }
+                done(result);
+            }
+        })
     }
 }
 
@@ -61,6 +99,12 @@ pub struct Machine {
     pub(super) power: Arc<Mutex<PowerManagement>>,
     pub(super) disks: Vec<Disk>,
     pub(super) status: Status,
+    pub(super) layout: Layout,
+    pub(super) errors: Arc<DiskErrors>,
+    /// What users have not been told yet.
+    pub(super) events: Vec<Event>,
+    /// The reset that was requested last was a user's wish.
+    pub(super) reset_by_user: bool,
 }
 
 impl Machine {
@@ -99,8 +143,19 @@ impl Machine {
         self.run_state().take_request()
     }
 
+    /// What has happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.hear_errors();
+        std::mem::take(&mut self.events)
+    }
+
+    fn hear_errors(&mut self) {
+        self.events.extend(self.errors.take().into_iter().map(Event::DiskError));
+    }
+
     /// Asks for a reset, as the guest can: it happens when the request is taken.
-    pub fn request_reset(&self) {
+    pub fn request_reset(&mut self) {
+        self.reset_by_user = true;
         self.run_state().request(Request::Reset);
     }
 
@@ -109,20 +164,37 @@ impl Machine {
     /// # Errors
     /// When a disk cannot be written back; the guest is stopped all the same.
     pub fn stop(&mut self) -> Result<()> {
-        if self.status == Status::Paused {
+        if self.status != Status::Running {
             return Ok(());
         }
         self.status = Status::Paused;
         self.pause();
+        self.events.push(Event::Stop);
         self.flush()
     }
 
-    /// Lets the guest run on. Does nothing to a running one.
+    /// Stops the guest because a request to a disk has failed. Other requests are finished or fail like it.
+    pub fn stop_for_disk_error(&mut self) {
+        self.pause();
+        self.hear_errors();
+        if self.status == Status::Running {
+            self.events.push(Event::Stop);
+        }
+        self.status = Status::IoError;
+    }
+
+    /// Lets the guest run on, with the requests that failed before all others. Does nothing to a running one.
     pub fn cont(&mut self) {
-        if self.status == Status::Paused {
+        if self.status != Status::Running {
             self.status = Status::Running;
+            self.events.push(Event::Resume);
             self.resume();
         }
+    }
+
+    /// Presses the power button: an operating system with ACPI shuts down.
+    pub fn press_power_button(&mut self) {
+        lock(&self.power).press_button();
     }
 
     /// Resets everything to power-on and boots again. A stopped machine stays stopped.
@@ -141,8 +213,12 @@ impl Machine {
         self.chips.restore(&self.vm)?;
         self.vcpus.iter().try_for_each(Vcpu::reset)?;
         self.load()?;
-        if self.status == Status::Running {
-            self.resume();
+        let guest = !std::mem::take(&mut self.reset_by_user);
+        self.events.push(Event::Reset { guest });
+        match self.status {
+            Status::Running => self.resume(),
+            // What failed was forgotten with everything else.
+            Status::Paused | Status::IoError => self.status = Status::Paused,
         }
         Ok(())
     }
@@ -157,6 +233,25 @@ impl Machine {
         self.vcpus.iter_mut().for_each(Vcpu::join);
         let results: Vec<_> = self.disks.iter().map(|disk| disk.drive.close()).collect();
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
+    }
+
+    /// The registers of all vCPUs, as text; a running guest is stopped for a moment.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn registers(&self) -> Result<Vec<String>> {
+        let started = self.vcpus.iter().filter(|vcpu| vcpu.started()).count();
+        self.run_state().pause(started, || self.vcpus.iter().for_each(Vcpu::kick));
+        let registers = self.vcpus.iter().map(Vcpu::registers).collect();
+        if self.status == Status::Running {
+            self.run_state().resume();
+        }
+        registers
+    }
+
+    /// The PCI bus, for a look at its devices.
+    pub fn pci(&self) -> MutexGuard<'_, PciRoot> {
+        lock(&self.pci)
     }
 
     fn run_state(&self) -> &RunState {

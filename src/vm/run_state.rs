@@ -20,6 +20,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// What the guest, by itself, makes the machine do. The later in this list, the more urgent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Request {
+    /// A request to a disk failed and waits: the guest is to be stopped.
+    DiskError,
     /// A system reset.
     Reset,
     /// The guest has switched the machine off.
@@ -95,6 +97,12 @@ impl RunState {
         }
         self.leave.store(true, Ordering::SeqCst);
         // The counter cannot overflow: nobody writes 2^64 requests.
+        let _ = self.requested.write(1);
+    }
+
+    /// Wakes the main thread: there is news, though nothing to be done.
+    pub fn announce(&self) {
+        // As above.
         let _ = self.requested.write(1);
     }
 

@@ -88,6 +88,14 @@ impl Vcpu {
         self.fd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The registers as text. The vCPU must be parked.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn registers(&self) -> Result<String> {
+        registers(&self.fd()).map_err(|error| Error::kvm("give the registers", error))
+    }
+
     /// Puts the vCPU back to power-on.
     ///
     /// # Errors
@@ -228,10 +236,16 @@ fn internal_error(fd: &mut VcpuFd) -> Error {
 
 /// `what`, with the registers that tell where.
 fn failure(fd: &VcpuFd, what: &str) -> Error {
-    let (Ok(r), Ok(s)) = (fd.get_regs(), fd.get_sregs()) else { return Error::new(what) };
-    Error::new(format!(
-        "{what}\n\
-         RAX={:016x} RBX={:016x} RCX={:016x} RDX={:016x}\n\
+    match registers(fd) {
+        Ok(registers) => Error::new(format!("{what}\n{registers}")),
+        Err(_) => Error::new(what),
+    }
+}
+
+fn registers(fd: &VcpuFd) -> std::result::Result<String, kvm_ioctls::Error> {
+    let (r, s) = (fd.get_regs()?, fd.get_sregs()?);
+    Ok(format!(
+        "RAX={:016x} RBX={:016x} RCX={:016x} RDX={:016x}\n\
          RSI={:016x} RDI={:016x} RBP={:016x} RSP={:016x}\n\
          R8 ={:016x} R9 ={:016x} R10={:016x} R11={:016x}\n\
          R12={:016x} R13={:016x} R14={:016x} R15={:016x}\n\

@@ -7,7 +7,8 @@
 //!   +c  reset register: writing RESET_VALUE resets (1 byte)
 //! ```
 //!
-//! The machine is in ACPI mode from the start. No fixed event ever occurs, so the SCI is never raised.
+//! The machine is in ACPI mode from the start. The only fixed event is the power button; the SCI is up while it is
+//! enabled and not acknowledged.
 
 use crate::devices::bus::BusDevice;
 use crate::devices::legacy::PowerControl;
@@ -36,31 +37,61 @@ pub const SCI: u8 = 9;
 const ENABLE: u16 = EVENT + 2;
 const TIMER_HZ: u128 = 3_579_545;
 const SCI_EN: u16 = 1;
+/// In status and enable: the power button (ACPI 6.5, 4.8.3.1.1).
+const POWER_BUTTON: u16 = 1 << 8;
 const SLP_EN: u16 = 1 << 13;
+
+/// Sets the level of the SCI.
+pub type Line = Box<dyn Fn(bool) + Send>;
 
 /// The register block.
 pub struct PowerManagement {
     power: Arc<dyn PowerControl>,
+    sci: Line,
+    status: u16,
     enable: u16,
     control: u16,
     since: Instant,
 }
 
 impl PowerManagement {
-    /// A block at power-on that acts on `power`.
-    pub fn new(power: Arc<dyn PowerControl>) -> PowerManagement {
-        PowerManagement { power, enable: 0, control: SCI_EN, since: Instant::now() }
+    /// A block at power-on that acts on `power` and interrupts by `sci`.
+    pub fn new(power: Arc<dyn PowerControl>, sci: Line) -> PowerManagement {
+        PowerManagement { power, sci, status: 0, enable: 0, control: SCI_EN, since: Instant::now() }
     }
 
     /// Back to power-on; the timer runs on.
     pub fn reset(&mut self) {
-        (self.enable, self.control) = (0, SCI_EN);
+        (self.status, self.enable, self.control) = (0, 0, SCI_EN);
+        self.update_sci();
+    }
+
+    /// Somebody presses the power button.
+    pub fn press_button(&mut self) {
+        self.status |= POWER_BUTTON;
+        self.update_sci();
+    }
+
+    fn update_sci(&self) {
+        (self.sci)(self.status & self.enable != 0);
+    }
+
+    /// Writes of ones acknowledge.
+    fn acknowledge(&mut self, bits: u16) {
+        self.status &= !bits;
+        self.update_sci();
+    }
+
+    fn set_enable(&mut self, value: u16) {
+        self.enable = value;
+        self.update_sci();
     }
 
     /// The whole block as bytes, so that accesses of any width and place read what they should.
     fn image(&self) -> [u8; PORTS as usize] {
         let ticks = self.since.elapsed().as_nanos() * TIMER_HZ / 1_000_000_000;
         let mut image = [0; PORTS as usize];
+        image[usize::from(EVENT)..][..2].copy_from_slice(&self.status.to_le_bytes());
         image[usize::from(ENABLE)..][..2].copy_from_slice(&self.enable.to_le_bytes());
         image[usize::from(CONTROL)..][..2].copy_from_slice(&self.control.to_le_bytes());
         image[usize::from(TIMER)..][..4].copy_from_slice(&(ticks as u32).to_le_bytes());
@@ -86,9 +117,13 @@ impl BusDevice for PowerManagement {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset as u16, data) {
-            (ENABLE, &[low, high]) => self.enable = u16::from_le_bytes([low, high]),
+            (ENABLE, &[low, high]) => self.set_enable(u16::from_le_bytes([low, high])),
+            (EVENT, &[low, high]) => self.acknowledge(u16::from_le_bytes([low, high])),
             // Status and enable at once.
-            (EVENT, &[_, _, low, high]) => self.enable = u16::from_le_bytes([low, high]),
+            (EVENT, &[status_low, status_high, low, high]) => {
+                self.acknowledge(u16::from_le_bytes([status_low, status_high]));
+                self.set_enable(u16::from_le_bytes([low, high]));
+            }
             (CONTROL, &[low, high, ..]) => self.set_control(u16::from_le_bytes([low, high])),
             (RESET, &[RESET_VALUE]) => self.power.reset(),
             _ => {}
@@ -115,7 +150,7 @@ mod tests {
 
     fn device() -> (Arc<Log>, PowerManagement) {
         let log = Arc::new(Log::default());
-        (log.clone(), PowerManagement::new(log))
+        (log.clone(), PowerManagement::new(log, Box::new(|_| ())))
     }
 
     #[test]
@@ -146,6 +181,28 @@ mod tests {
         let mut value = [0; 2];
         pm.read(u64::from(CONTROL), &mut value);
         assert_eq!(u16::from_le_bytes(value) & SCI_EN, SCI_EN);
+    }
+
+    #[test]
+    fn the_power_button_interrupts_while_it_is_enabled_and_not_acknowledged() {
+        let level = Arc::new(Mutex::new(false));
+        let line = level.clone();
+        let mut pm = PowerManagement::new(
+            Arc::new(Log::default()),
+            Box::new(move |up| *line.lock().unwrap() = up),
+        );
+        let up = || *level.lock().unwrap();
+        pm.press_button();
+        assert!(!up());
+        pm.write(u64::from(ENABLE), &POWER_BUTTON.to_le_bytes());
+        assert!(up());
+        let mut status = [0; 2];
+        pm.read(u64::from(EVENT), &mut status);
+        assert_eq!(u16::from_le_bytes(status), POWER_BUTTON);
+        pm.write(u64::from(EVENT), &[0, 0]);
+        assert!(up());
+        pm.write(u64::from(EVENT), &POWER_BUTTON.to_le_bytes());
+        assert!(!up());
     }
 
     #[test]

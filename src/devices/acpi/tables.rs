@@ -103,7 +103,7 @@ fn fadt(dsdt: u32, facs: u32) -> Vec<u8> {
     /// There are devices on an ISA bus; no VGA; no keyboard controller.
     const LEGACY_DEVICES: u16 = 1;
     const NO_VGA: u16 = 1 << 2;
-    let flags = [Flags::Wbinvd, Flags::ProcC1, Flags::PwrButton, Flags::SlpButton, Flags::FixRtc];
+    let flags = [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc];
     let mut table = FADTBuilder::new(OEM, OEM_TABLE, REVISION).dsdt_32(dsdt).firmware_ctrl_32(facs);
     for flag in flags.into_iter().chain([Flags::TmrValExt, Flags::ResetRegSup]) {
         table = table.flag(flag);

@@ -88,11 +88,12 @@ impl PciRoot {
     pub fn attach(root: &Arc<Mutex<PciRoot>>, pio: &Bus, mmio: &Bus) -> Result<()> {
         let windows = lock(root).windows.clone();
         let ports = ConfigPorts { root: root.clone(), address: 0 };
-        pio.insert(CONFIG_PORT, 8, Arc::new(Mutex::new(ports)))?;
-        mmio.insert(windows.ecam, ECAM_LEN, Arc::new(Mutex::new(Ecam(root.clone()))))?;
+        pio.insert("pci-config", CONFIG_PORT, 8, Arc::new(Mutex::new(ports)))?;
+        mmio.insert("pci-ecam", windows.ecam, ECAM_LEN, Arc::new(Mutex::new(Ecam(root.clone()))))?;
         for Range { start, end } in [windows.mmio32, windows.mmio64] {
             if start < end {
-                mmio.insert(start, end - start, Arc::new(Mutex::new(Window { root: root.clone(), start })))?;
+                let window = Arc::new(Mutex::new(Window { root: root.clone(), start }));
+                mmio.insert("pci-window", start, end - start, window)?;
             }
         }
         Ok(())

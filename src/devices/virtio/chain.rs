@@ -37,6 +37,30 @@ pub struct Chain {
     pub readable: Iov,
     /// What it may write.
     pub writable: Iov,
+    descriptors: Descriptors,
+}
+
+type Descriptors = SmallVec<[Descriptor; 8]>;
+
+/// A chain that was taken from a ring and is to be served again, apart from any thread.
+#[derive(Clone, Debug)]
+pub struct Held {
+    head: u16,
+    descriptors: Descriptors,
+}
+
+impl Chain {
+    /// Puts the chain by.
+    pub fn hold(self) -> Held {
+        Held { head: self.head, descriptors: self.descriptors }
+    }
+}
+
+impl Held {
+    /// The chain again.
+    pub fn map(self, memory: &Rc<GuestMemoryMmap>) -> Popped {
+        map_buffers(self.head, self.descriptors, memory)
+    }
 }
 
 /// A range of host memory.
@@ -51,18 +75,24 @@ pub(super) fn map(
     memory: &Rc<GuestMemoryMmap>,
 ) -> Result<Popped, Broken> {
     let head = chain.head_index();
-    let descriptors: SmallVec<[Descriptor; 8]> = chain.take(MAX_DESCRIPTORS + 1).collect();
+    let descriptors: Descriptors = chain.take(MAX_DESCRIPTORS + 1).collect();
     // The iterator stops silently where it cannot follow a chain.
     let ended = descriptors.last().is_some_and(|last| !last.has_next());
     if !ended || descriptors.len() > MAX_DESCRIPTORS {
         return Err(Broken);
     }
+    Ok(map_buffers(head, descriptors, memory))
+}
+
+fn map_buffers(head: u16, descriptors: Descriptors, memory: &Rc<GuestMemoryMmap>) -> Popped {
     let split = descriptors.iter().position(|d| d.is_write_only()).unwrap_or(descriptors.len());
     let (readable, writable) = descriptors.split_at(split);
     let in_order = writable.iter().all(|d| d.is_write_only());
     match (in_order, buffers(readable, memory), buffers(writable, memory)) {
-        (true, Some(readable), Some(writable)) => Ok(Popped::Chain(Chain { head, readable, writable })),
-        _ => Ok(Popped::Faulty { head, last: last_writable(&descriptors, memory) }),
+        (true, Some(readable), Some(writable)) => {
+            Popped::Chain(Chain { head, readable, writable, descriptors })
+        }
+        _ => Popped::Faulty { head, last: last_writable(&descriptors, memory) },
     }
 }
 

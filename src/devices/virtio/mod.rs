@@ -19,6 +19,7 @@ pub use link::DriverLink;
 pub use ring::Ring;
 
 use crate::devices::Result;
+use chain::Held;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -67,4 +68,7 @@ pub struct StartedQueue {
     pub ring: Ring,
     /// Written when the driver has added something.
     pub kick: EventFd,
+    /// Chains that were taken from the ring and are to be served again: where the guest is stopped because their
+    /// requests failed.
+    pub held: Vec<Held>,
 }

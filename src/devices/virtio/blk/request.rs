@@ -8,7 +8,7 @@
 
 use super::SERIAL_LEN;
 use super::config::{F_DISCARD, F_FLUSH, F_WRITE_ZEROES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, SECTOR};
-use crate::block::drive::Local;
+use crate::block::drive::{Local, Operation};
 use crate::block::{Error, Iov, Kind};
 use crate::devices::virtio::chain::Chain;
 use crate::util::le;
@@ -97,33 +97,50 @@ impl Request {
     }
 
     /// Carries it out; says how many bytes of the chain were written, without the status.
-    pub(super) async fn execute(self, drive: &Local, limits: &Limits) -> Result<usize, Status> {
+    pub(super) async fn execute(&self, drive: &Local, limits: &Limits) -> Result<usize, Error> {
         match self {
             Request::Read { offset, into } => {
-                drive.read(offset, &into).await.map_err(|e| status(&e))?;
+                drive.read(*offset, into).await?;
                 return Ok(into.len());
             }
-            Request::Write { offset, from } => drive.write(offset, &from).await.map_err(|e| status(&e))?,
-            Request::Flush => return drive.flush().await.map(|()| 0).map_err(|e| status(&e)),
+            Request::Write { offset, from } => drive.write(*offset, from).await?,
+            Request::Flush => return drive.flush().await.map(|()| 0),
             Request::GetId { into } => return Ok(into.copy_from(0, &limits.serial)),
             Request::Discard(segments) => {
-                for Segment { offset, len, .. } in segments {
-                    drive.discard(offset, len).await.map_err(|e| status(&e))?;
+                for &Segment { offset, len, .. } in segments {
+                    drive.discard(offset, len).await?;
                 }
                 return Ok(0);
             }
             Request::WriteZeroes(segments) => {
-                for Segment { offset, len, unmap } in segments {
-                    let unmap = unmap && limits.may_unmap;
-                    drive.write_zeroes(offset, len, unmap).await.map_err(|e| status(&e))?;
+                for &Segment { offset, len, unmap } in segments {
+                    drive.write_zeroes(offset, len, unmap && limits.may_unmap).await?;
                 }
             }
         }
         // A driver that knows no flush counts on completed writes (virtio 1.2, 5.2.6.2).
         if !limits.has(F_FLUSH) {
-            drive.flush().await.map_err(|e| status(&e))?;
+            drive.flush().await?;
         }
         Ok(0)
+    }
+
+    /// What it wants of the disk.
+    pub(super) fn operation(&self) -> Operation {
+        match self {
+            Request::Read { .. } | Request::GetId { .. } => Operation::Read,
+            Request::Write { .. } | Request::WriteZeroes(_) => Operation::Write,
+            Request::Flush => Operation::Flush,
+            Request::Discard(_) => Operation::Discard,
+        }
+    }
+
+    /// How many bytes of the chain it would have written, without the status.
+    pub(super) fn readable_len(&self) -> usize {
+        match self {
+            Request::Read { into, .. } => into.len(),
+            _ => 0,
+        }
     }
 }
 
@@ -163,7 +180,7 @@ fn parse_segment(segment: &[u8], known: u32) -> Result<Segment, Status> {
     Ok(Segment { offset, len: u64::from(sectors) * SECTOR, unmap: flags & UNMAP != 0 })
 }
 
-fn status(error: &Error) -> Status {
+pub(super) fn status(error: &Error) -> Status {
     match error.kind() {
         Kind::Unsupported => Status::Unsupported,
         _ => Status::IoError,

@@ -7,10 +7,13 @@
 //!
 //! While it finds requests it takes no kicks: only an empty ring makes the driver's next kick worth an exit.
 //! When it ends, by request or because the driver broke the ring, it waits for its tasks first.
+//!
+//! A request that failed and is to be done again when the guest goes on stays with the queue: whoever starts the queue
+//! next begins with it.
 
-use super::request::{Limits, Request, Status};
+use super::request::{Limits, Request, Status, status};
 use crate::block::Iov;
-use crate::block::drive::{Drive, Local};
+use crate::block::drive::{Action, Drive, Local};
 use crate::devices::Error;
 use crate::devices::virtio::chain::{Chain, Popped};
 use crate::devices::virtio::ring::Broken;
@@ -126,6 +129,8 @@ impl Worker {
     }
 
     async fn serve(self: &Rc<Self>) -> Result<(), Broken> {
+        let held = std::mem::take(&mut self.queue.borrow_mut().held);
+        held.into_iter().try_for_each(|held| self.begin(held.map(&self.memory)))?;
         while !self.stop.load(Ordering::Acquire) {
             if self.take_requests()? {
                 // They run now; what the driver adds meanwhile needs no kick.
@@ -142,16 +147,21 @@ impl Worker {
         self.with_ring(|ring, memory| ring.suppress_kicks(memory))?;
         let mut found = false;
         while let Some(popped) = self.with_ring(Ring::pop)? {
-            // An honest driver has no more chains than descriptors.
-            if self.unanswered.get() == self.size {
-                return Err(Broken);
-            }
-            self.unanswered.set(self.unanswered.get() + 1);
-            self.tasks.set(self.tasks.get() + 1);
-            self.local.engine().spawn(self.clone().serve_one(popped));
+            self.begin(popped)?;
             found = true;
         }
         Ok(found)
+    }
+
+    fn begin(self: &Rc<Self>, popped: Popped) -> Result<(), Broken> {
+        // An honest driver has no more chains than descriptors.
+        if self.unanswered.get() == self.size {
+            return Err(Broken);
+        }
+        self.unanswered.set(self.unanswered.get() + 1);
+        self.tasks.set(self.tasks.get() + 1);
+        self.local.engine().spawn(self.clone().serve_one(popped));
+        Ok(())
     }
 
     /// Waits for the driver's kick, or for being asked to stop.
@@ -163,11 +173,15 @@ impl Worker {
     }
 
     async fn serve_one(self: Rc<Self>, popped: Popped) {
-        let (head, written) = match popped {
-            Popped::Chain(chain) => (chain.head, self.execute(&chain).await),
-            Popped::Faulty { head, last } => (head, answer(&last, Err(Status::IoError))),
-        };
-        self.give_back(head, written).await;
+        match popped {
+            Popped::Chain(chain) => match self.execute(&chain).await {
+                Some(written) => self.give_back(chain.head, written).await,
+                None => self.queue.borrow_mut().held.push(chain.hold()),
+            },
+            Popped::Faulty { head, last } => {
+                self.give_back(head, answer(&last, Err(Status::IoError))).await;
+            }
+        }
         self.tasks.set(self.tasks.get() - 1);
         if self.tasks.get() == 0
             && let Some(waker) = self.idle.take()
@@ -176,17 +190,29 @@ impl Worker {
         }
     }
 
-    /// Serves a request; says how many bytes of the chain it wrote.
-    async fn execute(&self, chain: &Chain) -> u32 {
+    /// Serves a request; says how many bytes of the chain it wrote. `None`: it is to be done again.
+    async fn execute(&self, chain: &Chain) -> Option<u32> {
         if chain.writable.is_empty() {
             // No room for a status: there is nobody to tell.
-            return 0;
+            return Some(0);
         }
         let outcome = match Request::parse(chain, &self.limits) {
-            Ok(request) => request.execute(&self.local, &self.limits).await,
+            Ok(request) => self.carry_out(&request).await?,
             Err(status) => Err(status),
         };
-        answer(&chain.writable, outcome)
+        Some(answer(&chain.writable, outcome))
+    }
+
+    async fn carry_out(&self, request: &Request) -> Option<Result<usize, Status>> {
+        let error = match request.execute(&self.local, &self.limits).await {
+            Ok(written) => return Some(Ok(written)),
+            Err(error) => error,
+        };
+        match self.local.judge(request.operation(), &error) {
+            Action::Report => Some(Err(status(&error))),
+            Action::Ignore => Some(Ok(request.readable_len())),
+            Action::Stop => None,
+        }
     }
 
     /// Puts a chain into the used ring. The first that does so in a turn interrupts the driver for all.

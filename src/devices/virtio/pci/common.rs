@@ -182,7 +182,7 @@ impl VirtioPci {
             let kick = self.kicks[usize::from(index)].event.try_clone();
             let (Some(mut ring), Ok(kick)) = (ring, kick) else { return self.link.break_device() };
             ring.set_event_idx(event_idx);
-            self.parked.push(StartedQueue { index, ring, kick });
+            self.parked.push(StartedQueue { index, ring, kick, held: Vec::new() });
         }
         self.start();
     }

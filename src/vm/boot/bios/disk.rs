@@ -8,7 +8,7 @@ use super::Bios;
 use super::bda;
 use super::frame::Frame;
 use super::ram::Ram;
-use crate::block::drive::Drive;
+use crate::block::drive::{Action, Drive, Operation};
 use crate::block::{self, Buffer, Kind};
 use std::sync::Arc;
 
@@ -42,6 +42,10 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// As the block layer says.
     fn flush(&self) -> block::Result<()>;
+    /// What is to be done about a request that failed.
+    fn judge(&self, _operation: Operation, _error: &block::Error) -> Action {
+        Action::Report
+    }
 }
 
 impl Disk for Drive {
@@ -74,6 +78,10 @@ impl Disk for Drive {
     fn flush(&self) -> block::Result<()> {
         self.call(|local| async move { local.flush().await })?
     }
+
+    fn judge(&self, operation: Operation, error: &block::Error) -> Action {
+        Drive::judge(self, operation, error)
+    }
 }
 
 /// The error codes of INT 13h, as in AH.
@@ -91,7 +99,22 @@ enum Status {
     WriteFault = 0xcc,
 }
 
-type Outcome<T = ()> = Result<T, Status>;
+/// How a call ends other than well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// The guest is told.
+    Status(Status),
+    /// The guest is being stopped, and calls again when it goes on.
+    Again,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::Status(status)
+    }
+}
+
+type Outcome<T = ()> = Result<T, Failure>;
 
 /// What a transfer does with its sectors.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -152,7 +175,7 @@ impl Packet {
     fn read(ram: &Ram, address: u64) -> Outcome<Packet> {
         let size = ram.u8(address);
         if size < 16 || !ram.contains(address, usize::from(size)) {
-            return Err(Status::Invalid);
+            return Err(Status::Invalid.into());
         }
         let quadword =
             |at: u64| u64::from(ram.u32(address + at)) | u64::from(ram.u32(address + at + 4)) << 32;
@@ -179,8 +202,20 @@ impl Bios {
             0x15 => return self.drive_type(frame),
             _ => {}
         }
-        let outcome = self.disk_function(frame);
-        let status = outcome.err().map_or(0, |status| status as u8);
+        let called = frame.clone();
+        let status = match self.disk_function(frame) {
+            Err(Failure::Again) => {
+                *frame = called;
+                return frame.call_again(|_| ());
+            }
+            Err(Failure::Status(status)) => Err(status as u8),
+            Ok(ah) => Ok(ah),
+        };
+        self.finish(frame, status);
+    }
+
+    fn finish(&self, frame: &mut Frame, outcome: Result<u8, u8>) {
+        let status = outcome.err().unwrap_or(0);
         self.ram.set_u8(bda::DISK_STATUS, status);
         frame.set_ah(outcome.unwrap_or(status));
         frame.set_carry(outcome.is_err());
@@ -191,7 +226,10 @@ impl Bios {
         let disk = self.disk_of(frame.dl())?.clone();
         match frame.ah() {
             // Reset: also what a careful guest does before it stops, so the image is made durable.
-            0x00 | 0x0d => disk.flush().map_err(|_| Status::WriteFault)?,
+            0x00 | 0x0d => {
+                let done = disk.flush();
+                judged(&*disk, Operation::Flush, done, Status::WriteFault)?;
+            }
             0x02 => self.by_sector(&*disk, frame, Direction::Read)?,
             0x03 => self.by_sector(&*disk, frame, Direction::Write)?,
             0x04 => self.by_sector(&*disk, frame, Direction::Verify)?,
@@ -203,12 +241,12 @@ impl Bios {
             0x43 => self.by_packet(&*disk, frame, Direction::Write)?,
             0x44 => self.by_packet(&*disk, frame, Direction::Verify)?,
             0x48 => self.extended_parameters(&*disk, frame)?,
-            _ => return Err(Status::Invalid),
+            _ => return Err(Status::Invalid.into()),
         }
         Ok(0)
     }
 
-    fn disk_of(&self, number: u8) -> Outcome<&Arc<dyn Disk>> {
+    fn disk_of(&self, number: u8) -> Result<&Arc<dyn Disk>, Status> {
         let index = number.checked_sub(FIRST_DRIVE).ok_or(Status::Invalid)?;
         self.disks.get(usize::from(index)).ok_or(Status::Invalid)
     }
@@ -251,7 +289,7 @@ impl Bios {
         let geometry = Geometry::of(disk.size() / SECTOR);
         let lba = geometry.lba(frame.cx(), frame.dh()).ok_or(Status::Invalid)?;
         if sectors == 0 {
-            return Err(Status::Invalid);
+            return Err(Status::Invalid.into());
         }
         self.transfer(disk, &Transfer { lba, sectors, buffer: frame.es(frame.bx()) }, direction)?;
         frame.set_al(sectors as u8);
@@ -262,7 +300,7 @@ impl Bios {
     fn by_packet(&self, disk: &dyn Disk, frame: &Frame, direction: Direction) -> Outcome {
         let packet = Packet::read(&self.ram, frame.ds(frame.si()))?;
         let outcome = self.transfer(disk, &packet.transfer, direction);
-        if outcome.is_err() {
+        if matches!(outcome, Err(Failure::Status(_))) {
             packet.set_blocks(&self.ram, 0);
         }
         outcome
@@ -271,54 +309,83 @@ impl Bios {
     fn transfer(&self, disk: &dyn Disk, transfer: &Transfer, direction: Direction) -> Outcome {
         let &Transfer { lba, sectors, buffer } = transfer;
         if sectors > MAX_SECTORS {
-            return Err(Status::Invalid);
+            return Err(Status::Invalid.into());
         }
         let end = lba.checked_add(u64::from(sectors)).ok_or(Status::SectorNotFound)?;
         if end > disk.size() / SECTOR {
-            return Err(Status::SectorNotFound);
+            return Err(Status::SectorNotFound.into());
         }
         let (offset, len) = (lba * SECTOR, usize::from(sectors) * SECTOR as usize);
         if direction != Direction::Verify && !self.ram.contains(buffer, len) {
-            return Err(Status::BadBuffer);
+            return Err(Status::BadBuffer.into());
         }
         match direction {
             Direction::Write => self.write_sectors(disk, offset, buffer, len),
             Direction::Read => {
-                let bytes = disk.read(offset, len).map_err(|_| Status::ReadFault)?;
-                if self.ram.write(buffer, &bytes) { Ok(()) } else { Err(Status::BadBuffer) }
+                let read = disk.read(offset, len);
+                match judged(disk, Operation::Read, read, Status::ReadFault)? {
+                    Some(bytes) if !self.ram.write(buffer, &bytes) => Err(Status::BadBuffer.into()),
+                    _ => Ok(()),
+                }
             }
-            Direction::Verify => disk.read(offset, len).map(drop).map_err(|_| Status::ReadFault),
+            Direction::Verify => {
+                let read = disk.read(offset, len);
+                judged(disk, Operation::Read, read, Status::ReadFault).map(drop)
+            }
         }
     }
 
     fn write_sectors(&self, disk: &dyn Disk, offset: u64, buffer: u64, len: usize) -> Outcome {
         if disk.read_only() {
-            return Err(Status::WriteProtected);
+            return Err(Status::WriteProtected.into());
         }
         let bytes = self.ram.read(buffer, len).ok_or(Status::BadBuffer)?;
-        disk.write(offset, bytes).map_err(|error| match error.kind() {
-            Kind::ReadOnly => Status::WriteProtected,
+        let written = disk.write(offset, bytes);
+        let status = match &written {
+            Err(error) if error.kind() == Kind::ReadOnly => Status::WriteProtected,
             _ => Status::WriteFault,
-        })
+        };
+        judged(disk, Operation::Write, written, status).map(drop)
     }
 
     /// 48h: the parameter table at DS:SI, 26 bytes or, where the guest has room, 30.
     fn extended_parameters(&self, disk: &dyn Disk, frame: &Frame) -> Outcome {
         let address = frame.ds(frame.si());
         let len: u16 = match self.ram.u16(address) {
-            0..26 => return Err(Status::Invalid),
+            0..26 => return Err(Status::Invalid.into()),
             26..30 => 26,
             _ => 30,
         };
         let table = parameter_table(disk.size() / SECTOR, len);
-        if self.ram.write(address, &table[..usize::from(len)]) { Ok(()) } else { Err(Status::BadBuffer) }
+        match self.ram.write(address, &table[..usize::from(len)]) {
+            true => Ok(()),
+            false => Err(Status::BadBuffer.into()),
+        }
+    }
+}
+
+/// The result of a request, as the drive's policy has it: `None` where a failure is ignored, `status` where the guest
+/// is told.
+fn judged<T>(
+    disk: &dyn Disk,
+    operation: Operation,
+    result: block::Result<T>,
+    status: Status,
+) -> Outcome<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match disk.judge(operation, &error) {
+            Action::Report => Err(status.into()),
+            Action::Ignore => Ok(None),
+            Action::Stop => Err(Failure::Again),
+        },
     }
 }
 
 /// 41h: version 2.1, which is EDD 1.1, with disk access by packet and drive parameters.
 fn extensions(frame: &mut Frame) -> Outcome<u8> {
     if frame.bx() != 0x55aa {
-        return Err(Status::Invalid);
+        return Err(Status::Invalid.into());
     }
     frame.set_bx(0xaa55);
     frame.set_cx(1 << 0 | 1 << 2);
