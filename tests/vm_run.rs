@@ -241,14 +241,14 @@ fn the_monitor_stops_continues_resets_and_quits() {
         (
             "info block",
             &format!(
-                "system: {} (raw, read-only)\n    Cache mode:       writeback, direct\n",
+                "system (#system): {} (raw, read-only)\n    Cache mode:       writeback, direct\n",
                 path.display()
             ),
         ),
     ] {
         running.seen.clear();
         running.type_(&format!("{command}\n"));
-        running.expect(&format!("(cowvm) {command}\n").split_off("(cowvm) ".len()));
+        running.expect(&format!("{command}\n"));
         running.expect(answer);
     }
     running.type_("quit\n");

@@ -7,6 +7,9 @@
 
 mod argv;
 mod drive;
+mod keyboard;
+mod monitors;
+mod prompt;
 mod run;
 mod session;
 mod signals;

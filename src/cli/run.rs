@@ -2,9 +2,14 @@
 
 use crate::block::secret::Secrets;
 use crate::cli::drive::{self, DriveSpec};
-use crate::cli::session::{End, Session};
+use crate::cli::keyboard::{Keyboard, Use};
+use crate::cli::monitors::Monitors;
+use crate::cli::prompt::Prompt;
+use crate::cli::session::{self, End, Session};
 use crate::cli::signals::Signals;
-use crate::cli::terminal::{RawMode, Stdout};
+use crate::cli::terminal::{self, RawMode, Stdout};
+use crate::monitor::Control;
+use crate::monitor::server::Server;
 use crate::util::keyval::Options;
 use crate::util::size::parse_size_in;
 use crate::vm::boot::{demo, linux};
@@ -59,6 +64,18 @@ pub(super) struct RunArgs {
     /// Open the disks read-only although other programs use them
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// Leave all disk images as they are: writes go to temporary overlays
+    #[arg(long)]
+    snapshot: bool,
+    /// Where the monitor is: stdio, none, unix:PATH,server,nowait or tcp:HOST:PORT,server,nowait
+    #[arg(long, value_name = "DEVICE")]
+    monitor: Vec<String>,
+    /// The same for QMP, the monitor for programs: unix:PATH,server,nowait or tcp:HOST:PORT,server,nowait
+    #[arg(long, value_name = "DEVICE")]
+    qmp: Vec<String>,
+    /// The console's escape key by its ASCII code instead of Ctrl-A
+    #[arg(long, value_name = "NUMBER")]
+    echr: Option<String>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -71,25 +88,46 @@ pub(super) struct RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let signals =
         Signals::take_over().map_err(|error| Error::new(format!("cannot take signals: {error}")))?;
+    let monitors = Monitors::parse(&args.monitor, &args.qmp, args.echr.as_deref()).map_err(refused)?;
     let plan = Plan::new(parse_memory(&args.memory)?, parse_smp(&args.smp)?)?;
     let disks = drive::open_all(&args.disks_or_demo()?, args.force_share, &args.secrets()?)?;
+    let server = Server::bind(session::SOCKETS, &monitors.sockets).map_err(refused)?;
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
-    let console =
-        Console::new(stdout).map_err(|error| Error::new(format!("cannot start a thread: {error}")))?;
-    let machine = plan.build(disks, args.boot_source(), &console)?;
-    let session = Session::new(machine, console.clone(), signals, args.no_reboot)?;
-    let terminal =
-        RawMode::enter().map_err(|error| Error::new(format!("cannot set up the terminal: {error}")))?;
+    let console = Console::new(stdout).map_err(host("start a thread"))?;
+    // The guest's output has no place beside the monitor's.
+    let guests = match monitors.stdio {
+        Use::Monitor => Console::new(std::io::sink()).map_err(host("start a thread"))?,
+        Use::Shared | Use::Console => console.clone(),
+    };
+    let machine = plan.build(disks, args.boot_source(), &guests)?;
+    let control = Control::new(machine).map_err(host("create an eventfd"))?;
+    let keyboard = Keyboard::new(console.clone(), session::STDIN, monitors.stdio, monitors.escape);
+    let keyboard = keyboard.map_err(host("create an eventfd"))?;
+    let terminal = RawMode::enter().map_err(host("set up the terminal"))?;
+    let mut session =
+        Session { control, keyboard, prompt: None, server, signals, no_reboot: args.no_reboot, end: None };
+    if monitors.stdio == Use::Monitor && terminal::is_interactive() {
+        session.keyboard.leave();
+        session.prompt = Some(Prompt::start().map_err(host("use the terminal"))?);
+    }
     let end = session.run();
     console.flush();
     drop(terminal);
     report(&end?)
 }
 
+fn host(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |error| Error::new(format!("cannot {what}: {error}"))
+}
+
+fn refused(error: crate::monitor::Error) -> Error {
+    Error::new(error.description)
+}
+
 /// The process's last words.
 fn report(end: &End) -> Result<ExitCode> {
     match end {
-        End::Quit => Ok(ExitCode::SUCCESS),
+        End::Quit(_) => Ok(ExitCode::SUCCESS),
         End::Signal(number) => {
             eprintln!("cowvm: terminating on signal {number}");
             Ok(ExitCode::SUCCESS)
@@ -108,7 +146,11 @@ impl RunArgs {
             ("hdd", self.hdd.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(id, file)| Some(Ok(DriveSpec::plain(id, file?))));
-        named.chain(self.drive.iter().map(|text| DriveSpec::parse(text))).collect()
+        let all = named.chain(self.drive.iter().map(|text| DriveSpec::parse(text)));
+        match self.snapshot {
+            true => all.map(|spec| Ok(spec?.in_snapshot_mode())).collect(),
+            false => all.collect(),
+        }
     }
 
     /// The disks, or a new one with the demo guest where there is nothing else to boot.
@@ -119,7 +161,8 @@ impl RunArgs {
         }
         let path = demo::make_temporary_disk()?;
         eprint!("{}", demo::announcement(&path));
-        Ok(vec![DriveSpec::plain("hda", &path)])
+        let demo = DriveSpec::plain("hda", &path);
+        Ok(vec![if self.snapshot { demo.in_snapshot_mode() } else { demo }])
     }
 
     fn secrets(&self) -> Result<Secrets> {

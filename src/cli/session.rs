@@ -1,99 +1,74 @@
-//! The main thread while a guest runs: an event loop over stdin, signals and the guest's requests.
+//! The main thread while a guest runs: an event loop over the keyboard, the monitors, signals and the guest's
+//! requests.
 //!
 //! ```text
-//!   stdin ─▶ Escape ─┬▶ Console (guest has the keyboard)
-//!                    └▶ line editor ─▶ monitor (monitor has it)
-//!   signals, Ctrl-A X, quit, power-off, failure ─▶ end
+//!   keyboard, prompt, sockets ─▶ monitor::Control ─▶ machine
+//!   quit, Ctrl-A X, signals, power-off, failure ─▶ end
 //! ```
-//!
-//! A terminal is read always, so that Ctrl-A works on a guest that does not read; a pipe or file only as far as
-//! the guest keeps up, so that no script is lost.
 
+use crate::cli::keyboard::Keyboard;
+use crate::cli::prompt::Prompt;
 use crate::cli::signals::Signals;
-use crate::cli::terminal::Stdin;
-use crate::monitor::line::Editor;
-use crate::monitor::mux::{self, Escape};
-use crate::monitor::{self, Context, PROMPT};
-use crate::vm::console::Console;
-use crate::vm::machine::Machine;
+use crate::monitor::server::Server;
+use crate::monitor::{Control, events};
 use crate::vm::run_state::Request;
 use crate::vm::{Error, Result};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use std::sync::Arc;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-/// Bytes that are read from stdin at a time.
-const CHUNK: usize = 1024;
 
 /// What an event is about.
-const STDIN: u32 = 0;
+pub(super) const STDIN: u32 = 0;
 const SIGNAL: u32 = 1;
 const REQUEST: u32 = 2;
 /// Stdin should be looked at although epoll does not say so.
-const INPUT: u32 = 3;
+const STDIN_AGAIN: u32 = 3;
+/// Work that a command began is done.
+const WAKE: u32 = 4;
+const PROMPT: u32 = 5;
+/// The sockets of monitors, from here on.
+pub(super) const SOCKETS: u32 = 16;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The user or the guest wanted it so.
-    Quit,
+    /// The user or the guest wanted it so; the reason as in the event SHUTDOWN.
+    Quit(&'static str),
     /// A signal, by number.
     Signal(u32),
     /// Something failed; the text says what.
     Failure(String),
 }
 
+impl End {
+    /// The reason in the event SHUTDOWN.
+    fn reason(&self) -> &'static str {
+        match self {
+            End::Quit(reason) => reason,
+            End::Signal(_) => "host-signal",
+            End::Failure(_) => "host-error",
+        }
+    }
+}
+
 /// A guest that runs, and who talks to it.
 pub(super) struct Session {
-    machine: Machine,
-    console: Arc<Console>,
-    signals: Signals,
-    no_reboot: bool,
-    stdin: Option<Stdin>,
-    /// Whether epoll watches stdin. It refuses plain files, which are always ready.
-    watched: bool,
-    pollable: bool,
-    input: EventFd,
-    escape: Escape,
-    editor: Editor,
-    monitor: bool,
-    end: Option<End>,
+    pub(super) control: Control,
+    pub(super) keyboard: Keyboard,
+    /// The monitor's own terminal.
+    pub(super) prompt: Option<Prompt>,
+    pub(super) server: Server,
+    pub(super) signals: Signals,
+    /// A reset ends the session.
+    pub(super) no_reboot: bool,
+    pub(super) end: Option<End>,
 }
 
 impl Session {
-    /// A session on stdin and `console`. With `no_reboot`, a reset ends it.
-    ///
-    /// # Errors
-    /// When the host has no file descriptor left.
-    pub(super) fn new(
-        machine: Machine,
-        console: Arc<Console>,
-        signals: Signals,
-        no_reboot: bool,
-    ) -> Result<Session> {
-        let input = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::new(format!("eventfd: {error}")))?;
-        Ok(Session {
-            machine,
-            console,
-            signals,
-            no_reboot,
-            stdin: Stdin::open(),
-            watched: false,
-            pollable: true,
-            input,
-            escape: Escape::default(),
-            editor: Editor::default(),
-            monitor: false,
-            end: None,
-        })
-    }
-
     /// Boots the guest and stays until the session ends; then the machine is closed.
     ///
     /// # Errors
     /// When the guest cannot be booted, or a disk not be written back.
     pub(super) fn run(mut self) -> Result<End> {
-        self.machine.start()?;
+        self.control.machine.start()?;
         let broken = |error: event_manager::Error| Error::new(format!("the event loop failed: {error}"));
         let mut manager = EventManager::new().map_err(broken)?;
         let id = manager.add_subscriber(self);
@@ -104,7 +79,7 @@ impl Session {
             }
         };
         let mut session = manager.remove_subscriber(id).map_err(broken)?;
-        session.machine.close()?;
+        session.control.machine.close()?;
         Ok(end)
     }
 
@@ -112,135 +87,88 @@ impl Session {
         self.end.get_or_insert(end);
     }
 
-    /// Reads stdin as far as it may be read now.
-    fn read_stdin(&mut self, ops: &mut EventOps) {
-        let Some(stdin) = &mut self.stdin else { return };
-        let limit = match (stdin.is_terminal(), self.monitor) {
-            (true, _) => CHUNK,
-            (false, false) => self.console.input_room().min(CHUNK),
-            // What follows the key that leaves the monitor is the guest's, and may have to wait.
-            (false, true) => 1,
-        };
-        if limit == 0 {
-            self.unwatch(ops);
-            return self.console.notify_room(&self.input);
-        }
-        match stdin.read(limit) {
-            None => self.watch(ops),
-            Some(bytes) if bytes.is_empty() => {
-                self.unwatch(ops);
-                self.stdin = None;
-            }
-            Some(bytes) => {
-                bytes.into_iter().for_each(|byte| self.typed(byte));
-                self.watch(ops);
-            }
-        }
-    }
-
-    /// Comes back when there is more to read.
-    fn watch(&mut self, ops: &mut EventOps) {
-        let Some(stdin) = &self.stdin else { return };
-        if self.pollable && !self.watched {
-            self.watched = ops.add(Events::with_data(stdin, STDIN, EventSet::IN)).is_ok();
-            self.pollable = self.watched;
-        }
-        if !self.pollable {
-            // It fails only when it is readable already.
-            let _ = self.input.write(1);
-        }
-    }
-
-    fn unwatch(&mut self, ops: &mut EventOps) {
-        if let Some(stdin) = self.stdin.as_ref().filter(|_| self.watched) {
-            // It was added, so it can be removed.
-            let _ = ops.remove(Events::with_data(stdin, STDIN, EventSet::IN));
-            self.watched = false;
-        }
-    }
-
-    fn typed(&mut self, byte: u8) {
-        match self.escape.feed(byte) {
-            None => {}
-            Some(mux::Event::Exit) => self.finish(End::Quit),
-            Some(mux::Event::Help) => self.show(mux::HELP),
-            Some(mux::Event::Toggle) => self.toggle(),
-            Some(mux::Event::Byte(byte)) if self.monitor => self.monitor_byte(byte),
-            Some(mux::Event::Byte(byte)) => self.console.push_input(&[byte]),
-        }
-    }
-
-    fn toggle(&mut self) {
-        self.monitor = !self.monitor;
-        match self.monitor {
-            true => self.show(&format!("\ncowvm monitor - type 'help' for a list of commands\n{PROMPT}")),
-            false => self.show("\n"),
-        }
-    }
-
-    fn monitor_byte(&mut self, byte: u8) {
-        let mut shown = Vec::new();
-        if let Some(line) = self.editor.feed(byte, &mut shown) {
-            let mut context = Context { machine: &mut self.machine, quit: false };
-            // A vector takes everything.
-            let _ = monitor::execute(&mut context, &line, &mut shown);
-            match context.quit {
-                true => self.finish(End::Quit),
-                false => shown.extend(PROMPT.as_bytes()),
-            }
-        }
-        self.console.write(&shown);
-    }
-
-    fn show(&self, text: &str) {
-        self.console.write(text.as_bytes());
-    }
-
     fn serve_request(&mut self) {
-        match self.machine.take_request() {
+        let machine = &mut self.control.machine;
+        match machine.take_request() {
             None => {}
-            Some(Request::PowerOff) => self.finish(End::Quit),
-            Some(Request::Reset) if self.no_reboot => self.finish(End::Quit),
+            Some(Request::DiskError) => machine.stop_for_disk_error(),
+            Some(Request::PowerOff) => self.finish(End::Quit("guest-shutdown")),
+            Some(Request::Reset) if self.no_reboot => self.finish(End::Quit("guest-reset")),
             Some(Request::Reset) => {
-                if let Err(error) = self.machine.reset() {
+                if let Err(error) = machine.reset() {
                     self.finish(End::Failure(error.to_string()));
                 }
             }
             Some(Request::Failure(what)) => self.finish(End::Failure(what)),
         }
     }
+
+    /// Work of the drives is done: whoever waited for it goes on.
+    fn wake(&mut self, ops: &mut EventOps) {
+        self.control.advance();
+        self.keyboard.poll(&mut self.control, ops);
+        self.server.poll(&mut self.control, ops);
+        if let Some(prompt) = &mut self.prompt {
+            prompt.poll();
+        }
+    }
+
+    /// After every event: programs hear what happened, and the last of it is the end.
+    fn tell(&mut self, ops: &mut EventOps) {
+        if let Some(reason) = self.control.wants_quit() {
+            self.finish(End::Quit(reason));
+        }
+        for event in self.control.take_events() {
+            self.server.tell(&event, ops);
+        }
+        for notice in self.control.take_notices() {
+            eprintln!("cowvm: {notice}");
+        }
+        if let Some(end) = &self.end {
+            self.server.tell(&events::shutdown(end.reason()), ops);
+        }
+    }
+
+    fn watch(&mut self, ops: &mut EventOps) -> std::result::Result<(), event_manager::Error> {
+        ops.add(Events::with_data(&self.signals, SIGNAL, EventSet::IN))?;
+        ops.add(Events::with_data(self.control.machine.requested(), REQUEST, EventSet::IN))?;
+        ops.add(Events::with_data(self.keyboard.again(), STDIN_AGAIN, EventSet::IN))?;
+        ops.add(Events::with_data(self.control.wake(), WAKE, EventSet::IN))?;
+        if let Some(prompt) = &self.prompt {
+            ops.add(Events::with_data(prompt.typed(), PROMPT, EventSet::IN))?;
+        }
+        self.server.watch(ops)
+    }
 }
 
 impl MutEventSubscriber for Session {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.end.is_some() {
+            return;
+        }
         match events.data() {
-            STDIN => self.read_stdin(ops),
+            STDIN | STDIN_AGAIN => self.keyboard.read(&mut self.control, ops),
             SIGNAL => {
                 if let Some(signal) = self.signals.next() {
                     self.finish(End::Signal(signal));
                 }
             }
             REQUEST => self.serve_request(),
-            INPUT => {
-                // Empty when it was read before.
-                let _ = self.input.read();
-                self.read_stdin(ops);
+            WAKE => self.wake(ops),
+            PROMPT => {
+                if let Some(prompt) = &mut self.prompt {
+                    prompt.serve(&mut self.control);
+                }
             }
-            _ => {}
+            _ => self.server.process(events, &mut self.control, ops),
         }
+        self.tell(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        let fixed = [
-            Events::with_data(&self.signals, SIGNAL, EventSet::IN),
-            Events::with_data(self.machine.requested(), REQUEST, EventSet::IN),
-            Events::with_data(&self.input, INPUT, EventSet::IN),
-        ];
-        for events in fixed {
-            if let Err(error) = ops.add(events) {
-                self.finish(End::Failure(format!("the event loop failed: {error}")));
-            }
+        if let Err(error) = self.watch(ops) {
+            self.finish(End::Failure(format!("the event loop failed: {error}")));
         }
-        self.watch(ops);
+        self.keyboard.begin(ops);
     }
 }

@@ -58,6 +58,11 @@ fn restore_on_panic() {
     });
 }
 
+/// Whether somebody sits at stdin and stdout.
+pub(super) fn is_interactive() -> bool {
+    settings(libc::STDIN_FILENO).is_some() && settings(libc::STDOUT_FILENO).is_some()
+}
+
 /// A terminal's settings; `None` for anything else.
 fn settings(fd: RawFd) -> Option<libc::termios> {
     let mut settings = MaybeUninit::uninit();

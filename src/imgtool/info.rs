@@ -283,7 +283,8 @@ fn snapshot_row(id: &str, tag: &str, size: &str, date: &str, clock: &str, icount
 }
 
 /// The members of an image, in the order in which qemu-img writes them.
-fn to_json(image: &NodeInfo) -> Value {
+/// What there is to say of an image, in the words of QMP's `ImageInfo`.
+pub(crate) fn to_json(image: &NodeInfo) -> Value {
     let facts = image.qcow2();
     let backing = image.backing();
     let mut members = Map::new();

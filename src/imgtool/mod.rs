@@ -25,7 +25,6 @@ mod dd;
 mod getopt;
 mod help;
 mod info;
-mod json;
 mod map;
 mod measure;
 mod numbers;
@@ -38,7 +37,10 @@ mod snapshot;
 mod snapshot_param;
 mod trace;
 
+pub(crate) use info::to_json as image_to_json;
+
 use crate::block::aio::{Backend, Engine};
+use crate::util::json;
 use crate::util::text;
 use getopt::{Flag, Parser};
 use output::{Failure, Form};

@@ -1,78 +1,53 @@
-//! `info`: what the machine is and does.
+//! What the machine is and does: status, version, KVM.
 
-use super::{Command, Context, refuse_arguments};
-use crate::block::drive::Drive;
-use crate::block::options::CacheMode;
+use super::hmp::table::Command;
+use super::qmp::{self, Reply};
+use super::Control;
 use crate::vm::machine::Status;
-use std::io::{self, Write};
+use serde_json::{Value, json};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command { name: "info status", arguments: "", help: "show whether the guest runs", run: status },
-    Command { name: "info block", arguments: "[disk]", help: "show the disks, or one", run: block },
+    Command::show("info status", "show whether the guest runs", |control, out| {
+        out.push_str(&format!("VM status: {}\n", status(control).1));
+        Ok(())
+    }),
+    Command::show("info version", "show the version of this program", |_, out| {
+        out.push_str(concat!(env!("CARGO_PKG_VERSION"), "\n"));
+        Ok(())
+    }),
+    Command::show("info kvm", "show whether KVM runs the guest", |_, out| {
+        out.push_str("kvm support: enabled\n");
+        Ok(())
+    }),
 ];
 
-fn status(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    if refuse_arguments(arguments, out)? {
-        return Ok(());
-    }
-    let word = match context.machine.status() {
-        Status::Running => "running",
-        Status::Paused => "paused",
-    };
-    writeln!(out, "VM status: {word}")
+pub(super) const QMP: &[qmp::Command] = &[
+    qmp::Command::plain("query-status", |control, _| {
+        let (word, _) = status(control);
+        Ok(Reply::Value(json!({"status": word, "running": word == "running"})))
+    }),
+    qmp::Command::plain("query-version", |_, _| Ok(Reply::Value(version()))),
+    qmp::Command::plain("query-kvm", |_, _| Ok(Reply::Value(json!({"enabled": true, "present": true})))),
+];
+
+/// The program's version as QMP has it.
+pub(super) fn version() -> Value {
+    let part = |text: &str| text.parse().unwrap_or(0u64);
+    json!({
+        "qemu": {
+            "micro": part(env!("CARGO_PKG_VERSION_PATCH")),
+            "minor": part(env!("CARGO_PKG_VERSION_MINOR")),
+            "major": part(env!("CARGO_PKG_VERSION_MAJOR")),
+        },
+        "package": concat!("cowvm ", env!("CARGO_PKG_VERSION")),
+    })
 }
 
-fn block(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    let disks = context.machine.disks().iter();
-    let drives: Vec<_> = disks.map(|disk| &disk.drive).filter(|drive| names(drive, arguments)).collect();
-    if drives.is_empty() && !arguments.is_empty() {
-        return writeln!(out, "there is no disk '{arguments}' (type 'info block' for a list)");
-    }
-    for (index, drive) in drives.into_iter().enumerate() {
-        if index > 0 {
-            writeln!(out)?;
-        }
-        describe(drive, out)?;
-    }
-    Ok(())
-}
-
-fn names(drive: &Drive, id: &str) -> bool {
-    id.is_empty() || drive.id() == id
-}
-
-fn describe(drive: &Drive, out: &mut dyn Write) -> io::Result<()> {
-    let read_only = if drive.read_only() { ", read-only" } else { "" };
-    writeln!(out, "{}: {} ({}{read_only})", drive.id(), drive.filename(), drive.format())?;
-    writeln!(out, "    Cache mode:       {}", cache_mode(drive.options().cache))
-}
-
-/// The three properties that QEMU shows, of which a `cache=` word is a combination.
-fn cache_mode(mode: CacheMode) -> String {
-    let words = [
-        Some(if mode.writeback { "writeback" } else { "writethrough" }),
-        mode.direct.then_some("direct"),
-        mode.no_flush.then_some("ignore flushes"),
-    ];
-    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As `info block` of QEMU 10.0 shows disks with these options.
-    #[test]
-    fn cache_modes_read_as_in_qemu() {
-        let shown = ["writeback", "none", "writethrough", "directsync", "unsafe"]
-            .map(|word| cache_mode(CacheMode::parse(word).unwrap()));
-        let expected = [
-            "writeback",
-            "writeback, direct",
-            "writethrough",
-            "writethrough, direct",
-            "writeback, ignore flushes",
-        ];
-        assert_eq!(shown, expected);
+/// QMP's word for the state, and the human monitor's.
+fn status(control: &Control) -> (&'static str, &'static str) {
+    match control.machine.status() {
+        Status::Running => ("running", "running"),
+        Status::Paused => ("paused", "paused"),
+        Status::IoError => ("io-error", "paused (io-error)"),
     }
 }

@@ -1,14 +1,7 @@
 //! The escape key of the console: Ctrl-A and a letter are commands to the VMM, everything else passes.
 
-const ESCAPE: u8 = 0x01;
-
-/// What the escape key does, for users.
-pub const HELP: &str = "
-C-a h    this help
-C-a x    end the guest
-C-a c    switch between console and monitor
-C-a C-a  send C-a
-";
+/// The key, if users do not choose another (`-echr`).
+pub const ESCAPE: u8 = 0x01;
 
 /// What a typed byte means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,31 +12,60 @@ pub enum Event {
     Exit,
     /// Switch between guest and monitor.
     Toggle,
-    /// Show [`HELP`].
+    /// Show [`Escape::help`].
     Help,
+    /// Write what the disks have in snapshot mode back to their images.
+    Save,
+    /// Timestamps on or off.
+    Timestamps,
+    /// Send a break.
+    Break,
 }
 
+/// The letters, what they mean and what the help says of it.
+const KEYS: &[(u8, Event, &str)] = &[
+    (b'h', Event::Help, "print this help"),
+    (b'x', Event::Exit, "exit emulator"),
+    (b's', Event::Save, "save disk data back to file (if -snapshot)"),
+    (b't', Event::Timestamps, "toggle console timestamps"),
+    (b'b', Event::Break, "send break (magic sysrq)"),
+    (b'c', Event::Toggle, "switch between console and monitor"),
+];
+
 /// Finds escapes in a stream of bytes.
-#[derive(Default)]
 pub struct Escape {
-    /// The byte before was Ctrl-A.
+    key: u8,
+    /// The byte before was the key.
     pending: bool,
 }
 
 impl Escape {
+    /// Escapes that begin with `key`; none if that is 0.
+    pub fn new(key: u8) -> Escape {
+        Escape { key, pending: false }
+    }
+
     /// Takes a typed byte; `None` when its meaning depends on the next, or when it has none.
     pub fn feed(&mut self, byte: u8) -> Option<Event> {
         if !std::mem::take(&mut self.pending) {
-            self.pending = byte == ESCAPE;
+            self.pending = byte == self.key && self.key != 0;
             return (!self.pending).then_some(Event::Byte(byte));
         }
-        match byte {
-            ESCAPE => Some(Event::Byte(ESCAPE)),
-            b'x' | b'X' => Some(Event::Exit),
-            b'c' | b'C' => Some(Event::Toggle),
-            b'h' | b'H' | b'?' => Some(Event::Help),
-            _ => None,
+        match byte.to_ascii_lowercase() {
+            _ if byte == self.key => Some(Event::Byte(byte)),
+            b'?' => Some(Event::Help),
+            letter => KEYS.iter().find(|(key, ..)| *key == letter).map(|(_, event, _)| *event),
         }
+    }
+
+    /// What the escape key does, for users.
+    pub fn help(&self) -> String {
+        let key = match self.key {
+            0x01..=0x1a => format!("C-{}", char::from(self.key - 1 + b'a')),
+            other => format!("<{other:#04x}>"),
+        };
+        let lines = KEYS.iter().map(|(letter, _, text)| format!("{key} {}    {text}\n", char::from(*letter)));
+        format!("\n{}{key} {key}  sends {key}\n", lines.collect::<String>())
     }
 }
 
@@ -52,13 +74,13 @@ mod tests {
     use super::*;
 
     fn events(bytes: &[u8]) -> Vec<Event> {
-        let mut escape = Escape::default();
+        let mut escape = Escape::new(ESCAPE);
         bytes.iter().filter_map(|byte| escape.feed(*byte)).collect()
     }
 
     #[test]
     fn escapes_are_found_and_the_rest_passes() {
-        let found = events(b"a\x01\x01x\x01c\x01H\x01X");
+        let found = events(b"a\x01\x01x\x01c\x01H\x01X\x01s\x01T\x01b");
         let expected = [
             Event::Byte(b'a'),
             Event::Byte(ESCAPE),
@@ -66,6 +88,9 @@ mod tests {
             Event::Toggle,
             Event::Help,
             Event::Exit,
+            Event::Save,
+            Event::Timestamps,
+            Event::Break,
         ];
         assert_eq!(found, expected);
     }
@@ -73,5 +98,14 @@ mod tests {
     #[test]
     fn an_unknown_escape_is_swallowed() {
         assert_eq!(events(b"\x01zb"), [Event::Byte(b'b')]);
+    }
+
+    #[test]
+    fn the_key_can_be_another_or_none() {
+        let mut escape = Escape::new(0x14);
+        assert_eq!(escape.feed(0x01), Some(Event::Byte(0x01)));
+        assert_eq!((escape.feed(0x14), escape.feed(b'x')), (None, Some(Event::Exit)));
+        assert!(escape.help().contains("\nC-t x "), "{}", escape.help());
+        assert_eq!(Escape::new(0).feed(0), Some(Event::Byte(0)));
     }
 }

@@ -1,42 +1,51 @@
-//! Commands that stop, start, reset and end the machine.
+//! Stop, go on, reset, power button, quit.
 
-use super::{Command, Context, refuse_arguments};
-use std::io::{self, Write};
+use super::hmp::table::Command;
+use super::qmp::{self, Reply};
+use super::{Control, Result};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command { name: "stop", arguments: "", help: "stop the guest", run: stop },
-    Command { name: "cont", arguments: "", help: "let a stopped guest run on", run: cont },
-    Command { name: "system_reset", arguments: "", help: "reset the machine", run: system_reset },
-    Command { name: "quit", arguments: "", help: "end the guest and close its disks", run: quit },
+    Command::plain("stop|s", "stop the guest", stop),
+    Command::plain("cont|c", "let a stopped guest run on", cont),
+    Command::plain("system_reset", "reset the machine", system_reset),
+    Command::plain("system_powerdown", "press the power button: the guest's system shuts down", system_powerdown),
+    Command::plain("quit|q", "end the guest and close its disks", |control| {
+        control.quit("host-ui");
+        Ok(())
+    }),
 ];
 
-fn stop(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    if refuse_arguments(arguments, out)? {
-        return Ok(());
-    }
-    match context.machine.stop() {
-        Ok(()) => Ok(()),
-        Err(error) => writeln!(out, "stopped, but a disk could not be written back: {error}"),
-    }
+pub(super) const QMP: &[qmp::Command] = &[
+    qmp::Command::plain("stop", |control, _| reply(stop(control))),
+    qmp::Command::plain("cont", |control, _| reply(cont(control))),
+    qmp::Command::plain("system_reset", |control, _| reply(system_reset(control))),
+    qmp::Command::plain("system_powerdown", |control, _| reply(system_powerdown(control))),
+    qmp::Command::plain("quit", |control, _| {
+        control.quit("host-qmp-quit");
+        reply(Ok(()))
+    }),
+];
+
+fn reply(done: Result<()>) -> Result<Reply> {
+    done.map(|()| Reply::nothing())
 }
 
-fn cont(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    if !refuse_arguments(arguments, out)? {
-        context.machine.cont();
-    }
+fn stop(control: &mut Control) -> Result<()> {
+    Ok(control.machine.stop()?)
+}
+
+fn cont(control: &mut Control) -> Result<()> {
+    control.machine.cont();
     Ok(())
 }
 
-fn system_reset(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    if !refuse_arguments(arguments, out)? {
-        context.machine.request_reset();
-    }
+fn system_reset(control: &mut Control) -> Result<()> {
+    control.machine.request_reset();
     Ok(())
 }
 
-fn quit(context: &mut Context, arguments: &str, out: &mut dyn Write) -> io::Result<()> {
-    if !refuse_arguments(arguments, out)? {
-        context.quit = true;
-    }
+fn system_powerdown(control: &mut Control) -> Result<()> {
+    control.machine.press_power_button();
+    control.emit("POWERDOWN", None);
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, names as text.
+//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, JSON, names as text.
 
+pub mod json;
 pub mod keyval;
 pub mod size;
 pub mod text;

@@ -217,7 +217,9 @@ impl Parts {
     fn sci(&self) -> pm::Line {
         let vm = self.vm.clone();
         // KVM refuses a line that its chips do not have, and this one they have.
-        Box::new(move |level| drop(vm.set_irq_line(u32::from(pm::SCI), level)))
+        Box::new(move |level| {
+            let _ = vm.set_irq_line(u32::from(pm::SCI), level);
+        })
     }
 
     fn add_clock(&self, ports: &Bus) -> Result<()> {
@@ -277,7 +279,7 @@ impl Parts {
 
 impl Line for Console {
     fn transmit(&self, bytes: &[u8]) {
-        self.write(bytes);
+        self.write_stamped(bytes);
     }
 
     fn receive(&self) -> Option<u8> {

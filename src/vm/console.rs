@@ -9,10 +9,11 @@
 //! Invariant: nobody waits for stdout without bound. A terminal that is stopped (Ctrl-S, a full pipe) holds
 //! the guest back for a second and then costs it output, never its life.
 
+use crate::util::time::Date;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes of input that wait for the guest; stdin is not read while the queue is full.
@@ -56,10 +57,31 @@ impl Input {
 #[derive(Default)]
 struct Output {
     bytes: VecDeque<u8>,
+    /// Each line begins with the time.
+    timestamps: bool,
+    /// The line has begun, with or without a time.
+    in_line: bool,
     /// The thread holds bytes that stdout has not taken yet.
     writing: bool,
     /// Stdout took nothing for a second, so nobody waits any more until it does.
     stalled: bool,
+}
+
+impl Output {
+    fn stamp(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let date = Date::from_unix(now.as_secs() as i64);
+        let time =
+            format!("[{:02}:{:02}:{:02}.{:03}] ", date.hour, date.minute, date.second, now.subsec_millis());
+        let mut out = Vec::with_capacity(bytes.len() + time.len());
+        for &byte in bytes {
+            if !std::mem::replace(&mut self.in_line, byte != b'\n') {
+                out.extend(time.as_bytes());
+            }
+            out.push(byte);
+        }
+        out
+    }
 }
 
 impl Console {
@@ -72,6 +94,21 @@ impl Console {
         let thread = console.clone();
         std::thread::Builder::new().name("console".to_owned()).spawn(move || thread.drain(sink))?;
         Ok(console)
+    }
+
+    /// Has each line of output begin with the time, or no longer.
+    pub fn toggle_timestamps(&self) {
+        let mut output = lock(&self.output);
+        output.timestamps = !output.timestamps;
+    }
+
+    /// Queues output of the guest, with timestamps if they are on. As [`Console::write`] else.
+    pub fn write_stamped(&self, bytes: &[u8]) {
+        let stamped = {
+            let mut output = lock(&self.output);
+            output.timestamps.then(|| output.stamp(bytes))
+        };
+        self.write(stamped.as_deref().unwrap_or(bytes));
     }
 
     /// Queues output. Waits for room when stdout is slow; once stdout has taken nothing for a second, what
@@ -243,6 +280,16 @@ mod tests {
         console.flush();
         let all: Vec<u8> = received.try_iter().flatten().collect();
         assert_eq!(all, (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn timestamps_stand_at_the_beginning_of_each_line_while_they_are_on() {
+        let mut output = Output::default();
+        let stamped = [&b"a\nb"[..], b"c\n", b"d"].map(|bytes| output.stamp(bytes)).concat();
+        let text = String::from_utf8(stamped).unwrap();
+        let lines: Vec<_> = text.lines().map(|line| line.split_once("] ").unwrap()).collect();
+        assert!(lines.iter().all(|(time, _)| time.len() == "[hh:mm:ss.mmm".len()), "{text}");
+        assert_eq!(lines.iter().map(|(_, rest)| *rest).collect::<Vec<_>>(), ["a", "bc", "d"]);
     }
 
     #[test]

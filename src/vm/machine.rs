@@ -235,6 +235,11 @@ impl Machine {
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }
 
+    /// Sends a break to the guest's serial port.
+    pub fn send_break(&mut self) {
+        lock(&self.uart).receive_break();
+    }
+
     /// The registers of all vCPUs, as text; a running guest is stopped for a moment.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ const INTERRUPT_ENABLE: u64 = 1;
 const MODEM_CONTROL: u64 = 4;
 const LINE_STATUS: u64 = 5;
 const RECEIVED_DATA_INTERRUPT: u8 = 1;
+/// Bit of the line status: a break was received.
+const BREAK: u8 = 1 << 4;
 /// So many reads of the line status are a loop that waits for input.
 const POLLS: u8 = 4;
 /// Bits of the modem control register.
@@ -45,6 +47,8 @@ pub struct Uart {
     line: Arc<dyn Line>,
     /// Reads of the line status since any other access.
     polls: u8,
+    /// A break was received and the guest has not been told.
+    broken: bool,
 }
 
 struct Transmitter(Arc<dyn Line>);
@@ -66,7 +70,7 @@ impl Uart {
         let mut registers = Serial::new(Irq(irq), Transmitter(line.clone()));
         // The chip comes up with its interrupt cut off; a write to this register cannot fail.
         let _ = registers.write(MODEM_CONTROL as u8, 0);
-        Uart { registers, line, polls: 0 }
+        Uart { registers, line, polls: 0, broken: false }
     }
 
     /// Back to power-on.
@@ -84,6 +88,15 @@ impl Uart {
         let state = self.registers.state();
         if state.interrupt_enable & RECEIVED_DATA_INTERRUPT != 0 && state.modem_control & OUT2 != 0 {
             self.fill();
+        }
+    }
+
+    /// The line is held low for a moment: the guest receives a zero byte and hears that it was a break.
+    pub fn receive_break(&mut self) {
+        if self.registers.fifo_capacity() > 0 {
+            self.broken = true;
+            // As below.
+            let _ = self.registers.enqueue_raw_bytes(&[0]);
         }
     }
 
@@ -108,6 +121,9 @@ impl BusDevice for Uart {
             self.fill();
         }
         *value = self.registers.read(offset as u8);
+        if offset == LINE_STATUS && std::mem::take(&mut self.broken) {
+            *value |= BREAK;
+        }
         if offset == DATA {
             self.input_arrived();
         }

@@ -25,7 +25,7 @@ impl Bios {
     /// Says why nothing boots, once, and keeps the guest in the slot for ever.
     pub(super) fn stop(&mut self, frame: &mut Frame, why: &str) {
         if !frame.repeated() {
-            self.console.write(format!("{why}\r\n").as_bytes());
+            self.console.write_stamped(format!("{why}\r\n").as_bytes());
         }
         frame.call_again(std::thread::sleep);
     }

@@ -24,7 +24,7 @@ impl Bios {
                 frame.set_al(CONNECTED);
             }
             0x01 => {
-                self.console.write(&[frame.al()]);
+                self.console.write_stamped(&[frame.al()]);
                 frame.set_ah(READY);
             }
             0x02 => match self.console.pop_input() {

@@ -189,6 +189,6 @@ impl Bios {
     }
 
     fn show(&self, bytes: &[u8]) {
-        self.console.write(bytes);
+        self.console.write_stamped(bytes);
     }
 }

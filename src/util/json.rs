@@ -1,11 +1,11 @@
 //! JSON as qemu-img writes it: four spaces a level, an empty list over two lines, nothing outside ASCII.
 
-use crate::util::text;
+use super::text;
 use serde_json::Value;
 use std::fmt::Write;
 
 /// `value` with a line feed at its end.
-pub(super) fn to_text(value: &Value) -> String {
+pub fn to_text(value: &Value) -> String {
     let mut out = String::new();
     write_value(&mut out, value, 0);
     out.push('\n');
@@ -13,7 +13,7 @@ pub(super) fn to_text(value: &Value) -> String {
 }
 
 /// `value` on one line.
-pub(super) fn to_line(value: &Value) -> String {
+pub fn to_line(value: &Value) -> String {
     let quoted = |text: &str| {
         let mut out = String::new();
         write_string(&mut out, text);

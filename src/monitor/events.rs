@@ -1,0 +1,73 @@
+//! Events: what happens by itself, as QMP tells it.
+
+use super::Control;
+use crate::block::drive::{Action, DiskError, Operation};
+use crate::vm::machine::Event;
+use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+impl Control {
+    /// Something has happened now.
+    pub(super) fn emit(&mut self, name: &str, data: Option<Value>) {
+        self.events.push(event(name, data));
+    }
+}
+
+/// The last event: why the process ends, and whether the guest wanted it.
+pub fn shutdown(reason: &str) -> Value {
+    let guest = reason.starts_with("guest");
+    event("SHUTDOWN", Some(json!({"guest": guest, "reason": reason})))
+}
+
+fn event(name: &str, data: Option<Value>) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let timestamp = json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()});
+    let mut event = json!({"timestamp": timestamp, "event": name});
+    if let Some(data) = data {
+        event["data"] = data;
+    }
+    event
+}
+
+/// Turns what the machine says into events.
+pub(super) fn note(control: &mut Control, event: &Event) {
+    match event {
+        Event::Stop => control.emit("STOP", None),
+        Event::Resume => {
+            control.failing.clear();
+            control.emit("RESUME", None);
+        }
+        Event::Reset { guest } => {
+            control.failing.clear();
+            let reason = if *guest { "guest-reset" } else { "host-qmp-system-reset" };
+            control.emit("RESET", Some(json!({"guest": guest, "reason": reason})));
+        }
+        Event::DiskError(error) => {
+            if error.action == Action::Stop
+                && control.failing.insert(error.drive.clone(), error.no_space).is_none()
+            {
+                let DiskError { drive, reason, .. } = error;
+                control.notices.push(format!(
+                    "{drive}: {reason}; the guest is stopped: mend it and type 'cont' in the monitor"
+                ));
+            }
+            control.emit("BLOCK_IO_ERROR", Some(disk_error(error)));
+        }
+    }
+}
+
+fn disk_error(error: &DiskError) -> Value {
+    let action = match error.action {
+        Action::Report => "report",
+        Action::Ignore => "ignore",
+        Action::Stop => "stop",
+    };
+    json!({
+        "device": error.drive,
+        "node-name": super::block_info::node_name(&error.drive),
+        "operation": if error.operation == Operation::Read { "read" } else { "write" },
+        "action": action,
+        "nospace": error.no_space,
+        "reason": error.reason,
+    })
+}
