@@ -1,5 +1,7 @@
 //! The block device against a driver that writes its rings by hand, on a raw image.
 
+mod failures;
+
 use super::*;
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::devices::events::fake::FakeVm;
@@ -78,10 +80,20 @@ impl Guest {
     }
 
     fn with(options: OpenOptions, blk: BlkOptions, features: u64) -> Guest {
+        Guest::named(str::to_owned, options, blk, features)
+    }
+
+    /// A guest whose image is opened by the name that `name` makes of its path.
+    fn named(
+        name: impl FnOnce(&str) -> String,
+        options: OpenOptions,
+        blk: BlkOptions,
+        features: u64,
+    ) -> Guest {
         let mut image = tempfile::NamedTempFile::new().unwrap();
         image.write_all(&pattern()).unwrap();
         let options = OpenOptions { format: Some("raw".into()), ..options };
-        let drive = Drive::open("test", image.path().to_str().unwrap(), &options).unwrap();
+        let drive = Drive::open("test", &name(image.path().to_str().unwrap()), &options).unwrap();
         let regions = [(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (MEMORY - SEAM) as usize)];
         let memory = GuestMemoryMmap::from_ranges(&regions).unwrap();
         let vm = FakeVm::new();

@@ -1,0 +1,240 @@
+//! A machine with a guest that writes what is typed: a letter fills sector 1 of a disk with itself.
+//!
+//! ```text
+//!   '>'          the guest is there
+//!   a … z        write to the first disk;  A … Z  to the second; answer '.', or '!' for an error
+//!   0, 1         read the first, the second disk's sector; answer its first byte
+//! ```
+
+use crate::clients::{Hmp, Qmp};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// How long anything may take; only a failing test waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Bytes of a disk.
+pub const DISK: u64 = 1 << 20;
+
+core::arch::global_asm!(
+    ".section .rodata.monitor_guest, \"a\"",
+    ".code16",
+    ".global monitor_guest_start",
+    "monitor_guest_start:",
+    "xor ax, ax; mov ds, ax; mov es, ax; cld",
+    "mov al, 0x3e; call 90f",
+    "10: mov ah, 0; int 0x16",
+    "mov dl, 0x80",
+    "cmp al, 0x31; ja 20f",
+    // Read: drive 80h or 81h.
+    "sub al, 0x30; add dl, al",
+    "mov ax, 0x0201; mov bx, 0x8000; mov cx, 2; mov dh, 0; int 0x13",
+    "mov al, 0x21; jc 30f",
+    "mov al, [0x8000]; jmp 30f",
+    // Write: small letters to drive 80h, capital ones to 81h.
+    "20: test al, 0x20; jnz 21f; inc dl",
+    "21: mov di, 0x8000; mov cx, 512; rep stosb",
+    "mov ax, 0x0301; mov bx, 0x8000; mov cx, 2; mov dh, 0; int 0x13",
+    "mov al, 0x21; jc 30f",
+    "mov al, 0x2e",
+    "30: call 90f; jmp 10b",
+    "90: mov ah, 0x0e; mov bh, 0; int 0x10; ret",
+    ".global monitor_guest_end",
+    "monitor_guest_end:",
+    ".code64",
+    ".text",
+);
+
+fn guest() -> &'static [u8] {
+    unsafe extern "C" {
+        static monitor_guest_start: u8;
+        static monitor_guest_end: u8;
+    }
+    let (start, end) = (&raw const monitor_guest_start, &raw const monitor_guest_end);
+    // SAFETY: both labels are in the block of constants above, in this order.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+pub fn has_kvm() -> bool {
+    let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !usable {
+        eprintln!("skipped: /dev/kvm cannot be opened");
+    }
+    usable
+}
+
+/// A folder for one test.
+pub struct Place(pub TempDir);
+
+impl Place {
+    pub fn new() -> Place {
+        let place = Place(TempDir::new().unwrap());
+        fs::create_dir(place.path("tmp")).unwrap();
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A raw disk with the guest on it.
+    pub fn raw(&self, name: &str) -> String {
+        let mut bytes = guest().to_vec();
+        bytes.resize(510, 0);
+        bytes.extend([0x55, 0xaa]);
+        bytes.resize(DISK as usize, 0);
+        fs::write(self.path(name), bytes).unwrap();
+        self.text(name)
+    }
+
+    /// The same as a qcow2 image.
+    pub fn qcow2(&self, name: &str) -> String {
+        let raw = self.raw(&format!("{name}.raw"));
+        tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw, &self.text(name)]);
+        self.text(name)
+    }
+}
+
+/// Runs a tool that must succeed; its output.
+pub fn tool(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The first byte of sector 1 of an image that nobody uses, and that all of the sector is like it.
+pub fn sector_1(image: &str, format: &str) -> u8 {
+    let raw = format!("{image}.look");
+    tool("qemu-img", &["convert", "-f", format, "-O", "raw", image, &raw]);
+    let bytes = fs::read(&raw).unwrap()[512..1024].to_vec();
+    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+    bytes[0]
+}
+
+/// A running cowvm, killed when the test forgets it.
+pub struct Machine {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    output: mpsc::Receiver<Vec<u8>>,
+    pub seen: String,
+    hmp: PathBuf,
+    qmp: PathBuf,
+}
+
+impl Machine {
+    /// Starts with a monitor and QMP on sockets, and waits for the guest.
+    pub fn start(place: &Place, arguments: &[&str]) -> Machine {
+        let mut machine = Machine::spawn(place, "", arguments);
+        machine.expect(">");
+        machine
+    }
+
+    /// The same under a name of its own.
+    pub fn start_named(place: &Place, name: &str, arguments: &[&str]) -> Machine {
+        let mut machine = Machine::spawn(place, name, arguments);
+        machine.expect(">");
+        machine
+    }
+
+    fn spawn(place: &Place, name: &str, arguments: &[&str]) -> Machine {
+        let (hmp, qmp) = (place.path(&format!("hmp{name}")), place.path(&format!("qmp{name}")));
+        let mut command = cowvm(place);
+        command.args(["-monitor", &format!("unix:{},server,nowait", hmp.display())]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())]);
+        let mut child = command.args(arguments).spawn().unwrap();
+        let (stdin, output) = (child.stdin.take(), forward(child.stdout.take().unwrap()));
+        Machine { child, stdin, output, seen: String::new(), hmp, qmp }
+    }
+
+    pub fn hmp(&self) -> Hmp {
+        Hmp::connect(&self.hmp)
+    }
+
+    pub fn hmp_path(&self) -> &Path {
+        &self.hmp
+    }
+
+    pub fn qmp_path(&self) -> &Path {
+        &self.qmp
+    }
+
+    pub fn qmp(&self) -> Qmp {
+        Qmp::connect(&self.qmp)
+    }
+
+    pub fn type_(&mut self, text: &str) {
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits until `text` has been printed, and forgets all up to there.
+    pub fn expect(&mut self, text: &str) {
+        while !self.seen.contains(text) {
+            match self.output.recv_timeout(PATIENCE) {
+                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) => panic!("no {text:?} ({error}) in {:?}", self.seen),
+            }
+        }
+        let end = self.seen.find(text).unwrap() + text.len();
+        self.seen.drain(..end);
+    }
+
+    /// Types a key and waits for the guest's answer.
+    pub fn key(&mut self, key: char, answer: &str) {
+        self.type_(&key.to_string());
+        self.expect(answer);
+    }
+
+    /// Waits for the end.
+    pub fn finish(mut self) -> (ExitStatus, String) {
+        self.stdin = None;
+        while let Ok(bytes) = self.output.recv_timeout(PATIENCE) {
+            self.seen.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (self.child.wait().unwrap(), errors)
+    }
+
+    /// Ends it by Ctrl-A X.
+    pub fn quit(mut self) -> String {
+        self.type_("\x01x");
+        let (status, errors) = self.finish();
+        assert!(status.success(), "{errors}");
+        errors
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = (self.child.kill(), self.child.wait());
+    }
+}
+
+pub fn cowvm(place: &Place) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cowvm"));
+    command.args(["run", "-m", "4"]).env("TMPDIR", place.path("tmp"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn forward(mut output: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = output.read(&mut bytes) {
+            if sender.send(bytes[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
