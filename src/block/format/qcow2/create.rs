@@ -163,9 +163,10 @@ impl CreateOptions {
         }
         if let Some(encryption) = &self.encryption {
             encryption.validate()?;
-            if self.data_file.is_some() {
-                let what = "Encryption of images with an external data file is not supported yet";
-                return Err(Error::new(Kind::Unsupported, what));
+            if self.data_file_raw {
+                return Err(invalid(
+                    "An encrypted data file cannot be raw: it never reads as the guest's disk",
+                ));
             }
         }
         let refcount_order = self.refcount_bits.trailing_zeros();
