@@ -73,15 +73,15 @@ fn a_read_that_fails_stops_the_guest_where_rerror_says_so() {
         return;
     }
     let place = Place::new();
-    let (image, config) = (place.raw("a.raw"), place.text("faults"));
+    let (image, config) = (place.qcow2("a.qcow2"), place.text("faults"));
     let second = place.raw("b.raw");
-    let rule = "[inject-error]\nevent = \"read_aio\"\niotype = \"read\"\nsector = \"1\"\nonce = \"on\"\n";
+    let rule = "[inject-error]\nevent = \"read_aio\"\niotype = \"read\"\nonce = \"on\"\n";
     fs::write(&config, rule).unwrap();
     let mut machine = Machine::start(&place, &[
         "-drive",
         &format!("file={second},format=raw"),
         "-drive",
-        &format!("file=blkdebug:{config}:{image},format=raw,id=hdb,rerror=stop"),
+        &format!("file=blkdebug:{config}:{image},format=qcow2,id=hdb,rerror=stop"),
     ]);
     let mut qmp = machine.qmp();
     machine.key('B', ".");
