@@ -177,6 +177,7 @@ impl Parts {
             power,
             disks,
             status: Status::Paused,
+            start_from: None,
         })
     }
 

@@ -61,10 +61,12 @@ pub struct Machine {
     pub(super) power: Arc<Mutex<PowerManagement>>,
     pub(super) disks: Vec<Disk>,
     pub(super) status: Status,
+    /// The snapshot that the guest goes on from instead of booting.
+    pub(super) start_from: Option<String>,
 }
 
 impl Machine {
-    /// Boots the guest.
+    /// Boots the guest, or goes on from a snapshot.
     ///
     /// # Errors
     /// When the boot image cannot be read or does not fit, or the host refuses threads.
@@ -73,7 +75,10 @@ impl Machine {
             vcpu.start(index, self.shared.clone())
                 .map_err(|error| Error::new(format!("cannot start a vCPU's thread: {error}")))?;
         }
-        self.load()?;
+        match self.start_from.take() {
+            Some(snapshot) => self.load_snapshot(&snapshot)?,
+            None => self.load()?,
+        }
         self.status = Status::Running;
         self.shared.run_state.resume();
         Ok(())

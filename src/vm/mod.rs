@@ -11,6 +11,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod run_state;
+pub mod snapshots;
 pub mod vcpu;
 pub mod vcpu_state;
 
