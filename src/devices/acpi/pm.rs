@@ -11,8 +11,9 @@
 
 use crate::devices::bus::BusDevice;
 use crate::devices::legacy::PowerControl;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// First port of the block.
 pub const BASE: u16 = 0x600;
@@ -43,7 +44,18 @@ pub struct PowerManagement {
     power: Arc<dyn PowerControl>,
     enable: u16,
     control: u16,
+    /// When the timer was 0.
     since: Instant,
+}
+
+/// The block in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerManagementV1 {
+    enable: u16,
+    control: u16,
+    /// What the timer has run, in nanoseconds.
+    timer_nsec: u64,
 }
 
 impl PowerManagement {
@@ -55,6 +67,20 @@ impl PowerManagement {
     /// Back to power-on; the timer runs on.
     pub fn reset(&mut self) {
         (self.enable, self.control) = (0, SCI_EN);
+    }
+
+    /// Its state.
+    pub fn save(&self) -> PowerManagementV1 {
+        let timer_nsec = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        PowerManagementV1 { enable: self.enable, control: self.control, timer_nsec }
+    }
+
+    /// Takes up a state; the timer runs on from there.
+    pub fn load(&mut self, state: &PowerManagementV1) {
+        (self.enable, self.control) = (state.enable, state.control | SCI_EN);
+        let now = Instant::now();
+        // A host that has not run for so long starts the timer anew.
+        self.since = now.checked_sub(Duration::from_nanos(state.timer_nsec)).unwrap_or(now);
     }
 
     /// The whole block as bytes, so that accesses of any width and place read what they should.
