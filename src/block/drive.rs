@@ -100,7 +100,7 @@ impl Drive {
         self.call(move |local| async move {
             let _drained = local.drained().await;
             let done = local.root.truncate(size, Preallocation::Off).await;
-            local.facts.size.store(local.root.size(), Ordering::Release);
+            local.note_size();
             done
         })?
     }
@@ -282,6 +282,11 @@ impl Local {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.root.size()
+    }
+
+    /// Tells all threads what size the image has now.
+    pub fn note_size(&self) {
+        self.facts.size.store(self.root.size(), Ordering::Release);
     }
 
     async fn enter(&self) -> RwLockReadGuardArc<()> {

@@ -59,6 +59,9 @@ pub(super) struct RunArgs {
     /// Open the disks read-only although other programs use them
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// Go on from this VM snapshot (a tag or an ID) instead of booting
+    #[arg(long, value_name = "TAG")]
+    loadvm: Option<String>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -76,7 +79,10 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
     let console =
         Console::new(stdout).map_err(|error| Error::new(format!("cannot start a thread: {error}")))?;
-    let machine = plan.build(disks, args.boot_source(), &console)?;
+    let mut machine = plan.build(disks, args.boot_source(), &console)?;
+    if let Some(snapshot) = &args.loadvm {
+        machine.start_from(snapshot);
+    }
     let session = Session::new(machine, console.clone(), signals, args.no_reboot)?;
     let terminal =
         RawMode::enter().map_err(|error| Error::new(format!("cannot set up the terminal: {error}")))?;

@@ -15,6 +15,7 @@ mod info;
 pub mod line;
 pub mod mux;
 mod run_control;
+mod snapshots;
 
 use crate::vm::machine::Machine;
 use std::io::{self, Write};
@@ -45,7 +46,8 @@ const HELP: Command =
     Command { name: "help", arguments: "[command]", help: "show all commands, or one", run: help };
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 4] = [&[HELP], info::COMMANDS, run_control::COMMANDS, disks::COMMANDS];
+    static TOPICS: [&[Command]; 5] =
+        [&[HELP], info::COMMANDS, run_control::COMMANDS, disks::COMMANDS, snapshots::COMMANDS];
     TOPICS.into_iter().flatten()
 }
 

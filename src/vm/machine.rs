@@ -6,11 +6,13 @@
 use crate::block::drive::Drive;
 use crate::devices::acpi::pm::PowerManagement;
 use crate::devices::acpi::tables;
+use crate::devices::legacy::cmos::Cmos;
 use crate::devices::legacy::serial::Uart;
 use crate::devices::pci::PciRoot;
 use crate::devices::virtio::blk::BlkHandle;
 use crate::vm::layout::ACPI_START;
 use crate::vm::memory::GuestMemory;
+use crate::vm::run_clock::RunClock;
 use crate::vm::run_state::{Request, RunState};
 use crate::vm::vcpu::{Shared, Vcpu};
 use crate::vm::{Error, Result, irqchip};
@@ -59,8 +61,11 @@ pub struct Machine {
     pub(super) pci: Arc<Mutex<PciRoot>>,
     pub(super) uart: Arc<Mutex<Uart>>,
     pub(super) power: Arc<Mutex<PowerManagement>>,
+    pub(super) cmos: Arc<Mutex<Cmos>>,
     pub(super) disks: Vec<Disk>,
     pub(super) status: Status,
+    /// How long the guest has run.
+    pub(super) clock: RunClock,
     /// The snapshot that the guest goes on from instead of booting.
     pub(super) start_from: Option<String>,
 }
@@ -75,12 +80,13 @@ impl Machine {
             vcpu.start(index, self.shared.clone())
                 .map_err(|error| Error::new(format!("cannot start a vCPU's thread: {error}")))?;
         }
+        self.recover_disks()?;
         match self.start_from.take() {
             Some(snapshot) => self.load_snapshot(&snapshot)?,
             None => self.load()?,
         }
         self.status = Status::Running;
-        self.shared.run_state.resume();
+        self.resume();
         Ok(())
     }
 
@@ -164,7 +170,7 @@ impl Machine {
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)
     }
 
-    fn run_state(&self) -> &RunState {
+    pub(super) fn run_state(&self) -> &RunState {
         &self.shared.run_state
     }
 
@@ -178,14 +184,18 @@ impl Machine {
         lock(&self.shared.boot).prepare(&boot_vcpu.fd())
     }
 
-    fn pause(&self) {
+    /// Parks the vCPUs and waits until the devices have no request in flight.
+    pub(super) fn pause(&mut self) {
         let started = self.vcpus.iter().filter(|vcpu| vcpu.started()).count();
         self.run_state().pause(started, || self.vcpus.iter().for_each(Vcpu::kick));
         lock(&self.pci).pause();
+        self.clock.stop();
     }
 
-    fn resume(&self) {
+    /// Lets devices and vCPUs go on.
+    pub(super) fn resume(&mut self) {
         lock(&self.pci).resume();
+        self.clock.start();
         for vcpu in &self.vcpus {
             // Tells the guest that it was stopped, so that its watchdogs stay calm. Refused where the guest
             // does not use KVM's clock.
@@ -212,6 +222,6 @@ impl Drop for Machine {
 }
 
 /// A panic of another thread leaves registers that a guest could have written: the state stays usable.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

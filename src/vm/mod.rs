@@ -10,9 +10,11 @@ pub mod kick;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod run_clock;
 pub mod run_state;
 pub mod snapshots;
 pub mod vcpu;
+mod vcpu_section;
 pub mod vcpu_state;
 
 pub use error::{Error, Result};
