@@ -47,12 +47,24 @@ impl Drive {
     /// # Errors
     /// Whatever opening the image or any file below it says.
     pub fn open(id: &str, filename: &str, options: &OpenOptions) -> Result<Arc<Drive>> {
+        let (name, own) = (filename.to_owned(), options.clone());
+        Drive::over(id, options.clone(), move |engine| engine.block_on(open(engine, &name, &own))?)
+    }
+
+    /// A drive over the graph that `open` makes, on the drive's thread.
+    ///
+    /// # Errors
+    /// Whatever `open` says.
+    pub(crate) fn over(
+        id: &str,
+        options: OpenOptions,
+        open: impl FnOnce(&Rc<Engine>) -> Result<Rc<Node>> + Send + 'static,
+    ) -> Result<Arc<Drive>> {
         let (mailbox, jobs) = async_channel::unbounded();
         let (opened, result) = mpsc::channel();
-        let (name, options) = (filename.to_owned(), options.clone());
         let thread = std::thread::Builder::new()
             .name(format!("drive-{id}"))
-            .spawn(move || run(&name, &options, &jobs, &opened))?;
+            .spawn(move || run(open, &options, &jobs, &opened))?;
         let facts = result.recv().map_err(|_| gone())??;
         Ok(Arc::new(Drive {
             id: id.to_owned(),
@@ -166,13 +178,13 @@ fn gone() -> Error {
 
 /// The drive's thread.
 fn run(
-    filename: &str,
+    open: impl FnOnce(&Rc<Engine>) -> Result<Rc<Node>>,
     options: &OpenOptions,
     jobs: &async_channel::Receiver<Job>,
     opened: &mpsc::Sender<Result<Arc<Facts>>>,
 ) -> Result<()> {
     let engine = Engine::new(Backend::from_environment())?;
-    let local = match engine.block_on(open(&engine, filename, options))? {
+    let local = match open(&engine) {
         Ok(root) => Local::new(&engine, root, options),
         Err(error) => {
             let _ = opened.send(Err(error));

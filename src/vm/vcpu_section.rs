@@ -149,7 +149,7 @@ impl VcpuV1 {
         vcpu.set_regs(&self.regs.0)?;
         vcpu.set_sregs(&self.sregs.0)?;
         self.fpu.iter().try_for_each(|state| vcpu.set_fpu(&state.registers()))?;
-        for state in &self.xsave {
+        if let Some(state) = &self.xsave {
             // SAFETY: no feature that needs more than the 4096 bytes of the structure was ever asked for.
             unsafe { vcpu.set_xsave(&state.0) }?;
         }
