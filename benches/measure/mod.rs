@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each benchmark takes what it needs")]
 
+pub(crate) mod floor;
+
 use cowvm::block::Buffer;
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::graph::Node;

@@ -2,5 +2,6 @@
 
 pub(crate) mod initramfs;
 pub(crate) mod process;
+mod processors;
 pub(crate) mod session;
 pub(crate) mod site;

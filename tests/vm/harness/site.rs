@@ -15,16 +15,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::initramfs::Initramfs;
 use super::process::{output, run_within};
+use super::processors::Processor;
 
 /// No scenario takes as long, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
-/// Held while a place is at work: a machine takes all processors, and two at a time are slower than one by one.
-static AT_WORK: Mutex<()> = Mutex::new(());
 /// Room for a session's files, in bytes; the image is sparse.
 const WORK_IMAGE_SIZE: u64 = 8 << 30;
 /// A path of the project, from the root of the repository.
@@ -59,11 +57,11 @@ impl Site {
     /// `memory` is what the script needs in MiB: its guests and 1 GiB. The log of the place is in `log`.
     /// Whether the script came to its end is for the caller to see from what it wrote.
     pub(crate) fn run(self, folder: &Path, memory: u32, log: &Path) {
-        let _alone = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
+        let processor = Processor::take();
         match self {
             Self::Direct => run_here(folder, Path::new(env!("CARGO_BIN_EXE_cowvm")), log),
             Self::Reference => run_here(folder, &project("tests/vm/reference-vmm"), log),
-            Self::Emulated => run_emulated(folder, memory, log),
+            Self::Emulated => run_emulated(folder, memory, log, &processor),
         }
     }
 }
@@ -86,7 +84,7 @@ fn run_here(folder: &Path, vmm: &Path, log: &Path) {
     run_within(&mut shell, LIMIT, log);
 }
 
-fn run_emulated(folder: &Path, memory: u32, log: &Path) {
+fn run_emulated(folder: &Path, memory: u32, log: &Path, processor: &Processor) {
     let temporary = tempfile::tempdir().expect("a temporary folder");
     let (initramfs, work) = (temporary.path().join("initramfs"), temporary.path().join("work.img"));
     Initramfs::new(&project("tests/vm/outer/init"))
@@ -99,7 +97,7 @@ fn run_emulated(folder: &Path, memory: u32, log: &Path) {
     // take turns, it did not, at little cost in time.
     let mut machine = Command::new("taskset");
     machine
-        .args(["--cpu-list", &first_allowed_cpu(), "qemu-system-x86_64"])
+        .args(["--cpu-list", &processor.0.to_string(), "qemu-system-x86_64"])
         .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", &memory.to_string()])
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
@@ -111,14 +109,6 @@ fn run_emulated(folder: &Path, memory: u32, log: &Path) {
         .arg(format!("file={},format=raw,if=virtio,cache=unsafe", work.display()));
     run_within(&mut machine, LIMIT, log);
     image_to_folder(&work, folder);
-}
-
-/// The first processor that this process may run on.
-fn first_allowed_cpu() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    let first = list.and_then(|list| list.trim().split([',', '-']).next());
-    first.unwrap_or("0").to_owned()
 }
 
 fn folder_to_image(folder: &Path, image: &Path) {

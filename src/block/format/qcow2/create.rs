@@ -7,7 +7,6 @@
 //! The header of the encryption, if there is one, is put behind before the disk gets its size.
 
 use super::codec::Codec;
-use super::driver::Image;
 use super::encrypt::EncryptOptions;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
@@ -15,6 +14,7 @@ use super::geometry::{Geometry, HostCluster, HostOffset};
 use super::header::{
     COMPRESSION_TYPE, DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
 };
+use super::image::Image;
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;
@@ -163,9 +163,10 @@ impl CreateOptions {
         }
         if let Some(encryption) = &self.encryption {
             encryption.validate()?;
-            if self.data_file.is_some() {
-                let what = "Encryption of images with an external data file is not supported yet";
-                return Err(Error::new(Kind::Unsupported, what));
+            if self.data_file_raw {
+                return Err(invalid(
+                    "An encrypted data file cannot be raw: it never reads as the guest's disk",
+                ));
             }
         }
         let refcount_order = self.refcount_bits.trailing_zeros();

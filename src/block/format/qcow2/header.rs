@@ -156,10 +156,6 @@ impl Header {
             let size = self.geometry.subcluster_size();
             return Err(invalid(format!("Unsupported subcluster size: {size}")));
         }
-        if self.crypt_method != 0 && self.incompatible & EXTERNAL_DATA != 0 {
-            let what = "Encryption of images with an external data file is not supported yet";
-            return Err(Error::new(Kind::Unsupported, what));
-        }
         encrypt::luks_place(self).map(drop)
     }
 
@@ -329,9 +325,10 @@ impl Header {
     }
 
     /// Autoclear bits of what stays true whatever is done to the image here: all others are cleared before
-    /// anything changes. A raw data file cannot read as the guest's disk where a backing file shows through.
+    /// anything changes. A data file cannot read as the guest's disk where a backing file shows through, nor where it is
+    /// encrypted.
     pub(super) fn upheld(&self) -> u64 {
-        let raw = if self.backing_file.is_none() { DATA_FILE_RAW } else { 0 };
+        let raw = if self.backing_file.is_none() && self.crypt_method == 0 { DATA_FILE_RAW } else { 0 };
         let has_bitmaps = self.extensions.iter().any(|extension| extension.magic == extensions::BITMAPS);
         let bitmaps = if has_bitmaps { BITMAPS_VALID } else { 0 };
         self.autoclear & (raw | bitmaps)

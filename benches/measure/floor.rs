@@ -1,0 +1,72 @@
+//! What no program gets under: the host's copies, or the codec, of a workload and nothing else.
+//!
+//! As many threads as requests are in flight, but no more than processors.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+/// A cluster, in bytes.
+const CLUSTER: u64 = 64 << 10;
+
+/// Runs `work` for the numbers below `count`, shared between threads; returns the seconds that took.
+fn timed(depth: u64, count: u64, work: impl Fn(u64) + Sync) -> f64 {
+    let threads = thread::available_parallelism().map_or(1, |n| n.get() as u64).min(depth);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for first in 0..threads {
+            let work = &work;
+            scope.spawn(move || (first..count).step_by(threads as usize).for_each(work));
+        }
+    });
+    start.elapsed().as_secs_f64()
+}
+
+/// Writes `size` bytes to the start of each of `count` clusters of the new file `target`; over a backing file, whole
+/// clusters that are read there before.
+pub(crate) fn writes(target: &Path, base: Option<&Path>, depth: u64, count: u64, size: u64) -> f64 {
+    let _ = std::fs::remove_file(target);
+    let file = File::create_new(target).unwrap();
+    let base = base.map(|base| File::open(base).unwrap());
+    timed(depth, count, |number| {
+        let mut cluster = [65; CLUSTER as usize];
+        match &base {
+            Some(base) => {
+                base.read_exact_at(&mut cluster, number * CLUSTER).unwrap();
+                file.write_all_at(&cluster, number * CLUSTER).unwrap();
+            }
+            None => file.write_all_at(&cluster[..size as usize], number * CLUSTER).unwrap(),
+        }
+    })
+}
+
+/// Decodes `count` clusters, those of `content` over and over, by zlib's or zstd's codec.
+pub(crate) fn decoding(content: &[u8], zstd: bool, depth: u64, count: u64) -> f64 {
+    let encoded: Vec<Vec<u8>> =
+        content.chunks(CLUSTER as usize).map(|cluster| encode(cluster, zstd)).collect();
+    timed(depth, count, |number| decode(&encoded[number as usize % encoded.len()], zstd))
+}
+
+fn encode(cluster: &[u8], zstd: bool) -> Vec<u8> {
+    let mut out = vec![0; 2 * cluster.len()];
+    let len = if zstd {
+        zstd_safe::compress(&mut out[..], cluster, 3).unwrap()
+    } else {
+        let mut codec = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+        codec.deflate_compress(cluster, &mut out).unwrap()
+    };
+    out.truncate(len);
+    out
+}
+
+fn decode(encoded: &[u8], zstd: bool) {
+    let mut out = [0; CLUSTER as usize];
+    if zstd {
+        zstd_safe::decompress(&mut out[..], encoded).unwrap();
+    } else {
+        libdeflater::Decompressor::new().deflate_decompress(encoded, &mut out).unwrap();
+    }
+    std::hint::black_box(&out);
+}
