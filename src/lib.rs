@@ -6,8 +6,8 @@
 //!   ([`block`]) → host file;
 //! * **control path**: monitor, command line, `imgtool` → operations of [`block`] and [`vm`] → graph.
 //!
-//! Lower never imports higher: `util` ← `block` ← `devices` ← `vm` ← `monitor` ← `cli`; [`imgtool`] stands
-//! on `block` alone.
+//! Lower never imports higher: `util` ← `block`, [`vmstate`] ← `devices` ← `vm` ← `monitor` ← `cli`; [`imgtool`]
+//! stands on `block` alone.
 //!
 //! # Glossary
 //!
@@ -25,3 +25,4 @@ pub mod imgtool;
 pub mod monitor;
 pub mod util;
 pub mod vm;
+pub mod vmstate;

@@ -46,6 +46,17 @@ core::arch::global_asm!(
     "vm_run_wait:",
     "mov ax, 0x0e21; mov bh, 0; int 0x10",
     "30: sti; hlt; jmp 30b",
+    // Counts keys in memory and in a sector of each of two disks, and prints all three as letters.
+    ".global vm_run_count",
+    "vm_run_count:",
+    "xor ax, ax; mov ds, ax; mov es, ax; mov byte ptr [0x600], al",
+    "40: mov ah, 0; int 0x16; inc byte ptr [0x600]; mov dl, 0x80",
+    "41: mov ax, 0x0201; mov cx, 2; mov dh, 0; mov bx, 0x8000; push dx; int 0x13; pop dx",
+    "inc byte ptr [0x8000]",
+    "mov ax, 0x0301; mov cx, 2; mov dh, 0; mov bx, 0x8000; push dx; int 0x13; pop dx",
+    "mov al, [0x8000]; add al, 0x60; mov ah, 0x0e; mov bh, 0; push dx; int 0x10; pop dx",
+    "inc dl; cmp dl, 0x82; jne 41b",
+    "mov al, [0x600]; add al, 0x40; mov ah, 0x0e; mov bh, 0; int 0x10; jmp 40b",
     ".global vm_run_end",
     "vm_run_end:",
     ".code64",
@@ -56,6 +67,7 @@ unsafe extern "C" {
     static vm_run_resets: u8;
     static vm_run_echo: u8;
     static vm_run_wait: u8;
+    static vm_run_count: u8;
     static vm_run_end: u8;
 }
 
@@ -74,7 +86,11 @@ fn echo() -> &'static [u8] {
 }
 
 fn wait() -> &'static [u8] {
-    code(&raw const vm_run_wait, &raw const vm_run_end)
+    code(&raw const vm_run_wait, &raw const vm_run_count)
+}
+
+fn count() -> &'static [u8] {
+    code(&raw const vm_run_count, &raw const vm_run_end)
 }
 
 /// A folder with a raw disk that boots `code`.
@@ -377,4 +393,104 @@ fn a_wrong_option_is_named_as_it_was_written() {
     let output = cowvm().arg("-frobnicate").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--frobnicate"));
+}
+
+/// Two qcow2 disks, the first of which boots the guest that counts.
+fn counting_disks() -> (TempDir, [PathBuf; 2]) {
+    let (folder, raw) = disk(count());
+    let paths = ["hda", "hdb"].map(|name| folder.path().join(name).with_extension("qcow2"));
+    for path in &paths {
+        let convert = Command::new("qemu-img").args(["convert", "-O", "qcow2"]).args([&raw, path]).status();
+        assert!(convert.unwrap().success());
+    }
+    (folder, paths)
+}
+
+/// A guest with a monitor to type to.
+fn counting(paths: &[PathBuf; 2], more: &[&str]) -> Running {
+    let [hda, hdb] = paths;
+    let mut command = cowvm();
+    command.args(["-m", "4", "-hda"]).arg(hda).arg("-hdb").arg(hdb).args(more).stdin(Stdio::piped());
+    Running::start(&mut command)
+}
+
+impl Running {
+    /// Types a command to the monitor, and returns what it says.
+    fn monitor(&mut self, command: &str) -> String {
+        self.seen.clear();
+        self.type_(&format!("\x01c{command}\ninfo status\n"));
+        self.expect("VM status: running");
+        self.type_("\x01c");
+        std::mem::take(&mut self.seen)
+    }
+
+    /// Types a key, which the guest counts: on the first disk, on the second, in memory.
+    fn counts(&mut self, counted: &str) {
+        self.seen.clear();
+        self.type_("x");
+        self.expect(counted);
+        assert!(self.seen.trim_start().ends_with(counted), "{:?}", self.seen);
+    }
+}
+
+fn passes_check(paths: &[PathBuf]) {
+    for path in paths {
+        let check = Command::new("qemu-img").arg("check").arg(path).output().unwrap();
+        assert!(check.status.success(), "{check:?}");
+    }
+}
+
+#[test]
+fn memory_and_disks_go_back_together_again_and_again_and_in_another_process() {
+    if !has_kvm() {
+        return;
+    }
+    let (_folder, paths) = counting_disks();
+    let mut guest = counting(&paths, &[]);
+    guest.counts("aaA");
+    guest.counts("bbB");
+    assert!(!guest.monitor("savevm two").contains("Error"));
+    guest.counts("ccC");
+    guest.counts("ddD");
+    assert!(!guest.monitor("savevm four").contains("Error"));
+    for _ in 0..25 {
+        guest.counts("eeE");
+        assert!(!guest.monitor("loadvm two").contains("Error"));
+        guest.counts("ccC");
+        assert!(!guest.monitor("loadvm four").contains("Error"));
+    }
+    guest.counts("eeE");
+    assert!(!guest.monitor("savevm two").contains("Error"));
+    let list = guest.monitor("info snapshots");
+    assert!(list.contains("Snapshot devices: hda hdb\r\n") || list.contains("Snapshot devices: hda hdb\n"));
+    assert!(list.contains("Snapshot list (from hda):") && !list.contains("partial"), "{list}");
+    guest.type_("\x01x");
+    assert!(guest.finish().0.success());
+    passes_check(&paths);
+
+    let mut again = counting(&paths, &["-loadvm", "two"]);
+    again.counts("ffF");
+    assert!(!again.monitor("loadvm four").contains("Error"));
+    again.counts("eeE");
+    assert!(!again.monitor("delvm two").contains("Error"));
+    assert!(again.monitor("loadvm two").contains("Snapshot 'two' does not exist in one or more devices"));
+    again.counts("ffF");
+    again.type_("\x01x");
+    assert!(again.finish().0.success());
+    passes_check(&paths);
+    let (status, _) = counting(&paths, &["-loadvm", "two"]).finish();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_writable_raw_disk_keeps_a_machine_from_vm_snapshots() {
+    if !has_kvm() {
+        return;
+    }
+    let (_folder, path) = disk(wait());
+    let mut command = cowvm();
+    let mut guest = Running::start(command.args(["-drive", &drive(&path)]).stdin(Stdio::piped()));
+    guest.expect("!");
+    let said = guest.monitor("savevm");
+    assert!(said.contains("Error: Device 'virtio0' is writable but does not support snapshots"), "{said}");
 }

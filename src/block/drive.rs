@@ -70,12 +70,34 @@ impl Drive {
     /// # Errors
     /// Whatever opening the image or any file below it says.
     pub fn open(id: &str, filename: &str, options: &OpenOptions) -> Result<Arc<Drive>> {
+        let (name, own) = (filename.to_owned(), options.clone());
+        Drive::start(id, options.clone(), move |engine| engine.block_on(open_root(engine, &name, &own))?)
+    }
+
+    /// A drive over the graph that `open` makes, on the drive's thread.
+    ///
+    /// # Errors
+    /// Whatever `open` says.
+    #[cfg(test)]
+    pub(crate) fn over(
+        id: &str,
+        options: OpenOptions,
+        open: impl FnOnce(&Rc<Engine>) -> Result<Rc<Node>> + Send + 'static,
+    ) -> Result<Arc<Drive>> {
+        Drive::start(id, options, move |engine| Ok((open(engine)?, None)))
+    }
+
+    fn start(
+        id: &str,
+        options: OpenOptions,
+        open: impl FnOnce(&Rc<Engine>) -> Result<(Rc<Node>, Option<Layer>)> + Send + 'static,
+    ) -> Result<Arc<Drive>> {
         let (mailbox, jobs) = async_channel::unbounded();
         let (opened, result) = mpsc::channel();
-        let (id, name, options) = (id.to_owned(), filename.to_owned(), options.clone());
+        let name = id.to_owned();
         let thread = std::thread::Builder::new()
             .name(format!("drive-{id}"))
-            .spawn(move || run(id, &name, &options, &jobs, &opened))?;
+            .spawn(move || run(open, name, &options, &jobs, &opened))?;
         let facts = result.recv().map_err(|_| gone())??;
         Ok(Arc::new(Drive {
             facts,
@@ -180,14 +202,14 @@ fn gone() -> Error {
 
 /// The drive's thread.
 fn run(
+    open: impl FnOnce(&Rc<Engine>) -> Result<(Rc<Node>, Option<Layer>)>,
     id: String,
-    filename: &str,
     options: &OpenOptions,
     jobs: &async_channel::Receiver<Job>,
     opened: &mpsc::Sender<Result<Arc<Facts>>>,
 ) -> Result<()> {
     let engine = Engine::new(Backend::from_environment())?;
-    let local = match engine.block_on(open_root(&engine, filename, options))? {
+    let local = match open(&engine) {
         Ok((root, below)) => Local::new(&engine, id, root, below, options),
         Err(error) => {
             let _ = opened.send(Err(error));
@@ -262,9 +284,8 @@ impl Local {
     /// What the image's driver or the host says; the size is then as it was.
     pub async fn resize(&self, size: u64) -> Result<()> {
         let _drained = self.drained().await;
-        let root = self.root();
-        let done = root.truncate(size, Preallocation::Off).await;
-        self.facts.size.store(root.size(), Ordering::Release);
+        let done = self.root().truncate(size, Preallocation::Off).await;
+        self.note_size();
         done
     }
 
@@ -342,6 +363,11 @@ impl Local {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.root.borrow().size()
+    }
+
+    /// Tells all threads what size the image has now.
+    pub fn note_size(&self) {
+        self.facts.size.store(self.size(), Ordering::Release);
     }
 
     async fn enter(&self) -> RwLockReadGuardArc<()> {

@@ -76,6 +76,9 @@ pub(super) struct RunArgs {
     /// The console's escape key by its ASCII code instead of Ctrl-A
     #[arg(long, value_name = "NUMBER")]
     echr: Option<String>,
+    /// Go on from this VM snapshot (a tag or an ID) instead of booting
+    #[arg(long, value_name = "TAG")]
+    loadvm: Option<String>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -99,7 +102,10 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
         Use::Monitor => Console::new(std::io::sink()).map_err(host("start a thread"))?,
         Use::Shared | Use::Console => console.clone(),
     };
-    let machine = plan.build(disks, args.boot_source(), &guests)?;
+    let mut machine = plan.build(disks, args.boot_source(), &guests)?;
+    if let Some(snapshot) = &args.loadvm {
+        machine.start_from(snapshot);
+    }
     let control = Control::new(machine).map_err(host("create an eventfd"))?;
     let keyboard = Keyboard::new(console.clone(), session::STDIN, monitors.stdio, monitors.escape);
     let keyboard = keyboard.map_err(host("create an eventfd"))?;

@@ -77,11 +77,29 @@ impl Control {
 
     /// Notes work under way as a job. `dismissed`: nobody will ask for its end.
     pub(super) fn add_job(&mut self, id: &str, kind: &'static str, dismissed: bool, pending: Pending) {
+        let index = self.begin_job(id, kind, dismissed);
+        self.jobs.0[index].pending = Some(pending);
+    }
+
+    /// Does `work`, which holds up everything, as a job.
+    pub(super) fn run_job(
+        &mut self,
+        id: &str,
+        kind: &'static str,
+        work: impl FnOnce(&mut Control) -> Result<()>,
+    ) {
+        let index = self.begin_job(id, kind, false);
+        let result = work(self);
+        self.conclude_job(index, result);
+    }
+
+    fn begin_job(&mut self, id: &str, kind: &'static str, dismissed: bool) -> usize {
         let id = id.to_owned();
-        self.jobs.0.push(Job { id, kind, status: "created", dismissed, pending: Some(pending), error: None });
-        let last = self.jobs.0.len() - 1;
-        self.set_job_status(last, "created");
-        self.set_job_status(last, "running");
+        self.jobs.0.push(Job { id, kind, status: "created", dismissed, pending: None, error: None });
+        let index = self.jobs.0.len() - 1;
+        self.set_job_status(index, "created");
+        self.set_job_status(index, "running");
+        index
     }
 
     /// Ends the jobs whose work is done.

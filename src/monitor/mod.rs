@@ -27,6 +27,7 @@ mod pending;
 pub mod qmp;
 mod run_control;
 pub mod server;
+mod snapshots;
 pub mod socket;
 
 pub use control::Control;

@@ -22,6 +22,7 @@ use crate::vm::disk_errors::DiskErrors;
 use crate::vm::layout::{self, Layout};
 use crate::vm::machine::{Disk, Machine, Status};
 use crate::vm::memory::{self, GuestMemory};
+use crate::vm::run_clock::RunClock;
 use crate::vm::run_state::RunState;
 use crate::vm::vcpu::{Shared, Vcpu};
 use crate::vm::vcpu_state::PowerOnState;
@@ -123,11 +124,11 @@ impl Plan {
         let tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
         let create = |index| {
             let fd = vm.create_vcpu(u64::from(index)).map_err(|error| Error::kvm("create a vCPU", error))?;
-            fd.set_cpuid2(&cpuid::for_vcpu(&self.supported, index, self.vcpus, tsc_deadline))
-                .map_err(|error| Error::kvm("take the CPU features", error))?;
+            let cpuid = cpuid::for_vcpu(&self.supported, index, self.vcpus, tsc_deadline);
+            fd.set_cpuid2(&cpuid).map_err(|error| Error::kvm("take the CPU features", error))?;
             let power_on = PowerOnState::read(&self.kvm, &fd)?;
             power_on.restore(&fd)?;
-            Ok(Vcpu::new(fd, power_on))
+            Ok(Vcpu::new(fd, power_on, cpuid))
         };
         (0..self.vcpus).map(create).collect()
     }
@@ -159,7 +160,7 @@ impl Parts {
         let (ports, mmio) = (Bus::new(), Bus::new());
         let uart = self.add_uart(&ports, console)?;
         let power = self.add_power(&ports)?;
-        self.add_clock(&ports)?;
+        let cmos = self.add_clock(&ports)?;
         let (pci, disks) = self.add_pci(&ports, &mmio, disks)?;
         let boot = self.boot(boot, &disks, console)?;
         let errors = Arc::new(DiskErrors::new(self.run_state.clone()));
@@ -181,12 +182,15 @@ impl Parts {
             pci,
             uart,
             power,
+            cmos,
             disks,
             status: Status::Paused,
             layout: self.layout,
             errors,
             events: Vec::new(),
             reset_by_user: false,
+            clock: RunClock::default(),
+            start_from: None,
         })
     }
 
@@ -222,9 +226,10 @@ impl Parts {
         })
     }
 
-    fn add_clock(&self, ports: &Bus) -> Result<()> {
-        let clock = Cmos::new(self.layout.low_ram(), self.layout.high_ram());
-        insert(ports, "cmos", cmos::BASE, cmos::PORTS, Arc::new(Mutex::new(clock)))
+    fn add_clock(&self, ports: &Bus) -> Result<Arc<Mutex<Cmos>>> {
+        let clock = Arc::new(Mutex::new(Cmos::new(self.layout.low_ram(), self.layout.high_ram())));
+        insert(ports, "cmos", cmos::BASE, cmos::PORTS, clock.clone())?;
+        Ok(clock)
     }
 
     fn add_pci(

@@ -1,6 +1,7 @@
 //! The one error type that leaves the machine: what failed, and what the user can do about it.
 
 use crate::block;
+use crate::vmstate;
 use std::fmt;
 
 /// The machine's result.
@@ -49,6 +50,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<vmstate::Error> for Error {
+    fn from(source: vmstate::Error) -> Error {
+        Error::new(source.to_string())
+    }
+}
 
 impl From<block::Error> for Error {
     fn from(source: block::Error) -> Error {

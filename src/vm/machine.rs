@@ -7,6 +7,7 @@ use crate::block;
 use crate::block::drive::{DiskError, Drive, Local};
 use crate::devices::acpi::pm::PowerManagement;
 use crate::devices::acpi::tables;
+use crate::devices::legacy::cmos::Cmos;
 use crate::devices::legacy::serial::Uart;
 use crate::devices::pci::PciRoot;
 use crate::devices::virtio::blk::BlkHandle;
@@ -14,6 +15,7 @@ use crate::vm::layout::ACPI_START;
 use crate::vm::disk_errors::DiskErrors;
 use crate::vm::layout::Layout;
 use crate::vm::memory::GuestMemory;
+use crate::vm::run_clock::RunClock;
 use crate::vm::run_state::{Request, RunState};
 use crate::vm::vcpu::{Shared, Vcpu};
 use crate::vm::{Error, Result, irqchip};
@@ -97,6 +99,7 @@ pub struct Machine {
     pub(super) pci: Arc<Mutex<PciRoot>>,
     pub(super) uart: Arc<Mutex<Uart>>,
     pub(super) power: Arc<Mutex<PowerManagement>>,
+    pub(super) cmos: Arc<Mutex<Cmos>>,
     pub(super) disks: Vec<Disk>,
     pub(super) status: Status,
     pub(super) layout: Layout,
@@ -105,10 +108,14 @@ pub struct Machine {
     pub(super) events: Vec<Event>,
     /// The reset that was requested last was a user's wish.
     pub(super) reset_by_user: bool,
+    /// How long the guest has run.
+    pub(super) clock: RunClock,
+    /// The snapshot that the guest goes on from instead of booting.
+    pub(super) start_from: Option<String>,
 }
 
 impl Machine {
-    /// Boots the guest.
+    /// Boots the guest, or goes on from a snapshot.
     ///
     /// # Errors
     /// When the boot image cannot be read or does not fit, or the host refuses threads.
@@ -117,9 +124,13 @@ impl Machine {
             vcpu.start(index, self.shared.clone())
                 .map_err(|error| Error::new(format!("cannot start a vCPU's thread: {error}")))?;
         }
-        self.load()?;
+        self.recover_disks()?;
+        match self.start_from.take() {
+            Some(snapshot) => self.load_snapshot(&snapshot)?,
+            None => self.load()?,
+        }
         self.status = Status::Running;
-        self.shared.run_state.resume();
+        self.resume();
         Ok(())
     }
 
@@ -259,7 +270,7 @@ impl Machine {
         lock(&self.pci)
     }
 
-    fn run_state(&self) -> &RunState {
+    pub(super) fn run_state(&self) -> &RunState {
         &self.shared.run_state
     }
 
@@ -273,14 +284,18 @@ impl Machine {
         lock(&self.shared.boot).prepare(&boot_vcpu.fd())
     }
 
-    fn pause(&self) {
+    /// Parks the vCPUs and waits until the devices have no request in flight.
+    pub(super) fn pause(&mut self) {
         let started = self.vcpus.iter().filter(|vcpu| vcpu.started()).count();
         self.run_state().pause(started, || self.vcpus.iter().for_each(Vcpu::kick));
         lock(&self.pci).pause();
+        self.clock.stop();
     }
 
-    fn resume(&self) {
+    /// Lets devices and vCPUs go on.
+    pub(super) fn resume(&mut self) {
         lock(&self.pci).resume();
+        self.clock.start();
         for vcpu in &self.vcpus {
             // Tells the guest that it was stopped, so that its watchdogs stay calm. Refused where the guest
             // does not use KVM's clock.
@@ -307,6 +322,6 @@ impl Drop for Machine {
 }
 
 /// A panic of another thread leaves registers that a guest could have written: the state stays usable.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

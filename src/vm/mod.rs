@@ -12,8 +12,11 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod memory_map;
+pub mod run_clock;
 pub mod run_state;
+pub mod snapshots;
 pub mod vcpu;
+mod vcpu_section;
 pub mod vcpu_state;
 
 pub use error::{Error, Result};

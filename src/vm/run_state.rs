@@ -137,6 +137,11 @@ impl RunState {
         inner.request.take_if(|request| *request == Request::Reset);
     }
 
+    /// Main thread, while the machine becomes what it was: drops what the guest asked for since.
+    pub fn forget_requests(&self) {
+        self.lock().request = None;
+    }
+
     /// Main thread: lets the guest run.
     pub fn resume(&self) {
         let mut inner = self.lock();

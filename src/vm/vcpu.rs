@@ -12,10 +12,12 @@ use crate::devices::bus::Bus;
 use crate::vm::boot::Boot;
 use crate::vm::kick::{Kickable, kick};
 use crate::vm::run_state::{Request, RunState};
+use crate::vm::vcpu_section::VcpuV1;
 use crate::vm::vcpu_state::PowerOnState;
 use crate::vm::{Error, Result};
+use crate::vmstate;
 use kvm_bindings::{
-    KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    CpuId, KVM_EXIT_IO_IN, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -45,13 +47,17 @@ pub struct Shared {
 pub struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     power_on: PowerOnState,
+    cpuid: CpuId,
+    /// The model-specific registers that are state.
+    msrs: Vec<u32>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Vcpu {
-    /// A vCPU without a thread yet.
-    pub fn new(fd: VcpuFd, power_on: PowerOnState) -> Vcpu {
-        Vcpu { fd: Arc::new(Mutex::new(fd)), power_on, thread: None }
+    /// A vCPU without a thread yet, at power-on. It has been told of `cpuid`.
+    pub fn new(fd: VcpuFd, power_on: PowerOnState, cpuid: CpuId) -> Vcpu {
+        let msrs = power_on.settable_msrs(&fd);
+        Vcpu { fd: Arc::new(Mutex::new(fd)), power_on, cpuid, msrs, thread: None }
     }
 
     /// Starts the thread, which parks until the run state lets it go.
@@ -102,6 +108,21 @@ impl Vcpu {
     /// What KVM says.
     pub fn reset(&self) -> Result<()> {
         self.power_on.restore(&self.fd())
+    }
+
+    /// Its state. It is parked.
+    pub(super) fn save(&self) -> Result<VcpuV1> {
+        VcpuV1::read(&self.fd(), self.cpuid.as_slice(), &self.msrs)
+    }
+
+    /// Whether it could be in this state.
+    pub(super) fn check(&self, state: &VcpuV1) -> vmstate::Result<()> {
+        state.check(self.cpuid.as_slice())
+    }
+
+    /// Takes up a state that was checked. It is parked.
+    pub(super) fn load(&self, state: &VcpuV1) -> Result<()> {
+        state.write(&self.fd())
     }
 }
 

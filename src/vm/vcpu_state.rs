@@ -9,6 +9,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 /// Left to run on: written one vCPU after the other, the counters would drift apart.
 const IA32_TSC: u32 = 0x10;
+/// Registers that KVM takes at once.
+const BATCH: usize = 256;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -59,8 +61,15 @@ impl PowerOnState {
     /// What KVM says.
     pub fn restore(&self, vcpu: &VcpuFd) -> Result<()> {
         self.restore_parts(vcpu).map_err(|error| Error::kvm("reset a vCPU", error))?;
+        // Some registers are readable only, which at power-on values does not matter.
         write_msrs(vcpu, &self.msrs);
         Ok(())
+    }
+
+    /// The model-specific registers that KVM lets be read and, on `vcpu` as it is at power-on, written.
+    pub fn settable_msrs(&self, vcpu: &VcpuFd) -> Vec<u32> {
+        let refused = write_msrs(vcpu, &self.msrs);
+        self.msrs.iter().map(|entry| entry.index).filter(|index| !refused.contains(index)).collect()
     }
 
     /// The order matters to KVM: the APIC base (in the special registers) before the APIC.
@@ -85,16 +94,25 @@ fn with_pins(mut apic: kvm_lapic_state) -> kvm_lapic_state {
     apic
 }
 
-/// All registers that KVM would save, one by one: KVM stops reading a list at the first that it refuses.
+/// All registers that KVM would save.
 fn read_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Vec<kvm_msr_entry> {
     let indices = kvm.get_msr_index_list().map(|list| list.as_slice().to_vec()).unwrap_or_default();
-    let mut entries = Vec::with_capacity(indices.len());
-    for index in indices.into_iter().filter(|index| *index != IA32_TSC) {
-        let entry = kvm_msr_entry { index, ..Default::default() };
-        let Ok(mut one) = Msrs::from_entries(&[entry]) else { continue };
-        if matches!(vcpu.get_msrs(&mut one), Ok(1)) {
-            entries.extend(one.as_slice().iter().map(firmware_value));
-        }
+    let indices: Vec<u32> = indices.into_iter().filter(|index| *index != IA32_TSC).collect();
+    read_listed_msrs(vcpu, &indices).iter().map(firmware_value).collect()
+}
+
+/// The registers of the list that KVM lets be read.
+pub(super) fn read_listed_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Vec<kvm_msr_entry> {
+    let (mut entries, mut rest) = (Vec::with_capacity(indices.len()), indices);
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(BATCH)];
+        let wanted: Vec<_> =
+            batch.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let mut list = Msrs::from_entries(&wanted).ok();
+        let read = list.as_mut().and_then(|list| vcpu.get_msrs(list).ok()).unwrap_or(0).min(batch.len());
+        entries.extend(list.iter().flat_map(|list| &list.as_slice()[..read]));
+        // KVM stops at the first that it refuses: that one is skipped.
+        rest = &rest[(read + 1).min(batch.len())..];
     }
     entries
 }
@@ -108,13 +126,15 @@ fn firmware_value(entry: &kvm_msr_entry) -> kvm_msr_entry {
     kvm_msr_entry { data, ..*entry }
 }
 
-/// Writes what can be written: some registers are readable only, which at power-on values does not matter.
-fn write_msrs(vcpu: &VcpuFd, mut entries: &[kvm_msr_entry]) {
+/// Writes what can be written; the others' indices.
+pub(super) fn write_msrs(vcpu: &VcpuFd, mut entries: &[kvm_msr_entry]) -> Vec<u32> {
+    let mut refused = Vec::new();
     while !entries.is_empty() {
-        let batch = &entries[..entries.len().min(256)];
+        let batch = &entries[..entries.len().min(BATCH)];
         let written = Msrs::from_entries(batch).ok().and_then(|list| vcpu.set_msrs(&list).ok()).unwrap_or(0);
         // KVM stops at the first that it refuses: that one is skipped.
-        let skip = if written < batch.len() { written + 1 } else { written };
-        entries = &entries[skip..];
+        refused.extend(batch.get(written).map(|entry| entry.index));
+        entries = &entries[(written + 1).min(batch.len())..];
     }
+    refused
 }

@@ -164,3 +164,35 @@ fn the_client_of_qemus_project_understands_it() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "running hda STOP RESUME GenericError SHUTDOWN\n");
     assert!(machine.finish().0.success());
 }
+
+#[test]
+fn vm_snapshots_are_jobs() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let mut machine = Machine::start(&place, &["-hda", &place.qcow2("a.qcow2")]);
+    let mut qmp = machine.qmp();
+    let arguments = |id: &str| json!({"job-id": id, "tag": "t", "vmstate": "#hda", "devices": ["#hda"]});
+    let good = ["created", "running", "waiting", "pending", "concluded"];
+    let bad = ["created", "running", "aborting", "concluded"];
+    machine.key('a', ".");
+    qmp.execute("snapshot-save", arguments("save"));
+    good.iter().for_each(|status| assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], *status));
+    machine.key('b', ".");
+    qmp.execute("snapshot-load", arguments("load"));
+    good.iter().for_each(|status| assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], *status));
+    machine.key('0', "a");
+    qmp.execute("snapshot-delete", json!({"job-id": "delete", "tag": "t", "devices": ["#hda"]}));
+    good.iter().for_each(|status| assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], *status));
+    qmp.execute("snapshot-load", arguments("again"));
+    bad.iter().for_each(|status| assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], *status));
+    let nowhere = json!({"job-id": "no", "tag": "t", "vmstate": "x", "devices": ["x"]});
+    qmp.execute("snapshot-save", nowhere);
+    bad.iter().for_each(|status| assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], *status));
+    let jobs = qmp.execute("query-jobs", json!({}));
+    let ids: Vec<_> = jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["save", "load", "delete", "again", "no"]);
+    assert_eq!(jobs[4]["error"], "No block device node 'x'");
+    machine.quit();
+}

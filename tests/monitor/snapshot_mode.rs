@@ -133,3 +133,36 @@ fn a_folder_that_takes_no_overlay_is_named() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains(&missing) && said.contains("TMPDIR"), "{said}");
 }
+
+#[test]
+fn vm_snapshots_can_be_taken_and_vanish_with_the_overlay() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let image = place.qcow2("a.qcow2");
+    let before = fs::read(&image).unwrap();
+    let mut machine = Machine::start(&place, &["-snapshot", "-hda", &image]);
+    let mut hmp = machine.hmp();
+    machine.key('a', ".");
+    assert_eq!(hmp.ask("savevm s"), "");
+    machine.key('b', ".");
+    machine.key('0', "b");
+    assert_eq!(hmp.ask("loadvm s"), "");
+    machine.key('0', "a");
+    let list = hmp.ask("info snapshots");
+    assert!(list.starts_with("Snapshot devices: hda\nSnapshot list (from hda):\nID "), "{list}");
+    let said = hmp.ask("commit all");
+    assert!(said.starts_with("'commit' error for 'hda'") && said.contains("delvm"), "{said}");
+    machine.quit();
+    assert_eq!(fs::read(&image).unwrap(), before);
+    let mut machine = Machine::start(&place, &["-snapshot", "-hda", &image]);
+    let mut hmp = machine.hmp();
+    machine.key('c', ".");
+    for line in ["savevm s", "delvm s", "commit all"] {
+        assert_eq!(hmp.ask(line), "", "{line}");
+    }
+    machine.quit();
+    assert_eq!(sector_1(&image, "qcow2"), b'c');
+    assert_eq!(tool("qemu-img", &["snapshot", "-l", &image]), "");
+}

@@ -19,3 +19,4 @@
 
 mod harness;
 mod linux;
+mod snapshots;

@@ -12,8 +12,9 @@
 
 use crate::devices::bus::BusDevice;
 use crate::devices::legacy::PowerControl;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// First port of the block.
 pub const BASE: u16 = 0x600;
@@ -51,7 +52,19 @@ pub struct PowerManagement {
     status: u16,
     enable: u16,
     control: u16,
+    /// When the timer was 0.
     since: Instant,
+}
+
+/// The block in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerManagementV1 {
+    status: u16,
+    enable: u16,
+    control: u16,
+    /// What the timer has run, in nanoseconds.
+    timer_nsec: u64,
 }
 
 impl PowerManagement {
@@ -85,6 +98,22 @@ impl PowerManagement {
     fn set_enable(&mut self, value: u16) {
         self.enable = value;
         self.update_sci();
+    }
+
+    /// Its state.
+    pub fn save(&self) -> PowerManagementV1 {
+        let timer_nsec = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        PowerManagementV1 { status: self.status, enable: self.enable, control: self.control, timer_nsec }
+    }
+
+    /// Takes up a state; the timer runs on from there.
+    pub fn load(&mut self, state: &PowerManagementV1) {
+        (self.status, self.enable) = (state.status & POWER_BUTTON, state.enable);
+        self.control = state.control | SCI_EN;
+        self.update_sci();
+        let now = Instant::now();
+        // A host that has not run for so long starts the timer anew.
+        self.since = now.checked_sub(Duration::from_nanos(state.timer_nsec)).unwrap_or(now);
     }
 
     /// The whole block as bytes, so that accesses of any width and place read what they should.

@@ -13,6 +13,8 @@
 
 use crate::devices::bus::BusDevice;
 use crate::util::time::Date;
+use crate::vmstate::{self, Bytes};
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The index port; the data port follows it.
@@ -52,6 +54,17 @@ pub struct Cmos {
     now: fn() -> Duration,
 }
 
+/// The chip in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CmosV1 {
+    index: u8,
+    nvram: Bytes,
+    shift: i64,
+    /// Year, month, day, hour, minute, second while the guest sets them.
+    frozen: Option<(i64, u8, u8, u8, u8, u8)>,
+}
+
 impl Cmos {
     /// A chip on the host's clock, in a machine with so many bytes of memory below and above 4 GiB.
     pub fn new(low_memory: u64, high_memory: u64) -> Cmos {
@@ -70,6 +83,40 @@ impl Cmos {
         cmos.put(&[0x34, 0x35], (low_memory.saturating_sub(16 << 20) >> 16).min(0xffff));
         cmos.put(&[0x5b, 0x5c, 0x5d], (high_memory >> 16).min(0xff_ffff));
         cmos
+    }
+
+    /// Its state.
+    pub fn save(&self) -> CmosV1 {
+        let frozen = |date: Date| (date.year, date.month, date.day, date.hour, date.minute, date.second);
+        CmosV1 {
+            index: self.index,
+            nvram: Bytes(self.nvram.to_vec()),
+            shift: self.shift,
+            frozen: self.frozen.map(frozen),
+        }
+    }
+
+    /// Whether the chip could be in this state.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub fn check(state: &CmosV1) -> vmstate::Result<()> {
+        let year = state.frozen.map_or(0, |(year, ..)| year);
+        match state.nvram.0.len() == 128 && state.index < 128 && (0..100_000).contains(&year) {
+            true => Ok(()),
+            false => Err(vmstate::Error::damaged("the clock's memory makes no sense")),
+        }
+    }
+
+    /// Takes up a state. The time is the host's, shifted as the guest had shifted it.
+    pub fn load(&mut self, state: &CmosV1) {
+        self.index = state.index;
+        if let Ok(nvram) = state.nvram.0.as_slice().try_into() {
+            self.nvram = nvram;
+        }
+        self.shift = state.shift;
+        let date = |(year, month, day, hour, minute, second)| Date { year, month, day, hour, minute, second };
+        self.frozen = state.frozen.map(date);
     }
 
     fn put(&mut self, registers: &[u8], value: u64) {

@@ -7,10 +7,12 @@
 
 use crate::devices::bus::BusDevice;
 use crate::devices::legacy::Irq;
+use crate::vmstate::{self, Bytes};
+use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::Arc;
-use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 /// First port of COM1.
@@ -27,6 +29,8 @@ const LINE_STATUS: u64 = 5;
 const RECEIVED_DATA_INTERRUPT: u8 = 1;
 /// Bit of the line status: a break was received.
 const BREAK: u8 = 1 << 4;
+/// Bytes of the receive FIFO.
+const FIFO: usize = 64;
 /// So many reads of the line status are a loop that waits for input.
 const POLLS: u8 = 4;
 /// Bits of the modem control register.
@@ -49,6 +53,22 @@ pub struct Uart {
     polls: u8,
     /// A break was received and the guest has not been told.
     broken: bool,
+}
+
+/// The registers in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UartV1 {
+    divisor: u16,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    /// Received bytes that the guest has not read.
+    received: Bytes,
 }
 
 struct Transmitter(Arc<dyn Line>);
@@ -80,6 +100,59 @@ impl Uart {
     pub fn reset(&mut self) -> io::Result<()> {
         let irq = self.registers.interrupt_evt().0.try_clone()?;
         *self = Uart::new(self.line.clone(), irq);
+        Ok(())
+    }
+
+    /// Its state. What has been typed and not received yet belongs to the console.
+    pub fn save(&self) -> UartV1 {
+        let state = self.registers.state();
+        UartV1 {
+            divisor: u16::from_le_bytes([state.baud_divisor_low, state.baud_divisor_high]),
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            received: Bytes(state.in_buffer),
+        }
+    }
+
+    /// Whether the chip could be in this state.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub fn check(state: &UartV1) -> vmstate::Result<()> {
+        match state.received.0.len() {
+            ..=FIFO => Ok(()),
+            len => Err(vmstate::Error::damaged(format!("the serial port holds {len} bytes"))),
+        }
+    }
+
+    /// Takes up a state, with the interrupt that it has pending.
+    ///
+    /// # Errors
+    /// When the host has no file descriptor left; then nothing has changed.
+    pub fn load(&mut self, state: &UartV1) -> io::Result<()> {
+        let irq = self.registers.interrupt_evt().0.try_clone()?;
+        let [low, high] = state.divisor.to_le_bytes();
+        let registers = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.received.0.clone(),
+        };
+        let transmitter = Transmitter(self.line.clone());
+        self.registers = Serial::from_state(&registers, Irq(irq), NoEvents, transmitter)
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        (self.polls, self.broken) = (0, false);
         Ok(())
     }
 

@@ -9,6 +9,8 @@
 //! Each bit is read-only unless its mask says otherwise; the masks alone make the protocol that finds out the
 //! size of a BAR.
 
+use crate::vmstate::Bytes;
+
 /// Bytes of a configuration space.
 const SIZE: usize = 256;
 
@@ -139,6 +141,22 @@ impl ConfigSpace {
             let mask = self.writable[at];
             self.bytes[at] = self.bytes[at] & !mask | byte & mask;
         }
+    }
+
+    /// All its bytes.
+    pub fn save(&self) -> Bytes {
+        Bytes(self.bytes.to_vec())
+    }
+
+    /// Whether the guest could have made these bytes of what the function is.
+    pub fn accepts(&self, state: &Bytes) -> bool {
+        let fixed = |((now, then), mask): ((&u8, &u8), &u8)| (now ^ then) & !mask == 0;
+        state.0.len() == SIZE && self.bytes.iter().zip(&state.0).zip(&self.writable).all(fixed)
+    }
+
+    /// Takes up bytes that [`ConfigSpace::accepts`].
+    pub fn load(&mut self, state: &Bytes) {
+        self.write(0, &state.0);
     }
 
     /// A little-endian word at `offset`, which lies inside.

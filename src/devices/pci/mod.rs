@@ -11,8 +11,10 @@ mod msix;
 mod root;
 
 pub use config::{Bar, ConfigSpace, Identity};
-pub use msix::Msix;
-pub use root::{PciRoot, PciWindows};
+pub use msix::{Msix, MsixV1};
+pub use root::{PciRoot, PciState, PciWindows};
+
+use crate::vmstate::{Result, Section};
 
 /// A function of the PCI bus. Its BARs are 64-bit memory.
 pub trait PciDevice: Send {
@@ -48,4 +50,22 @@ pub trait PciDevice: Send {
 
     /// Goes on after [`PciDevice::pause`].
     fn resume(&mut self);
+
+    /// Its state, as a section of that name. It is paused.
+    ///
+    /// # Errors
+    /// When the state is larger than a section may be.
+    fn save(&self, name: &str) -> Result<Section>;
+
+    /// Whether it could be in this state.
+    ///
+    /// # Errors
+    /// When it could not: another device, an impossible state.
+    fn check(&self, state: &Section) -> Result<()>;
+
+    /// Takes up a state that was [checked](PciDevice::check). It is paused, and stays so.
+    ///
+    /// # Errors
+    /// When the host refuses; the device is then to be reset.
+    fn load(&mut self, state: &Section) -> Result<()>;
 }

@@ -10,6 +10,8 @@ use super::config::ConfigSpace;
 use crate::devices::Result;
 use crate::devices::interrupts::{Interrupts, Message, MsiVector};
 use crate::util::le;
+use crate::vmstate::Bytes;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Capability identifier.
@@ -31,6 +33,15 @@ pub struct Msix {
     capability: usize,
     table: Vec<[u8; ENTRY_LEN]>,
     vectors: Arc<[MsiVector]>,
+}
+
+/// MSI-X in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MsixV1 {
+    table: Bytes,
+    /// Of each vector, whether it was raised while masked.
+    pending: Vec<bool>,
 }
 
 impl Msix {
@@ -64,6 +75,33 @@ impl Msix {
     pub fn reset(&mut self) {
         self.table = power_on_table(self.table.len() as u16);
         self.vectors.iter().for_each(MsiVector::reset);
+    }
+
+    /// Its state.
+    pub fn save(&self) -> MsixV1 {
+        MsixV1 {
+            table: Bytes(self.table.concat()),
+            pending: self.vectors.iter().map(MsiVector::pending).collect(),
+        }
+    }
+
+    /// Whether this function could be in that state.
+    pub fn accepts(&self, state: &MsixV1) -> bool {
+        let count = self.table.len();
+        state.table.0.len() == count * ENTRY_LEN && state.pending.len() == count
+    }
+
+    /// Takes up a state that it [accepts](Msix::accepts); `config` is that of the same moment.
+    pub fn load(&mut self, config: &ConfigSpace, state: &MsixV1) {
+        for (entry, bytes) in self.table.iter_mut().zip(state.table.0.chunks_exact(ENTRY_LEN)) {
+            entry.copy_from_slice(bytes);
+        }
+        self.vectors.iter().for_each(MsiVector::reset);
+        for (vector, _) in self.vectors.iter().zip(&state.pending).filter(|(_, pending)| **pending) {
+            // Masked as it is, it remembers.
+            vector.trigger();
+        }
+        (0..self.table.len()).for_each(|vector| self.update(config, vector));
     }
 
     /// To be called after a write to the configuration space: the guest may have masked or enabled.

@@ -7,9 +7,13 @@ use super::PciDevice;
 use super::config::{Bar, ConfigSpace, Identity};
 use crate::devices::bus::{Bus, BusDevice};
 use crate::devices::{Error, Result};
+use crate::vmstate::{self, Bytes, Section, Sections};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// The name of the bus in a VM state; that of a device follows it with a dot and the slot's number.
+const SECTION: &str = "pci";
 /// Devices of a bus, the host bridge among them.
 const SLOTS: usize = 32;
 /// The ports of configuration mechanism 1: address register and data register.
@@ -31,11 +35,28 @@ pub struct PciWindows {
 /// The PCI bus.
 pub struct PciRoot {
     windows: PciWindows,
+    /// The address register of configuration mechanism 1.
+    address: u32,
     /// What of `windows.mmio32` and `windows.mmio64` is not assigned yet.
     free: [Range<u64>; 2],
     bridge: ConfigSpace,
     /// In slot 1 and up.
     devices: Vec<Slot>,
+}
+
+/// The bus itself in a VM state; its devices have sections of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PciRootV1 {
+    address: u32,
+    bridge: Bytes,
+    slots: usize,
+}
+
+/// A state that the bus and its devices could be in.
+pub struct PciState {
+    bus: PciRootV1,
+    devices: Vec<Section>,
 }
 
 struct Slot {
@@ -48,7 +69,13 @@ impl PciRoot {
     /// A bus with nothing but its host bridge.
     pub fn new(windows: PciWindows) -> Arc<Mutex<PciRoot>> {
         let free = [windows.mmio32.clone(), windows.mmio64.clone()];
-        Arc::new(Mutex::new(PciRoot { windows, free, bridge: host_bridge(), devices: Vec::new() }))
+        Arc::new(Mutex::new(PciRoot {
+            windows,
+            address: 0,
+            free,
+            bridge: host_bridge(),
+            devices: Vec::new(),
+        }))
     }
 
     /// Puts a device into the next slot, whose number it returns, and assigns its BARs.
@@ -87,8 +114,7 @@ impl PciRoot {
     /// When other devices have some of the addresses.
     pub fn attach(root: &Arc<Mutex<PciRoot>>, pio: &Bus, mmio: &Bus) -> Result<()> {
         let windows = lock(root).windows.clone();
-        let ports = ConfigPorts { root: root.clone(), address: 0 };
-        pio.insert("pci-config", CONFIG_PORT, 8, Arc::new(Mutex::new(ports)))?;
+        pio.insert("pci-config", CONFIG_PORT, 8, Arc::new(Mutex::new(ConfigPorts(root.clone()))))?;
         mmio.insert("pci-ecam", windows.ecam, ECAM_LEN, Arc::new(Mutex::new(Ecam(root.clone()))))?;
         for Range { start, end } in [windows.mmio32, windows.mmio64] {
             if start < end {
@@ -116,6 +142,52 @@ impl PciRoot {
     /// Goes on after [`PciRoot::pause`].
     pub fn resume(&mut self) {
         self.devices.iter_mut().for_each(|slot| slot.device.resume());
+    }
+
+    /// The state of the bus and its devices, which are paused.
+    ///
+    /// # Errors
+    /// When a state is larger than a section may be.
+    pub fn save(&self) -> vmstate::Result<Vec<Section>> {
+        let bus = PciRootV1 { address: self.address, bridge: self.bridge.save(), slots: self.devices.len() };
+        let devices = self.slots().map(|(name, slot)| slot.device.save(&name));
+        std::iter::once(Section::new(SECTION, 1, &bus)).chain(devices).collect()
+    }
+
+    /// Takes the state of the bus and its devices out of `sections`, if they could be in it.
+    ///
+    /// # Errors
+    /// When they could not.
+    pub fn check(&self, sections: &mut Sections) -> vmstate::Result<PciState> {
+        let bus: PciRootV1 = sections.read(SECTION)?;
+        if bus.slots != self.devices.len() || !self.bridge.accepts(&bus.bridge) {
+            let (theirs, ours) = (bus.slots, self.devices.len());
+            return Err(vmstate::Error::mismatch(format!(
+                "the snapshot has {theirs} PCI devices, and this machine has {ours}"
+            )));
+        }
+        let check = |(name, slot): (String, &Slot)| {
+            let section = sections.take(&name)?;
+            slot.device.check(&section).map(|()| section)
+        };
+        let devices = self.slots().map(check).collect::<vmstate::Result<_>>()?;
+        Ok(PciState { bus, devices })
+    }
+
+    /// Takes up a state that was checked. All devices are paused, and stay so.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn load(&mut self, state: &PciState) -> vmstate::Result<()> {
+        self.address = state.bus.address;
+        self.bridge.load(&state.bus.bridge);
+        // So that no device stands where another one is going to.
+        self.devices.iter_mut().for_each(|slot| slot.device.reset());
+        self.devices.iter_mut().zip(&state.devices).try_for_each(|(slot, state)| slot.device.load(state))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (String, &Slot)> {
+        (1..).zip(&self.devices).map(|(number, slot)| (format!("{SECTION}.{number}"), slot))
     }
 
     /// The slots in use with their configuration spaces.
@@ -190,12 +262,9 @@ struct ConfigAddress {
 }
 
 /// Configuration mechanism 1 (PCI Local Bus 3.0, 3.2.2.3.2).
-struct ConfigPorts {
-    root: Arc<Mutex<PciRoot>>,
-    address: u32,
-}
+struct ConfigPorts(Arc<Mutex<PciRoot>>);
 
-impl ConfigPorts {
+impl PciRoot {
     /// What the data register shows at byte `port` (4 to 7); only function 0 of bus 0 exists.
     fn target(&self, port: u64) -> Option<ConfigAddress> {
         let enabled = self.address >> 31 == 1;
@@ -209,10 +278,11 @@ impl ConfigPorts {
 
 impl BusDevice for ConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let mut root = lock(&self.0);
         match (offset, data.len()) {
-            (0, 4) => data.copy_from_slice(&self.address.to_le_bytes()),
-            (4.., _) => match self.target(offset) {
-                Some(target) => lock(&self.root).read_config(target, data),
+            (0, 4) => data.copy_from_slice(&root.address.to_le_bytes()),
+            (4.., _) => match root.target(offset) {
+                Some(target) => root.read_config(target, data),
                 None => data.fill(0xff),
             },
             _ => data.fill(0xff),
@@ -220,12 +290,13 @@ impl BusDevice for ConfigPorts {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
+        let mut root = lock(&self.0);
         if let (0, Ok(address)) = (offset, data.try_into()) {
-            self.address = u32::from_le_bytes(address);
+            root.address = u32::from_le_bytes(address);
         } else if offset >= 4
-            && let Some(target) = self.target(offset)
+            && let Some(target) = root.target(offset)
         {
-            lock(&self.root).write_config(target, data);
+            root.write_config(target, data);
         }
     }
 }
@@ -323,6 +394,17 @@ mod tests {
         }
         fn pause(&mut self) {}
         fn resume(&mut self) {}
+        fn save(&self, name: &str) -> vmstate::Result<Section> {
+            Section::new(name, 1, &self.config.save())
+        }
+        fn check(&self, state: &Section) -> vmstate::Result<()> {
+            let fits = self.config.accepts(&state.read()?);
+            fits.then_some(()).ok_or_else(|| vmstate::Error::mismatch("another device"))
+        }
+        fn load(&mut self, state: &Section) -> vmstate::Result<()> {
+            self.config.load(&state.read()?);
+            Ok(())
+        }
     }
 
     struct Machine {

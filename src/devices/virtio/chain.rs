@@ -7,6 +7,7 @@
 
 use super::ring::Broken;
 use crate::block::Iov;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::rc::Rc;
 use virtio_queue::DescriptorChain;
@@ -49,6 +50,29 @@ pub struct Held {
     descriptors: Descriptors,
 }
 
+/// The same in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldV1 {
+    head: u16,
+    /// Address, length, flags of each buffer.
+    buffers: Vec<(u64, u32, u16)>,
+}
+
+impl HeldV1 {
+    /// Whether a chain can have so many buffers; where they are is checked when it is served.
+    pub fn is_possible(&self) -> bool {
+        self.buffers.len() <= MAX_DESCRIPTORS
+    }
+
+    /// The chain.
+    pub fn load(&self) -> Held {
+        let buffers = self.buffers.iter();
+        let descriptors = buffers.map(|&(addr, len, flags)| Descriptor::new(addr, len, flags, 0)).collect();
+        Held { head: self.head, descriptors }
+    }
+}
+
 impl Chain {
     /// Puts the chain by.
     pub fn hold(self) -> Held {
@@ -57,6 +81,12 @@ impl Chain {
 }
 
 impl Held {
+    /// For a VM state.
+    pub fn save(&self) -> HeldV1 {
+        let buffer = |d: &Descriptor| (d.addr().0, d.len(), d.flags());
+        HeldV1 { head: self.head, buffers: self.descriptors.iter().map(buffer).collect() }
+    }
+
     /// The chain again.
     pub fn map(self, memory: &Rc<GuestMemoryMmap>) -> Popped {
         map_buffers(self.head, self.descriptors, memory)

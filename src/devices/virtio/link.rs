@@ -1,6 +1,7 @@
 //! What a device tells its driver, from any thread: status, interrupts, and that its configuration changed.
 
 use crate::devices::interrupts::MsiVector;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
@@ -16,6 +17,17 @@ pub const NEEDS_RESET: u8 = 0x40;
 const ISR_QUEUE: u8 = 1;
 /// Interrupt status: the configuration or the device status changed.
 const ISR_CONFIG: u8 = 2;
+
+/// A link in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriverLinkV1 {
+    status: u8,
+    isr: u8,
+    generation: u8,
+    /// Of configuration changes, then of each queue.
+    vectors: Vec<u16>,
+}
 
 /// The way from a device to its driver.
 pub struct DriverLink {
@@ -98,6 +110,29 @@ impl DriverLink {
     /// Sets the vector of queue `index`.
     pub fn set_queue_vector(&self, index: u16, vector: u16) {
         self.assign(usize::from(index) + 1, vector);
+    }
+
+    /// What of it is state: device status, interrupt status, generation, vectors.
+    pub fn save(&self) -> DriverLinkV1 {
+        DriverLinkV1 {
+            status: self.status(),
+            isr: self.isr.load(Ordering::Acquire),
+            generation: self.generation(),
+            vectors: self.assigned.iter().map(|vector| vector.load(Ordering::Acquire)).collect(),
+        }
+    }
+
+    /// Whether a device could be in this state.
+    pub fn accepts(&self, state: &DriverLinkV1) -> bool {
+        state.vectors.len() == self.assigned.len()
+    }
+
+    /// Takes up a state that it [accepts](DriverLink::accepts).
+    pub fn load(&self, state: &DriverLinkV1) {
+        self.status.store(state.status, Ordering::Release);
+        self.isr.store(state.isr, Ordering::Release);
+        self.generation.store(state.generation, Ordering::Release);
+        state.vectors.iter().enumerate().for_each(|(source, &vector)| self.assign(source, vector));
     }
 
     /// As after power-on.

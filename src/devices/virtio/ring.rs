@@ -3,6 +3,7 @@
 //! An error of any function means that the driver broke the protocol of the rings: the queue cannot go on.
 
 use super::chain::{self, Popped};
+use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -16,7 +17,8 @@ const NO_INTERRUPT: u16 = 1;
 pub struct Broken;
 
 /// The driver's settings of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RingSetup {
     /// Entries, a power of two.
     pub size: u16,
@@ -44,6 +46,17 @@ impl Ring {
         queue.set_ready(true);
         let somewhere = setup.available != 0;
         (somewhere && queue.is_valid(memory)).then_some(Ring { queue })
+    }
+
+    /// How far the device has come: the next entries of the available and of the used ring.
+    pub fn progress(&self) -> (u16, u16) {
+        (self.queue.next_avail(), self.queue.next_used())
+    }
+
+    /// Goes on from where another has come to.
+    pub fn set_progress(&mut self, (available, used): (u16, u16)) {
+        self.queue.set_next_avail(available);
+        self.queue.set_next_used(used);
     }
 
     /// Uses the event index (feature EVENT_IDX).

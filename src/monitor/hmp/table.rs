@@ -2,7 +2,7 @@
 
 use super::Call;
 use crate::monitor::{Control, Error, Pending, Result};
-use crate::monitor::{block_info, disks, hardware, info, run_control};
+use crate::monitor::{block_info, disks, hardware, info, run_control, snapshots};
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
@@ -66,13 +66,14 @@ const OWN: &[Command] = &[Command {
 }];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 6] = [
+    static TOPICS: [&[Command]; 7] = [
         OWN,
         info::COMMANDS,
         block_info::COMMANDS,
         hardware::COMMANDS,
         run_control::COMMANDS,
         disks::COMMANDS,
+        snapshots::COMMANDS,
     ];
     TOPICS.into_iter().flatten()
 }

@@ -2,7 +2,7 @@
 
 use super::{Argument, Arguments, Kind, Reply, not_found};
 use crate::monitor::{Control, Result, hmp};
-use crate::monitor::{block_info, disks, info, jobs, run_control};
+use crate::monitor::{block_info, disks, info, jobs, run_control, snapshots};
 use serde_json::{Map, Value, json};
 
 /// A row of the command table.
@@ -42,8 +42,8 @@ const OWN: &[Command] = &[
 ];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 6] =
-        [OWN, run_control::QMP, info::QMP, block_info::QMP, disks::QMP, jobs::QMP];
+    static TOPICS: [&[Command]; 7] =
+        [OWN, run_control::QMP, info::QMP, block_info::QMP, disks::QMP, jobs::QMP, snapshots::QMP];
     TOPICS.into_iter().flatten()
 }
 

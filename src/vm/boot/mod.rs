@@ -42,6 +42,21 @@ impl Boot {
         }
     }
 
+    /// What of it is state, where it is a firmware.
+    pub fn save(&self) -> Option<bios::BiosV1> {
+        match self {
+            Boot::Linux(_) => None,
+            Boot::Bios(bios) => Some(bios.save()),
+        }
+    }
+
+    /// Takes up a state, if it is a firmware.
+    pub fn load(&mut self, state: &bios::BiosV1) {
+        if let Boot::Bios(bios) = self {
+            bios.load_state(state);
+        }
+    }
+
     /// Serves a write to the firmware's port by `vcpu`; what the guest asks of the machine, if anything.
     ///
     /// # Errors

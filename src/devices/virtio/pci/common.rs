@@ -14,6 +14,7 @@ use super::VirtioPci;
 use crate::devices::virtio::link::{DRIVER_OK, NEEDS_RESET};
 use crate::devices::virtio::ring::RingSetup;
 use crate::devices::virtio::{COMMON_FEATURES, EVENT_IDX, Ring, StartedQueue, VERSION_1};
+use serde::{Deserialize, Serialize};
 
 /// Device status: the features are agreed upon.
 const FEATURES_OK: u8 = 8;
@@ -33,6 +34,25 @@ struct QueueSetup {
     max_size: u16,
     ring: RingSetup,
     enabled: bool,
+}
+
+/// The registers in a VM state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CommonV1 {
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    /// Of each queue, its setup and whether it is enabled.
+    queues: Vec<(RingSetup, bool)>,
+}
+
+impl CommonV1 {
+    /// The features that the driver accepted.
+    pub(super) fn features(&self) -> u64 {
+        self.driver_features
+    }
 }
 
 impl Common {
@@ -60,6 +80,35 @@ impl Common {
     /// The features that the driver accepted.
     pub(super) fn features(&self) -> u64 {
         self.driver_features
+    }
+
+    pub(super) fn save(&self) -> CommonV1 {
+        CommonV1 {
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(|queue| (queue.ring, queue.enabled)).collect(),
+        }
+    }
+
+    /// Whether a driver could have set this up.
+    pub(super) fn accepts(&self, state: &CommonV1) -> bool {
+        let fits = |(queue, (ring, _)): (&QueueSetup, &(RingSetup, bool))| {
+            ring.size.is_power_of_two() && ring.size <= queue.max_size
+        };
+        self.queues.len() == state.queues.len() && self.queues.iter().zip(&state.queues).all(fits)
+    }
+
+    /// Takes up a state that it [accepts](Common::accepts).
+    pub(super) fn load(&mut self, state: &CommonV1) {
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.driver_features = state.driver_features;
+        self.queue_select = state.queue_select;
+        for (queue, &(ring, enabled)) in self.queues.iter_mut().zip(&state.queues) {
+            (queue.ring, queue.enabled) = (ring, enabled);
+        }
     }
 
     fn queue(&self) -> Option<&QueueSetup> {
@@ -124,7 +173,15 @@ impl VirtioPci {
         }
     }
 
-    fn offered(&self) -> u64 {
+    /// The rings of an enabled queue of `common`, if they are in memory.
+    pub(super) fn ring_of(&self, common: &CommonV1, index: u16) -> Option<Ring> {
+        let &(setup, enabled) = common.queues.get(usize::from(index))?;
+        let mut ring = Ring::new(setup, &self.memory).filter(|_| enabled)?;
+        ring.set_event_idx(common.driver_features & EVENT_IDX != 0);
+        Some(ring)
+    }
+
+    pub(super) fn offered(&self) -> u64 {
         COMMON_FEATURES | self.device.features()
     }
 

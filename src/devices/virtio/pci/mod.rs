@@ -9,6 +9,7 @@
 //! comes here and is passed on.
 
 mod common;
+mod state;
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use crate::devices::events::VmEvents;
 use crate::devices::interrupts::Interrupts;
 use crate::devices::pci::{Bar, ConfigSpace, Identity, Msix, PciDevice};
 use crate::devices::{Error, Result};
+use crate::vmstate::{self, Section};
 use common::Common;
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -238,6 +240,19 @@ impl PciDevice for VirtioPci {
     fn resume(&mut self) {
         self.paused = false;
         self.start();
+    }
+
+    fn save(&self, name: &str) -> vmstate::Result<Section> {
+        Section::new(name, 1, &self.save_state())
+    }
+
+    fn check(&self, state: &Section) -> vmstate::Result<()> {
+        self.check_state(&state.read()?)
+    }
+
+    fn load(&mut self, state: &Section) -> vmstate::Result<()> {
+        self.load_state(&state.read()?);
+        Ok(())
     }
 }
 

@@ -26,6 +26,7 @@ mod memory;
 mod power;
 mod ram;
 mod serial;
+mod state;
 mod time;
 mod video;
 
@@ -34,6 +35,7 @@ mod tests;
 
 pub use disk::Disk;
 pub use image::{PORT, reset_registers};
+pub use state::BiosV1;
 
 use crate::vm::Result;
 use crate::vm::console::Console;

@@ -14,8 +14,8 @@ use super::Bios;
 use super::bda;
 use super::frame::Frame;
 
-const COLUMNS: u8 = 80;
-const ROWS: u8 = 25;
+pub(super) const COLUMNS: u8 = 80;
+pub(super) const ROWS: u8 = 25;
 /// Characters of one call that are shown: a full screen.
 const MAX_CHARACTERS: u16 = COLUMNS as u16 * ROWS as u16;
 const BACKSPACE: u8 = 0x08;
@@ -29,8 +29,8 @@ const UPPER_HALF: &str = "⌂ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿ�
 /// Where the terminal's cursor is, counted from the screen's origin.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Screen {
-    row: u8,
-    column: u8,
+    pub(super) row: u8,
+    pub(super) column: u8,
 }
 
 impl Bios {

@@ -1,0 +1,322 @@
+//! The disks' part of VM snapshots: internal snapshots with one name, date and VM clock, which together tell which
+//! snapshots of several disks belong to each other. The first disk has the VM state, and its header decides what
+//! there is: each operation has one step on it that counts, and everything else is harmless before or after it.
+//!
+//! ```text
+//!   save     others: create beside the old one │ first: replace, in one switch │ others: delete the old one
+//!   delete                                       first: delete                 │ others: delete
+//!   load     all: create an undo snapshot;                                     │
+//!            others, then first: apply         │ first: delete its undo        │ others: delete theirs
+//!                                              └─ what counts
+//! ```
+//! * An error before that step undoes what was done. A process that dies there leaves snapshots of the other disks
+//!   that belong to none of the first one's: they cost space until the name is saved or deleted again.
+//! * A load that dies before its step is undone when the disks are opened next ([`Disks::recover`]): the first disk
+//!   has an undo snapshot still. A machine with one disk needs none, as the disk changes in one switch.
+//! * An error after the step is not reported: the snapshot is there, or gone.
+
+use crate::block::drive::{Drive, Local};
+use crate::block::graph::Node;
+use crate::block::graph::driver::SnapshotInfo;
+use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
+use crate::block::{self, Kind};
+use crate::vm::{Error, Result};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Undo snapshots of a load, on the first disk and on others: which disk was first must be told even if they are used
+/// apart.
+const UNDO: &str = "cowvm-loadvm-undo";
+const UNDO_OTHER: &str = "cowvm-loadvm-undo-other";
+
+/// The writable disks of a machine.
+pub(super) struct Disks {
+    /// The one with the VM state.
+    pub(super) first: Arc<Drive>,
+    others: Vec<Arc<Drive>>,
+}
+
+/// A load that failed.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// The disks could not be put back: they are of different moments.
+    pub(super) torn: bool,
+}
+
+impl Disks {
+    /// The disks that VM snapshots are made of.
+    ///
+    /// # Errors
+    /// When a writable one cannot have snapshots, or there is none to store VM state in.
+    pub(super) fn of(drives: &[Arc<Drive>]) -> Result<Disks> {
+        let mut able = Vec::new();
+        for drive in drives.iter().filter(|drive| !drive.read_only()) {
+            let can = drive.call(|local| async move {
+                let root = local.root();
+                let driver = root.driver();
+                driver.snapshots().is_some() && driver.vm_state().is_some()
+            })?;
+            if !can {
+                let id = drive.id();
+                return Err(Error::new(format!("Device '{id}' is writable but does not support snapshots"))
+                    .remedy("make it qcow2 with: cowvm imgtool convert -O qcow2, or add readonly=on"));
+            }
+            able.push(drive.clone());
+        }
+        let mut able = able.into_iter();
+        match able.next() {
+            Some(first) => Ok(Disks { first, others: able.collect() }),
+            None => Err(Error::new("no block device can store vmstate for snapshot")
+                .remedy("add a writable qcow2 disk")),
+        }
+    }
+
+    /// The names of the disks, the first one first.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.all().map(|drive| drive.id().to_owned()).collect()
+    }
+
+    /// The snapshots that all disks have, and those that some lack, with the disk that has them.
+    pub(super) fn list(&self) -> Result<(Vec<SnapshotInfo>, Vec<(String, SnapshotInfo)>)> {
+        let first = self.first_list()?;
+        let others = self.others.iter().map(list).collect::<Result<Vec<_>>>()?;
+        let everywhere =
+            |one: &SnapshotInfo| others.iter().all(|list| list.iter().any(|other| same(one, other)));
+        let (complete, lacking): (Vec<_>, Vec<_>) = first.into_iter().partition(everywhere);
+        let mut partial: Vec<_> =
+            lacking.into_iter().map(|snapshot| (self.first.id().to_owned(), snapshot)).collect();
+        for (drive, list) in self.others.iter().zip(others) {
+            let loose = |one: &SnapshotInfo| !complete.iter().any(|other| same(one, other));
+            let loose = list.into_iter().filter(|one| one.name != UNDO_OTHER && loose(one));
+            partial.extend(loose.map(|snapshot| (drive.id().to_owned(), snapshot)));
+        }
+        Ok((complete, partial))
+    }
+
+    /// The VM snapshot that a tag or an ID names, which all disks have.
+    pub(super) fn require(&self, which: &str) -> Result<SnapshotInfo> {
+        let missing = || Error::new(format!("Snapshot '{which}' does not exist in one or more devices"));
+        let snapshot = find(&self.first_list()?, which)?.ok_or_else(missing)?;
+        for drive in &self.others {
+            if !list(drive)?.iter().any(|other| same(&snapshot, other)) {
+                return Err(missing().remedy(format!("the disk '{}' lacks it", drive.id())));
+            }
+        }
+        match snapshot.vm_state_size {
+            0 => Err(Error::new("This is a disk-only snapshot. Revert to it offline using qemu-img")),
+            _ => Ok(snapshot),
+        }
+    }
+
+    /// Makes a snapshot of all disks in place of any that has its name. The first disk has the VM state already.
+    pub(super) fn store(&self, new: &NewSnapshot) -> Result<SnapshotInfo> {
+        let mut made = Vec::new();
+        for drive in &self.others {
+            match create(drive, new) {
+                Ok(snapshot) => made.push((drive, snapshot)),
+                Err(error) => return Err(undone(error, &made)),
+            }
+        }
+        let stored = match replace(&self.first, new) {
+            Ok(stored) => stored,
+            Err(error) => return Err(undone(error, &made)),
+        };
+        for (drive, snapshot) in made {
+            let old = |other: &SnapshotInfo| other.name == new.name && other.id != snapshot.id;
+            // It belongs to nothing any more; another time will do.
+            let _ = delete_all(drive, old);
+        }
+        Ok(stored)
+    }
+
+    /// Removes a snapshot from all disks, and what is left of one that only some have.
+    pub(super) fn delete(&self, which: &str) -> Result<()> {
+        let found = find(&self.first_list()?, which)?;
+        if let Some(snapshot) = &found {
+            delete(&self.first, &snapshot.id)?;
+        }
+        let kept = self.first_list()?;
+        let mut removed = found.is_some();
+        for drive in &self.others {
+            let loose = |other: &SnapshotInfo| match &found {
+                Some(snapshot) => same(snapshot, other),
+                None => other.name == which && !kept.iter().any(|snapshot| same(snapshot, other)),
+            };
+            match delete_all(drive, loose) {
+                Ok(count) => removed |= count > 0,
+                // What counts has been done.
+                Err(_) if found.is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match removed {
+            true => Ok(()),
+            false => Err(Error::new(format!("there is no snapshot '{which}'"))
+                .remedy("type 'info snapshots' for a list")),
+        }
+    }
+
+    /// Makes all disks what they were, or none.
+    pub(super) fn apply(&self, snapshot: &SnapshotInfo) -> std::result::Result<(), Failed> {
+        let whole = |error| Failed { error, torn: false };
+        if self.others.is_empty() {
+            return apply(&self.first, &snapshot.id).map_err(whole);
+        }
+        self.recover().map_err(whole)?;
+        match self.apply_with_undo(snapshot) {
+            Ok(()) => {
+                self.others.iter().for_each(forget_undo);
+                Ok(())
+            }
+            Err(error) => Err(Failed { error, torn: self.roll_back().is_err() }),
+        }
+    }
+
+    fn apply_with_undo(&self, snapshot: &SnapshotInfo) -> Result<()> {
+        let new = |name: &str| NewSnapshot { name: name.to_owned(), ..NewSnapshot::default() };
+        let undo = create(&self.first, &new(UNDO))?;
+        self.others.iter().try_for_each(|drive| create(drive, &new(UNDO_OTHER)).map(drop))?;
+        for drive in &self.others {
+            let list = list(drive)?;
+            let theirs = list.iter().find(|other| same(snapshot, other));
+            let theirs = theirs.ok_or_else(|| Error::new("a disk has lost the snapshot"))?;
+            apply(drive, &theirs.id)?;
+        }
+        apply(&self.first, &snapshot.id)?;
+        delete(&self.first, &undo.id)
+    }
+
+    /// Undoes a load that an earlier process did not come to the end of.
+    pub(super) fn recover(&self) -> Result<()> {
+        // Another disk decides, which is not here.
+        let foreign = self.first_has(UNDO_OTHER)?;
+        if foreign { Ok(()) } else { self.roll_back() }
+    }
+
+    /// Applies the undo snapshots if the load has not been done, and removes them.
+    fn roll_back(&self) -> Result<()> {
+        if self.first_has(UNDO)? {
+            self.others.iter().try_for_each(|drive| apply_named(drive, UNDO_OTHER))?;
+            apply_named(&self.first, UNDO)?;
+        }
+        for drive in &self.others {
+            delete_all(drive, |snapshot| snapshot.name == UNDO_OTHER)?;
+        }
+        delete_all(&self.first, |snapshot| snapshot.name == UNDO).map(drop)
+    }
+
+    fn first_has(&self, name: &str) -> Result<bool> {
+        Ok(list(&self.first)?.iter().any(|snapshot| snapshot.name == name))
+    }
+
+    fn first_list(&self) -> Result<Vec<SnapshotInfo>> {
+        Ok(list(&self.first)?.into_iter().filter(|snapshot| snapshot.name != UNDO).collect())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Drive>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
+/// Whether two snapshots of different disks belong to each other.
+fn same(one: &SnapshotInfo, other: &SnapshotInfo) -> bool {
+    one.name == other.name && one.date == other.date && one.vm_clock_nsec == other.vm_clock_nsec
+}
+
+/// The snapshot of this tag, or else of this ID.
+///
+/// # Errors
+/// When several have the tag.
+fn find(list: &[SnapshotInfo], which: &str) -> Result<Option<SnapshotInfo>> {
+    let mut tagged = list.iter().filter(|snapshot| snapshot.name == which);
+    match (tagged.next(), tagged.next()) {
+        (Some(_), Some(_)) => Err(Error::new(format!("several snapshots have the tag '{which}'"))
+            .remedy("name one by its ID (see 'info snapshots')")),
+        (Some(one), None) => Ok(Some(one.clone())),
+        _ => Ok(list.iter().find(|snapshot| snapshot.id == which).cloned()),
+    }
+}
+
+/// Takes away again what was made, as far as that is possible.
+fn undone(error: Error, made: &[(&Arc<Drive>, SnapshotInfo)]) -> Error {
+    for (drive, snapshot) in made {
+        // If not, it stays as a snapshot that belongs to none.
+        let _ = delete(drive, &snapshot.id);
+    }
+    error
+}
+
+fn forget_undo(drive: &Arc<Drive>) {
+    // If not, the next load does it, or the next start.
+    let _ = delete_all(drive, |snapshot| snapshot.name == UNDO_OTHER);
+}
+
+fn list(drive: &Arc<Drive>) -> Result<Vec<SnapshotInfo>> {
+    on(drive, |local| async move { Ok(snapshots(&local.root())?.list()) })
+}
+
+fn create(drive: &Arc<Drive>, new: &NewSnapshot) -> Result<SnapshotInfo> {
+    let new = new.clone();
+    // VM state is the first disk's alone, and not an undo's.
+    let new = NewSnapshot { vm_state_size: 0, ..new };
+    on(drive, |local| async move { snapshots(&local.root())?.create(&new).await })
+}
+
+fn replace(drive: &Arc<Drive>, new: &NewSnapshot) -> Result<SnapshotInfo> {
+    let new = new.clone();
+    on(drive, |local| async move { snapshots(&local.root())?.replace(&new).await })
+}
+
+fn apply(drive: &Arc<Drive>, id: &str) -> Result<()> {
+    let which = Selector::Id(id.to_owned());
+    on(drive, |local| async move {
+        let done = snapshots(&local.root())?.apply(&which).await;
+        local.note_size();
+        done
+    })
+}
+
+fn apply_named(drive: &Arc<Drive>, name: &str) -> Result<()> {
+    match list(drive)?.iter().find(|snapshot| snapshot.name == name) {
+        Some(snapshot) => apply(drive, &snapshot.id),
+        None => Ok(()),
+    }
+}
+
+fn delete(drive: &Arc<Drive>, id: &str) -> Result<()> {
+    let which = Selector::Id(id.to_owned());
+    on(drive, |local| async move { snapshots(&local.root())?.delete(&which).await })
+}
+
+/// Deletes the snapshots that `of` says yes to; says how many.
+fn delete_all(drive: &Arc<Drive>, of: impl Fn(&SnapshotInfo) -> bool) -> Result<usize> {
+    let doomed: Vec<_> = list(drive)?.into_iter().filter(|snapshot| of(snapshot)).collect();
+    doomed.iter().try_for_each(|snapshot| delete(drive, &snapshot.id))?;
+    Ok(doomed.len())
+}
+
+/// Does `work` on a disk's thread with no request in flight.
+fn on<T, F>(drive: &Drive, work: impl FnOnce(Rc<Local>) -> F + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = block::Result<T>> + 'static,
+{
+    let done = drive.call(|local| async move {
+        let _drained = local.drained().await;
+        work(local).await
+    });
+    done.flatten().map_err(|error| named(drive, error))
+}
+
+/// An error with the disk that it is of, if it does not say.
+pub(super) fn named(drive: &Drive, error: block::Error) -> Error {
+    match error.file() {
+        Some(_) => error.into(),
+        None => Error::from(error).context(drive.id()),
+    }
+}
+
+fn snapshots(root: &Node) -> block::Result<&dyn Snapshots> {
+    let snapshots = root.driver().snapshots();
+    snapshots.ok_or_else(|| block::Error::new(Kind::Unsupported, "the disk cannot have snapshots"))
+}

@@ -1,0 +1,195 @@
+//! VM snapshots: the state of the whole machine, and an internal snapshot of every writable disk, under one tag.
+//!
+//! ```text
+//!   save   pause ─▶ sections, RAM ─▶ behind the first disk ─▶ snapshots of all disks ─▶ go on
+//!   load   pause ─▶ read and check everything ─▶ RAM, vCPUs, devices ─▶ disks ─▶ go on
+//!                                                 └── undone if the disks fail ──┘
+//! ```
+//! Invariant: whatever fails, the guest goes on as if nothing had been asked, and what snapshots there were load. So
+//! new VM state goes where no snapshot is, and the disks' part has one step that counts (module `disks`). A load puts
+//! RAM into memory of its own, compares all checksums, and exchanges the two sets by their page tables; the
+//! old one is kept until the disks have followed.
+//!
+//! A load that cannot put the disks back ends the machine: its disks are of different moments then, and become what
+//! they were before the load at the next start.
+
+mod disks;
+mod ram;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use crate::block::graph::driver::SnapshotInfo;
+use crate::block::graph::snapshots::NewSnapshot;
+use crate::util::time::local_date;
+use crate::vm::machine::{Machine, Status};
+use crate::vm::memory::{self, GuestMemory};
+use crate::vm::run_state::Request;
+use crate::vm::{Error, Result};
+use crate::vmstate::{HEAD_LEN, Head, SECTIONS_AT, Section, TABLE_AT, Table};
+use disks::{Disks, Failed};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The snapshots of a machine's disks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotList {
+    /// The disks that snapshots are made of, by name; the first one has the VM state.
+    pub devices: Vec<String>,
+    /// Snapshots that every disk has, as the first disk lists them. Those without VM state are of the disks alone.
+    pub complete: Vec<SnapshotInfo>,
+    /// Snapshots that some disk lacks: the disk that has one, and what it says of it.
+    pub partial: Vec<(String, SnapshotInfo)>,
+}
+
+impl Machine {
+    /// Takes a VM snapshot, in place of any that has this tag; without one, it is named by the date.
+    ///
+    /// # Errors
+    /// When a disk cannot have snapshots, or what the host says. The old snapshot of that tag is there still, and
+    /// the guest goes on.
+    pub fn save_snapshot(&mut self, tag: Option<&str>) -> Result<SnapshotInfo> {
+        let disks = self.snapshot_disks()?;
+        let tag = tag.filter(|tag| !tag.is_empty()).map_or_else(name_by_date, str::to_owned);
+        self.while_paused(|machine| machine.save_paused(&disks, &tag))
+            .map_err(|error| error.context(&format!("cannot take the snapshot '{tag}'")))
+    }
+
+    /// Makes machine and disks what they were. `which` is a tag or an ID.
+    ///
+    /// # Errors
+    /// When there is no such snapshot, it does not fit this machine or is damaged, or what the host says. The guest
+    /// goes on as if nothing had been asked.
+    pub fn load_snapshot(&mut self, which: &str) -> Result<()> {
+        let disks = self.snapshot_disks()?;
+        let snapshot = disks.require(which)?;
+        self.while_paused(|machine| machine.load_paused(&disks, &snapshot))
+            .map_err(|error| error.context(&format!("cannot load the snapshot '{which}'")))
+    }
+
+    /// Removes a VM snapshot. `which` is a tag or an ID.
+    ///
+    /// # Errors
+    /// When there is no such snapshot, or what the host says.
+    pub fn delete_snapshot(&mut self, which: &str) -> Result<()> {
+        let disks = self.snapshot_disks()?;
+        self.while_paused(|_| disks.delete(which))
+    }
+
+    /// What snapshots there are.
+    ///
+    /// # Errors
+    /// When no disk can have VM state, or what the host says.
+    pub fn list_snapshots(&self) -> Result<SnapshotList> {
+        let disks = self.snapshot_disks()?;
+        let (complete, partial) = disks.list()?;
+        Ok(SnapshotList { devices: disks.names(), complete, partial })
+    }
+
+    /// The guest does not boot at [`Machine::start`] but goes on from this snapshot, a tag or an ID.
+    pub fn start_from(&mut self, which: &str) {
+        self.start_from = Some(which.to_owned());
+    }
+
+    /// Undoes a load that an earlier process did not come to the end of.
+    pub(super) fn recover_disks(&self) -> Result<()> {
+        // A machine that cannot have VM snapshots has none to undo.
+        self.snapshot_disks().map_or(Ok(()), |disks| disks.recover())
+    }
+
+    fn snapshot_disks(&self) -> Result<Disks> {
+        let drives: Vec<_> = self.disks.iter().map(|disk| disk.drive.clone()).collect();
+        Disks::of(&drives)
+    }
+
+    fn while_paused<T>(&mut self, work: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
+        self.pause();
+        let done = work(self);
+        if self.status == Status::Running {
+            self.resume();
+        }
+        done
+    }
+
+    fn save_paused(&self, disks: &Disks, tag: &str) -> Result<SnapshotInfo> {
+        let new = NewSnapshot {
+            name: tag.to_owned(),
+            date: now(),
+            vm_clock_nsec: u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX),
+            icount: None,
+            vm_state_size: 0,
+        };
+        let saved = save(disks, new, &self.capture()?, &self.memory);
+        if saved.is_err() {
+            // If not, the next snapshot does it.
+            let _ = ram::discard(&disks.first);
+        }
+        saved
+    }
+
+    fn load_paused(&mut self, disks: &Disks, snapshot: &SnapshotInfo) -> Result<()> {
+        let memory = self.memory.clone();
+        let (sections, loaded) = fetch(disks, snapshot, &memory)?;
+        let state = self.check_state(sections)?;
+        let undo = self.check_state(self.capture()?)?;
+        memory::exchange(&memory, &loaded)
+            .map_err(|error| Error::new(format!("cannot exchange the guest's memory: {error}")))?;
+        let applied = self.apply_state(&state).map_err(|error| Failed { error, torn: false });
+        let Err(Failed { error, torn }) = applied.and_then(|()| disks.apply(snapshot)) else { return Ok(()) };
+        let undone = memory::exchange(&memory, &loaded).is_ok() && self.apply_state(&undo).is_ok();
+        if torn || !undone {
+            let what = "a snapshot was loaded in part, and what was before cannot be put back";
+            self.run_state().request(Request::Failure(format!("{what}: {error}")));
+        }
+        Err(error)
+    }
+}
+
+/// Writes VM state behind the first disk and makes a snapshot of all.
+fn save(
+    disks: &Disks,
+    new: NewSnapshot,
+    sections: &[Section],
+    memory: &Arc<GuestMemory>,
+) -> Result<SnapshotInfo> {
+    // What an earlier save left that did not come to its end.
+    ram::discard(&disks.first)?;
+    let table = ram::store(&disks.first, memory)?;
+    let (bytes, sum) = table.encode();
+    let size = memory::size(memory);
+    let (head, bodies) = Head::new(sections, size, table.stored().min(size), sum)?;
+    let stored = head.stored + (HEAD_LEN + bodies.len() + bytes.len()) as u64;
+    ram::write(&disks.first, vec![(TABLE_AT, bytes), (SECTIONS_AT, bodies), (0, head.encode())])?;
+    disks.store(&NewSnapshot { vm_state_size: stored, ..new })
+}
+
+/// Reads and checks VM state: the sections, and RAM in memory of the shape of `like`.
+fn fetch(
+    disks: &Disks,
+    snapshot: &SnapshotInfo,
+    like: &GuestMemory,
+) -> Result<(Vec<Section>, Arc<GuestMemory>)> {
+    let read = |at, len| ram::read(&disks.first, &snapshot.id, at, len);
+    let head = Head::decode(&read(0, HEAD_LEN)?)?;
+    let sections = head.sections(&read(SECTIONS_AT, head.bodies_len())?)?;
+    if head.ram != memory::size(like) {
+        let remedy = format!("start with -m {}k", head.ram >> 10);
+        return Err(Error::new("the snapshot is of a machine with other memory").remedy(remedy));
+    }
+    let table = Table::decode(&read(TABLE_AT, Table::len_of(head.ram))?, head.ram, head.table)?;
+    let memory = memory::allocate_like(like)?;
+    ram::fetch(&disks.first, &snapshot.id, &memory, &Arc::new(table))?;
+    Ok((sections, memory))
+}
+
+/// Seconds and nanoseconds since the epoch, the latter in whole microseconds as QEMU has them.
+fn now() -> (u32, u32) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (u32::try_from(since.as_secs()).unwrap_or(u32::MAX), since.subsec_micros() * 1000)
+}
+
+/// `vm-20261122113258`, in local time.
+fn name_by_date() -> String {
+    let digits: String = local_date(i64::from(now().0)).chars().filter(char::is_ascii_digit).collect();
+    format!("vm-{digits}")
+}

@@ -1,0 +1,76 @@
+//! VM snapshots of a real Linux: two processors, two disks, processes that check all that they have.
+
+use super::harness::session::Session;
+
+/// How a script talks to guest and monitor.
+const WORDS: &str = r#"
+# times TEXT COUNT: until the guest's console has so many lines that start with TEXT.
+times() {
+    waited=0
+    until [ "$(tr -d '\r' <"$name.log" | grep -c "^$1")" -ge "$2" ]; do
+        vmm_runs || fail "cowvm ended before it said '$1' $2 times"
+        pause "it never said '$1' $2 times"
+    done
+}
+# monitor COMMAND
+asked=0
+monitor() {
+    asked=$((asked + 1))
+    printf '\001c%s\ninfo status\n' "$1" >&3
+    times 'VM status: running' "$asked"
+    printf '\001c' >&3
+}
+# count N TIMES: the guest counts, to N, and has done so for so many times then.
+count() {
+    echo count >&3
+    times "COUNT $1 $1 $1 $1" "$2"
+}
+"#;
+
+#[test]
+fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_process() {
+    let session = Session::new();
+    for disk in ["one.qcow2", "two.qcow2"] {
+        session.qemu_img(&["create", "-q", "-f", "qcow2", disk, "96M"]);
+    }
+    session.run(
+        256,
+        &format!(
+            "{WORDS}
+            options='-smp 2 -m 256 -hda one.qcow2 -hdb two.qcow2'
+            start first snapshots $options
+            wait_for READY
+            count 1 1
+            monitor 'savevm a'
+            count 2 1
+            monitor 'savevm b'
+            count 3 1
+            for round in 2 3 4 5 6; do
+                monitor 'loadvm a'
+                count 2 $round
+                monitor 'loadvm b'
+                count 3 $round
+            done
+            monitor 'info snapshots'
+            printf '\\001x' >&3
+            wait \"$vmm_pid\"
+            asked=0
+            start second snapshots $options -loadvm a
+            count 2 1
+            monitor 'savevm c'
+            monitor 'delvm b'
+            monitor 'loadvm c'
+            count 3 1
+            echo end >&3
+            finish"
+        ),
+    );
+    for guest in ["first", "second"] {
+        let console = session.console(guest);
+        assert!(!console.contains("Error") && !console.contains("GUEST-WRONG"), "{console}");
+        assert_eq!(session.said(guest, "DMESG"), [""; 0]);
+    }
+    assert!(session.console("first").contains("Snapshot devices: hda hdb"));
+    session.assert_image_is_clean("one.qcow2");
+    session.assert_image_is_clean("two.qcow2");
+}
