@@ -99,11 +99,7 @@ impl Drive {
             .name(format!("drive-{id}"))
             .spawn(move || run(open, name, &options, &jobs, &opened))?;
         let facts = result.recv().map_err(|_| gone())??;
-        Ok(Arc::new(Drive {
-            facts,
-            mailbox: Mutex::new(Some(mailbox)),
-            thread: Mutex::new(Some(thread)),
-        }))
+        Ok(Arc::new(Drive { facts, mailbox: Mutex::new(Some(mailbox)), thread: Mutex::new(Some(thread)) }))
     }
 
     /// The drive's name.

@@ -214,9 +214,11 @@ mod tests {
     fn all_keys_are_understood() {
         let spec = DriveSpec::parse(
             "file=/a,,b.img,format=qcow2,id=d,readonly=on,cache=none,discard=unmap,serial=S1,if=virtio,\
-             detect-zeroes=unmap,data-file.filename=d",
+             detect-zeroes=unmap,data-file.filename=d,snapshot=on,werror=stop,rerror=ignore",
         )
         .unwrap();
+        assert!(spec.snapshot);
+        assert_eq!(spec.errors, ErrorPolicy::parse(Some("ignore"), Some("stop")).unwrap());
         assert_eq!(spec.detect_zeroes, DetectZeroes::Unmap);
         assert_eq!(spec.data_file.as_deref(), Some("d"));
         assert_eq!((spec.file.as_str(), spec.format.as_deref()), ("/a,b.img", Some("qcow2")));
@@ -233,6 +235,7 @@ mod tests {
         assert!(refusal("file=a,detect-zeroes=yes").contains("'yes'"));
         assert!(refusal("file=a,detect-zeroes=unmap").contains("without setting discard"));
         assert!(refusal("file=a,readonly=perhaps").contains("'readonly'"));
+        assert!(refusal("file=a,werror=maybe").contains("'maybe' invalid write error action"));
         assert!(refusal("file=a,if=ide").contains("'ide'"));
     }
 

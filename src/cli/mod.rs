@@ -115,6 +115,7 @@ mod tests {
         for line in [
             "cowvm run -hda a -hdb b -smp 4 -m 1G -kernel k -initrd i -append x -no-reboot -U",
             "cowvm run --hda a --hdb b --smp 4 -m 1G --kernel k --initrd i --append -x --no-reboot --force-share",
+            "cowvm run -snapshot -monitor none -monitor unix:m,server,nowait -qmp tcp::1,server,nowait -echr 1 a",
             "cowvm run -drive file=a,if=virtio --drive file=b disk.img",
             "cowvm run",
         ] {

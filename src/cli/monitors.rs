@@ -65,10 +65,10 @@ mod tests {
             parsed(&["unix:/a,server,nowait", "none"], &["tcp::1,server,nowait", "none"], Some("0x14"));
         let many = many.unwrap();
         assert_eq!((many.stdio, many.escape), (Use::Console, 0x14));
-        assert_eq!(many.sockets.iter().map(|(language, _)| *language).collect::<Vec<_>>(), [
-            Language::Hmp,
-            Language::Qmp
-        ]);
+        assert_eq!(
+            many.sockets.iter().map(|(language, _)| *language).collect::<Vec<_>>(),
+            [Language::Hmp, Language::Qmp]
+        );
         assert!(parsed(&["vc"], &[], None).is_err() && parsed(&[], &[], Some("x")).is_err());
     }
 }

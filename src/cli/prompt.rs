@@ -7,8 +7,8 @@
 //! The editor blocks, so it has a thread, and that waits for the answer before it shows the next prompt. The thread is
 //! left behind when the process ends; [`RawMode`](super::terminal::RawMode) puts the terminal back.
 
-use crate::monitor::hmp::{self, Answer, table};
 use crate::monitor::Control;
+use crate::monitor::hmp::{self, Answer, table};
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;

@@ -145,7 +145,10 @@ mod tests {
         let (bus, probe) = (Bus::new(), Arc::new(Mutex::new(Probe::default())));
         bus.insert("probe", 0x100, 0x10, probe.clone()).unwrap();
         for (base, len) in [(0x100, 0x10), (0xff, 2), (0x10f, 1), (0x104, 4), (0, u64::MAX)] {
-            assert!(matches!(bus.insert("probe", base, len, probe.clone()), Err(Error::Overlap { .. })), "{base:#x}");
+            assert!(
+                matches!(bus.insert("probe", base, len, probe.clone()), Err(Error::Overlap { .. })),
+                "{base:#x}"
+            );
         }
         for (base, len) in [(0, 0), (u64::MAX, 2)] {
             assert!(matches!(bus.insert("probe", base, len, probe.clone()), Err(Error::BadRange { .. })));

@@ -104,13 +104,8 @@ fn describe(drive: &Drive, verbose: bool, out: &mut String) -> Result<()> {
     let Some(top) = layers.first() else { return Ok(()) };
     let (id, read_only) = (drive.id(), if drive.read_only() { ", read-only" } else { "" });
     // Writing to a String cannot fail.
-    let _ = writeln!(
-        out,
-        "{id} ({}): {} ({}{read_only})",
-        node_name(id),
-        top.image.filename,
-        top.image.format
-    );
+    let _ =
+        writeln!(out, "{id} ({}): {} ({}{read_only})", node_name(id), top.image.filename, top.image.format);
     let _ = writeln!(out, "    Cache mode:       {}", cache_mode(drive.options().cache));
     if drive.options().detect_zeroes != DetectZeroes::Off {
         let _ = writeln!(out, "    Detect zeroes:    {}", detect_zeroes(drive.options().detect_zeroes));
@@ -129,8 +124,7 @@ fn describe(drive: &Drive, verbose: bool, out: &mut String) -> Result<()> {
 fn describe_image(image: &NodeInfo, out: &mut String) {
     // As above.
     let _ = writeln!(out, "image: {}\nfile format: {}", image.filename, image.format);
-    let _ =
-        writeln!(out, "virtual size: {} ({} bytes)", human_size(image.virtual_size), image.virtual_size);
+    let _ = writeln!(out, "virtual size: {} ({} bytes)", human_size(image.virtual_size), image.virtual_size);
     if let Some(size) = image.actual_size {
         let _ = writeln!(out, "disk size: {}", human_size(size));
     }

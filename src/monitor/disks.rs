@@ -197,9 +197,9 @@ fn begin_commit(control: &Control, disks: &[&Disk]) -> Pending {
 
 /// There are no drives with media yet.
 fn change_medium(control: &Control, name: &str) -> Result<()> {
-    control.disk(name).map_err(|_| {
-        Error::of_class("DeviceNotFound", format!("Device '{name}' not found"))
-    })?;
+    control
+        .disk(name)
+        .map_err(|_| Error::of_class("DeviceNotFound", format!("Device '{name}' not found")))?;
     Err(Error::new(format!("Device '{name}' is not removable")))
 }
 

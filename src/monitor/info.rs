@@ -1,8 +1,8 @@
 //! What the machine is and does: status, version, KVM.
 
+use super::Control;
 use super::hmp::table::Command;
 use super::qmp::{self, Reply};
-use super::Control;
 use crate::vm::machine::Status;
 use serde_json::{Value, json};
 

@@ -57,8 +57,12 @@ impl Control {
         Pending { results, left: disks.len(), failure: None, describe }
     }
 
-    fn start_one<F>(&self, disk: &Disk, work: impl FnOnce(Rc<Local>) -> F + Send + 'static, sender: Sender<Step>)
-    where
+    fn start_one<F>(
+        &self,
+        disk: &Disk,
+        work: impl FnOnce(Rc<Local>) -> F + Send + 'static,
+        sender: Sender<Step>,
+    ) where
         F: Future<Output = block::Result<()>> + 'static,
     {
         let (id, wake, to_loop) = (disk.drive.id().to_owned(), self.wake.clone(), sender.clone());

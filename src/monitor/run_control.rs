@@ -8,7 +8,11 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::plain("stop|s", "stop the guest", stop),
     Command::plain("cont|c", "let a stopped guest run on", cont),
     Command::plain("system_reset", "reset the machine", system_reset),
-    Command::plain("system_powerdown", "press the power button: the guest's system shuts down", system_powerdown),
+    Command::plain(
+        "system_powerdown",
+        "press the power button: the guest's system shuts down",
+        system_powerdown,
+    ),
     Command::plain("quit|q", "end the guest and close its disks", |control| {
         control.quit("host-ui");
         Ok(())

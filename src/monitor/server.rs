@@ -75,7 +75,9 @@ impl Server {
     /// When the event loop refuses.
     pub fn watch(&self, ops: &mut EventOps) -> std::result::Result<(), event_manager::Error> {
         let mut numbered = (self.first..).zip(&self.listeners);
-        numbered.try_for_each(|(number, (_, listener))| ops.add(Events::with_data(listener, number, EventSet::IN)))
+        numbered.try_for_each(|(number, (_, listener))| {
+            ops.add(Events::with_data(listener, number, EventSet::IN))
+        })
     }
 
     /// Serves an event of one of the sockets.

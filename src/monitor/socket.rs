@@ -41,7 +41,9 @@ impl Address {
         let wait = options.take_switch("wait").map_err(|error| bad(error.to_string()))?;
         options.finish().map_err(|error| bad(error.to_string()))?;
         if server != Some(true) || wait != Some(false) {
-            return Err(bad("this monitor only listens, and nobody waits for its clients: add server,nowait".into()));
+            return Err(bad(
+                "this monitor only listens, and nobody waits for its clients: add server,nowait".into(),
+            ));
         }
         match address.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Address::Unix(path.into())),
@@ -71,7 +73,8 @@ impl Listener {
     /// # Errors
     /// When the address is in use or not ours.
     pub fn bind(address: &Address) -> Result<Listener> {
-        let failed = |place: String| move |error: io::Error| Error::new(format!("cannot listen on {place}: {error}"));
+        let failed =
+            |place: String| move |error: io::Error| Error::new(format!("cannot listen on {place}: {error}"));
         match address {
             Address::Unix(path) => Listener::unix(path).map_err(failed(path.display().to_string())),
             Address::Tcp(place) => {
@@ -219,7 +222,9 @@ mod tests {
         assert_eq!(Address::parse("unix:/a,,b,server=on,wait=off").unwrap(), unix);
         assert_eq!(Address::parse("tcp:h:1,server,nowait").unwrap(), Address::Tcp("h:1".into()));
         assert_eq!(Address::parse("tcp::1,server,nowait").unwrap(), Address::Tcp("127.0.0.1:1".into()));
-        for text in ["unix:/a", "unix:/a,server", "unix:,server,nowait", "tcp:1,server,nowait", "x,server,nowait"] {
+        for text in
+            ["unix:/a", "unix:/a,server", "unix:,server,nowait", "tcp:1,server,nowait", "x,server,nowait"]
+        {
             assert!(Address::parse(text).is_err(), "{text}");
         }
         assert!(Address::parse("unix:/a,server,nowait,telnet").unwrap_err().description.contains("'telnet'"));

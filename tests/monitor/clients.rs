@@ -7,20 +7,20 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-pub fn connect(path: &Path) -> UnixStream {
+pub(crate) fn connect(path: &Path) -> UnixStream {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
 /// A client of the human monitor.
-pub struct Hmp {
-    pub stream: UnixStream,
-    pub greeting: String,
+pub(crate) struct Hmp {
+    pub(crate) stream: UnixStream,
+    pub(crate) greeting: String,
 }
 
 impl Hmp {
-    pub fn connect(path: &Path) -> Hmp {
+    pub(crate) fn connect(path: &Path) -> Hmp {
         let mut hmp = Hmp { stream: connect(path), greeting: String::new() };
         hmp.greeting = hmp.until_prompt();
         hmp
@@ -38,7 +38,7 @@ impl Hmp {
     }
 
     /// The answer to a command: without the echo, the prompt, and the carriage returns.
-    pub fn ask(&mut self, line: &str) -> String {
+    pub(crate) fn ask(&mut self, line: &str) -> String {
         self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         let text = self.until_prompt();
         let answer = text.strip_prefix(&format!("{line}\r\n")).unwrap_or_else(|| panic!("{text:?}"));
@@ -47,22 +47,22 @@ impl Hmp {
 }
 
 /// A client of QMP that has negotiated.
-pub struct Qmp {
-    pub stream: BufReader<UnixStream>,
-    pub greeting: Value,
+pub(crate) struct Qmp {
+    pub(crate) stream: BufReader<UnixStream>,
+    pub(crate) greeting: Value,
     events: VecDeque<Value>,
 }
 
 impl Qmp {
     /// A client that has not negotiated.
-    pub fn raw(path: &Path) -> Qmp {
+    pub(crate) fn raw(path: &Path) -> Qmp {
         let mut qmp =
             Qmp { stream: BufReader::new(connect(path)), greeting: Value::Null, events: VecDeque::new() };
         qmp.greeting = qmp.receive();
         qmp
     }
 
-    pub fn connect(path: &Path) -> Qmp {
+    pub(crate) fn connect(path: &Path) -> Qmp {
         let mut qmp = Qmp::raw(path);
         assert_eq!(qmp.send(r#"{"execute": "qmp_capabilities"}"#), json!({"return": {}}));
         qmp
@@ -76,7 +76,7 @@ impl Qmp {
     }
 
     /// Sends text and returns the answer; events are kept.
-    pub fn send(&mut self, text: &str) -> Value {
+    pub(crate) fn send(&mut self, text: &str) -> Value {
         self.stream.get_mut().write_all(text.as_bytes()).unwrap();
         loop {
             let value = self.receive();
@@ -88,21 +88,22 @@ impl Qmp {
     }
 
     /// The answer to a command that must succeed.
-    pub fn execute(&mut self, name: &str, arguments: Value) -> Value {
+    pub(crate) fn execute(&mut self, name: &str, arguments: Value) -> Value {
         let mut answer = self.send(&json!({"execute": name, "arguments": arguments}).to_string());
         assert!(answer.get("return").is_some(), "{name}: {answer}");
         answer["return"].take()
     }
 
     /// The error of a command that must fail: class and description.
-    pub fn refused(&mut self, name: &str, arguments: Value) -> (String, String) {
+    pub(crate) fn refused(&mut self, name: &str, arguments: Value) -> (String, String) {
         let answer = self.send(&json!({"execute": name, "arguments": arguments}).to_string());
-        let error = |member: &str| answer["error"][member].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+        let error =
+            |member: &str| answer["error"][member].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
         (error("class"), error("desc"))
     }
 
     /// The next event, which must have this name; its data.
-    pub fn event(&mut self, name: &str) -> Value {
+    pub(crate) fn event(&mut self, name: &str) -> Value {
         let event = self.events.pop_front().unwrap_or_else(|| self.receive());
         assert_eq!(event["event"], name, "{event}");
         assert!(event["timestamp"]["seconds"].is_u64() && event["timestamp"]["microseconds"].is_u64());

@@ -51,11 +51,9 @@ fn each_policy_answers_the_guest_as_it_should() {
     if !has_kvm() {
         return;
     }
-    for (errno, options, answer, action) in [
-        (5, "", "!", "report"),
-        (28, ",werror=report", "!", "report"),
-        (5, ",werror=ignore", ".", "ignore"),
-    ] {
+    for (errno, options, answer, action) in
+        [(5, "", "!", "report"), (28, ",werror=report", "!", "report"), (5, ",werror=ignore", ".", "ignore")]
+    {
         let place = Place::new();
         let (image, drive) = failing(&place, errno, false, options);
         let mut machine = Machine::start(&place, &["-drive", &drive]);
@@ -77,12 +75,15 @@ fn a_read_that_fails_stops_the_guest_where_rerror_says_so() {
     let second = place.raw("b.raw");
     let rule = "[inject-error]\nevent = \"read_aio\"\niotype = \"read\"\nonce = \"on\"\n";
     fs::write(&config, rule).unwrap();
-    let mut machine = Machine::start(&place, &[
-        "-drive",
-        &format!("file={second},format=raw"),
-        "-drive",
-        &format!("file=blkdebug:{config}:{image},format=qcow2,id=hdb,rerror=stop"),
-    ]);
+    let mut machine = Machine::start(
+        &place,
+        &[
+            "-drive",
+            &format!("file={second},format=raw"),
+            "-drive",
+            &format!("file=blkdebug:{config}:{image},format=qcow2,id=hdb,rerror=stop"),
+        ],
+    );
     let mut qmp = machine.qmp();
     machine.key('B', ".");
     machine.type_("1");
@@ -124,7 +125,10 @@ fn a_guest_that_fails_again_stops_again_and_a_reset_ends_it() {
 fn a_policy_that_there_is_not_is_refused() {
     let place = Place::new();
     let image = place.raw("a.raw");
-    for (option, said) in [("werror=foo", "'foo' invalid write error action"), ("rerror=enospc", "'enospc' invalid read error action")] {
+    for (option, said) in [
+        ("werror=foo", "'foo' invalid write error action"),
+        ("rerror=enospc", "'enospc' invalid read error action"),
+    ] {
         let drive = format!("file={image},format=raw,{option}");
         let output = crate::machine::cowvm(&place).args(["-drive", &drive]).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

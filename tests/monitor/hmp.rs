@@ -48,7 +48,10 @@ fn commands_do_what_they_say_and_mistakes_are_named_in_qemus_words() {
         ("", ""),
         ("foo", "unknown command: 'foo'\n"),
         ("info foo", "unknown command: 'info foo'\n"),
-        ("stop x", "stop|s: extraneous characters at the end of line\nTry \"help stop\" for more information\n"),
+        (
+            "stop x",
+            "stop|s: extraneous characters at the end of line\nTry \"help stop\" for more information\n",
+        ),
         ("block_resize foo 10M", "Error: Cannot find device='foo' nor node-name=''\n"),
         ("block_resize hda zz", "invalid size\n"),
         ("block_resize hda 2", ""),

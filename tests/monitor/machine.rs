@@ -16,10 +16,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// How long anything may take; only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Bytes of a disk.
-pub const DISK: u64 = 1 << 20;
+pub(crate) const DISK: u64 = 1 << 20;
 
 core::arch::global_asm!(
     ".section .rodata.monitor_guest, \"a\"",
@@ -60,7 +60,7 @@ fn guest() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
-pub fn has_kvm() -> bool {
+pub(crate) fn has_kvm() -> bool {
     let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
     if !usable {
         eprintln!("skipped: /dev/kvm cannot be opened");
@@ -69,25 +69,25 @@ pub fn has_kvm() -> bool {
 }
 
 /// A folder for one test.
-pub struct Place(pub TempDir);
+pub(crate) struct Place(TempDir);
 
 impl Place {
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         let place = Place(TempDir::new().unwrap());
         fs::create_dir(place.path("tmp")).unwrap();
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    pub fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
     /// A raw disk with the guest on it.
-    pub fn raw(&self, name: &str) -> String {
+    pub(crate) fn raw(&self, name: &str) -> String {
         let mut bytes = guest().to_vec();
         bytes.resize(510, 0);
         bytes.extend([0x55, 0xaa]);
@@ -97,7 +97,7 @@ impl Place {
     }
 
     /// The same as a qcow2 image.
-    pub fn qcow2(&self, name: &str) -> String {
+    pub(crate) fn qcow2(&self, name: &str) -> String {
         let raw = self.raw(&format!("{name}.raw"));
         tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw, &self.text(name)]);
         self.text(name)
@@ -105,14 +105,14 @@ impl Place {
 }
 
 /// Runs a tool that must succeed; its output.
-pub fn tool(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn tool(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The first byte of sector 1 of an image that nobody uses, and that all of the sector is like it.
-pub fn sector_1(image: &str, format: &str) -> u8 {
+pub(crate) fn sector_1(image: &str, format: &str) -> u8 {
     let raw = format!("{image}.look");
     tool("qemu-img", &["convert", "-f", format, "-O", "raw", image, &raw]);
     let bytes = fs::read(&raw).unwrap()[512..1024].to_vec();
@@ -121,25 +121,25 @@ pub fn sector_1(image: &str, format: &str) -> u8 {
 }
 
 /// A running cowvm, killed when the test forgets it.
-pub struct Machine {
-    pub child: Child,
+pub(crate) struct Machine {
+    pub(crate) child: Child,
     stdin: Option<ChildStdin>,
     output: mpsc::Receiver<Vec<u8>>,
-    pub seen: String,
+    pub(crate) seen: String,
     hmp: PathBuf,
     qmp: PathBuf,
 }
 
 impl Machine {
     /// Starts with a monitor and QMP on sockets, and waits for the guest.
-    pub fn start(place: &Place, arguments: &[&str]) -> Machine {
+    pub(crate) fn start(place: &Place, arguments: &[&str]) -> Machine {
         let mut machine = Machine::spawn(place, "", arguments);
         machine.expect(">");
         machine
     }
 
     /// The same under a name of its own.
-    pub fn start_named(place: &Place, name: &str, arguments: &[&str]) -> Machine {
+    pub(crate) fn start_named(place: &Place, name: &str, arguments: &[&str]) -> Machine {
         let mut machine = Machine::spawn(place, name, arguments);
         machine.expect(">");
         machine
@@ -155,28 +155,28 @@ impl Machine {
         Machine { child, stdin, output, seen: String::new(), hmp, qmp }
     }
 
-    pub fn hmp(&self) -> Hmp {
+    pub(crate) fn hmp(&self) -> Hmp {
         Hmp::connect(&self.hmp)
     }
 
-    pub fn hmp_path(&self) -> &Path {
+    pub(crate) fn hmp_path(&self) -> &Path {
         &self.hmp
     }
 
-    pub fn qmp_path(&self) -> &Path {
+    pub(crate) fn qmp_path(&self) -> &Path {
         &self.qmp
     }
 
-    pub fn qmp(&self) -> Qmp {
+    pub(crate) fn qmp(&self) -> Qmp {
         Qmp::connect(&self.qmp)
     }
 
-    pub fn type_(&mut self, text: &str) {
+    pub(crate) fn type_(&mut self, text: &str) {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Waits until `text` has been printed, and forgets all up to there.
-    pub fn expect(&mut self, text: &str) {
+    pub(crate) fn expect(&mut self, text: &str) {
         while !self.seen.contains(text) {
             match self.output.recv_timeout(PATIENCE) {
                 Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
@@ -188,13 +188,13 @@ impl Machine {
     }
 
     /// Types a key and waits for the guest's answer.
-    pub fn key(&mut self, key: char, answer: &str) {
+    pub(crate) fn key(&mut self, key: char, answer: &str) {
         self.type_(&key.to_string());
         self.expect(answer);
     }
 
     /// Waits for the end.
-    pub fn finish(mut self) -> (ExitStatus, String) {
+    pub(crate) fn finish(mut self) -> (ExitStatus, String) {
         self.stdin = None;
         while let Ok(bytes) = self.output.recv_timeout(PATIENCE) {
             self.seen.push_str(&String::from_utf8_lossy(&bytes));
@@ -205,7 +205,7 @@ impl Machine {
     }
 
     /// Ends it by Ctrl-A X.
-    pub fn quit(mut self) -> String {
+    pub(crate) fn quit(mut self) -> String {
         self.type_("\x01x");
         let (status, errors) = self.finish();
         assert!(status.success(), "{errors}");
@@ -219,7 +219,7 @@ impl Drop for Machine {
     }
 }
 
-pub fn cowvm(place: &Place) -> Command {
+pub(crate) fn cowvm(place: &Place) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cowvm"));
     command.args(["run", "-m", "4"]).env("TMPDIR", place.path("tmp"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -57,7 +57,10 @@ fn disks_are_described_counted_resized_and_put_under_overlays() {
     let disk = qmp.execute("query-block", json!({}))[0].take();
     assert_eq!((&disk["device"], &disk["io-status"]), (&json!("hda"), &json!("ok")));
     let inserted = &disk["inserted"];
-    assert_eq!((&inserted["drv"], &inserted["ro"], &inserted["file"]), (&json!("qcow2"), &json!(false), &json!(image)));
+    assert_eq!(
+        (&inserted["drv"], &inserted["ro"], &inserted["file"]),
+        (&json!("qcow2"), &json!(false), &json!(image))
+    );
     assert_eq!(inserted["image"]["virtual-size"], 1 << 20);
     let stats = qmp.execute("query-blockstats", json!({}))[0]["stats"].take();
     assert_eq!((&stats["wr_bytes"], &stats["wr_operations"]), (&json!(512), &json!(1)));
@@ -108,9 +111,14 @@ fn a_job_that_fails_says_why_until_it_is_dismissed() {
         assert_eq!(qmp.event("JOB_STATUS_CHANGE")["status"], status);
     }
     let job = qmp.execute("query-jobs", json!({}))[0].take();
-    assert_eq!((&job["id"], &job["status"], &job["type"]), (&json!("j"), &json!("concluded"), &json!("commit")));
+    assert_eq!(
+        (&job["id"], &job["status"], &job["type"]),
+        (&json!("j"), &json!("concluded"), &json!("commit"))
+    );
     assert!(job["error"].as_str().unwrap().contains("in use"), "{job}");
-    assert!(qmp.refused("block-commit", json!({"device": "hda", "job-id": "j"})).1.contains("already in use"));
+    assert!(
+        qmp.refused("block-commit", json!({"device": "hda", "job-id": "j"})).1.contains("already in use")
+    );
     qmp.execute("job-dismiss", json!({"id": "j"}));
     assert_eq!(qmp.refused("job-dismiss", json!({"id": "j"})).1, "Job not found");
 }
@@ -143,7 +151,10 @@ fn hostile_input_is_refused_and_the_conversation_goes_on() {
     assert!(qmp.send(" ")["error"]["desc"].as_str().unwrap().starts_with("JSON parse error"));
     // No line end, several at once, quotes as people write them.
     assert_eq!(qmp.send("{'execute': 'query-kvm'}")["return"]["enabled"], true);
-    assert_eq!(qmp.send("{\"execute\":\"query-jobs\",\"id\":1}{\"execute\":\"query-jobs\",\"id\":2}")["id"], 1);
+    assert_eq!(
+        qmp.send("{\"execute\":\"query-jobs\",\"id\":1}{\"execute\":\"query-jobs\",\"id\":2}")["id"],
+        1
+    );
     assert_eq!(qmp.send("")["id"], 2);
     machine.quit();
 }

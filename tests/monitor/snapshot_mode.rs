@@ -10,7 +10,10 @@ fn temporary_files(machine: &Machine, place: &Place) -> Vec<(u32, u64)> {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", machine.child.id())).unwrap();
     let paths = descriptors.map(|entry| entry.unwrap().path());
     let inside = paths.filter(|path| fs::read_link(path).is_ok_and(|target| target.starts_with(&folder)));
-    inside.map(|path| fs::metadata(path).unwrap()).map(|found| (found.permissions().mode() & 0o777, found.nlink())).collect()
+    inside
+        .map(|path| fs::metadata(path).unwrap())
+        .map(|found| (found.permissions().mode() & 0o777, found.nlink()))
+        .collect()
 }
 
 fn is_empty(place: &Place) -> bool {
@@ -79,19 +82,25 @@ fn one_drive_alone_can_be_in_snapshot_mode() {
     }
     let place = Place::new();
     let (first, second) = (place.raw("a.raw"), place.raw("b.raw"));
-    let mut machine = Machine::start(&place, &[
-        "-drive",
-        &format!("file={first},format=raw,snapshot=on,id=first"),
-        "-drive",
-        &format!("file={second},format=raw,id=second"),
-    ]);
+    let mut machine = Machine::start(
+        &place,
+        &[
+            "-drive",
+            &format!("file={first},format=raw,snapshot=on,id=first"),
+            "-drive",
+            &format!("file={second},format=raw,id=second"),
+        ],
+    );
     machine.key('a', ".");
     machine.key('B', ".");
     let mut hmp = machine.hmp();
     assert_eq!(hmp.ask("commit second"), "'commit' error for 'second': Operation not supported\n");
     assert_eq!(hmp.ask("commit third"), "Device 'third' not found\n");
     let shown = hmp.ask("info block first");
-    assert!(shown.contains("(qcow2)\n") && shown.contains(&format!("Backing file:     {first} (chain depth: 1)")), "{shown}");
+    assert!(
+        shown.contains("(qcow2)\n") && shown.contains(&format!("Backing file:     {first} (chain depth: 1)")),
+        "{shown}"
+    );
     machine.quit();
     assert_eq!((sector_1(&first, "raw"), sector_1(&second, "raw")), (0, b'B'));
 }

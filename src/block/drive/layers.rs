@@ -124,7 +124,8 @@ impl Local {
             return Err(Error::new(Kind::ReadOnly, format!("Device '{}' is read only", self.facts.id)));
         }
         if self.facts.options.snapshot {
-            let what = format!("'{}' writes to a temporary overlay, which no image can stand upon", self.facts.id);
+            let what =
+                format!("'{}' writes to a temporary overlay, which no image can stand upon", self.facts.id);
             return Err(Error::new(Kind::Unsupported, what).remedy("run it without snapshot mode"));
         }
         let length = std::fs::metadata(text::to_path(filename)).map(|found| found.len());

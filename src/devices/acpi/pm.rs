@@ -216,10 +216,8 @@ mod tests {
     fn the_power_button_interrupts_while_it_is_enabled_and_not_acknowledged() {
         let level = Arc::new(Mutex::new(false));
         let line = level.clone();
-        let mut pm = PowerManagement::new(
-            Arc::new(Log::default()),
-            Box::new(move |up| *line.lock().unwrap() = up),
-        );
+        let mut pm =
+            PowerManagement::new(Arc::new(Log::default()), Box::new(move |up| *line.lock().unwrap() = up));
         let up = || *level.lock().unwrap();
         pm.press_button();
         assert!(!up());

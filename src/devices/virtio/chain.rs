@@ -18,6 +18,10 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 pub const MAX_DESCRIPTORS: usize = 256;
 
 /// What came off a ring.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are chains, and a box would cost each an allocation"
+)]
 pub enum Popped {
     /// A chain of buffers in memory.
     Chain(Chain),

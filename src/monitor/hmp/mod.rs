@@ -151,4 +151,3 @@ impl Dialogue for Hmp {
 
     fn tell(&mut self, _event: &Value, _out: &mut Vec<u8>) {}
 }
-

@@ -129,11 +129,10 @@ mod tests {
 
     #[test]
     fn objects_end_where_their_brackets_do_not_where_lines_do() {
-        assert_eq!(objects("{\"a\": \"}\\\"\"}\r\n {\"b\":\n[{}]}{}"), [
-            "{\"a\": \"}\\\"\"}",
-            "{\"b\":\n[{}]}",
-            "{}"
-        ]);
+        assert_eq!(
+            objects("{\"a\": \"}\\\"\"}\r\n {\"b\":\n[{}]}{}"),
+            ["{\"a\": \"}\\\"\"}", "{\"b\":\n[{}]}", "{}"]
+        );
         assert_eq!(objects("{'a': 'it\\'s \"x\"'}"), ["{\"a\": \"it's \\\"x\\\"\"}"]);
     }
 
@@ -148,7 +147,9 @@ mod tests {
         let deep = [b"[".repeat(1 << 20), b"\n{}".to_vec()].concat();
         assert_eq!(frames(&deep), [Frame::Bad("too deeply nested".into()), Frame::Object(b"{}".to_vec())]);
         let mut framer = Framer::default();
-        let endless = std::iter::once(b'{').chain(std::iter::repeat_n(b'"', 1)).chain(std::iter::repeat_n(b'x', 1 << 20));
+        let endless = std::iter::once(b'{')
+            .chain(std::iter::repeat_n(b'"', 1))
+            .chain(std::iter::repeat_n(b'x', 1 << 20));
         let found: Vec<_> = endless.filter_map(|byte| framer.feed(byte)).collect();
         assert_eq!(found, [Frame::Bad("too long".into())]);
         assert!(framer.bytes.capacity() <= 2 * LENGTH);

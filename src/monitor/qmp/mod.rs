@@ -160,8 +160,8 @@ impl From<Error> for Refusal {
 
 impl Request {
     fn read(text: &[u8]) -> std::result::Result<Request, Refusal> {
-        let value: Value = serde_json::from_slice(text)
-            .map_err(|_| Error::new("JSON parse error, expecting value"))?;
+        let value: Value =
+            serde_json::from_slice(text).map_err(|_| Error::new("JSON parse error, expecting value"))?;
         let Value::Object(mut members) = value else {
             return Err(Error::new("QMP input must be a JSON object").into());
         };

@@ -33,7 +33,10 @@ const OWN: &[Command] = &[
     },
     Command {
         name: "human-monitor-command",
-        arguments: &[Argument::required("command-line", Kind::Text), Argument::optional("cpu-index", Kind::Number)],
+        arguments: &[
+            Argument::required("command-line", Kind::Text),
+            Argument::optional("cpu-index", Kind::Number),
+        ],
         run: |control, arguments| {
             let line = arguments.text("command-line").unwrap_or_default();
             Ok(Reply::Text(hmp::execute(control, line)))

@@ -33,8 +33,7 @@ impl Qcow2 {
     async fn read_extent(&self, view: &View, extent: &Extent, at: GuestOffset, into: &Iov) -> Result<usize> {
         let part = into.slice(0, extent.len as usize);
         // VM state has no backing file.
-        let backing =
-            self.backing().filter(|_| at < self.geometry.vm_state_start(view.disk_size.get()));
+        let backing = self.backing().filter(|_| at < self.geometry.vm_state_start(view.disk_size.get()));
         match (extent.place, backing) {
             (Place::Compressed(_), _) => {
                 self.file.debug_event(Event::ReadCompressed);

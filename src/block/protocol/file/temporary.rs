@@ -25,8 +25,7 @@ impl FileDriver {
             let what = format!("Could not make a temporary file in '{}'", folder.display());
             Error::from_io(error).context(what).path(&folder).remedy("name another folder with TMPDIR=")
         })?;
-        let options =
-            OpenOptions { cache: CacheMode::UNSAFE, read_only: false, ..OpenOptions::default() };
+        let options = OpenOptions { cache: CacheMode::UNSAFE, read_only: false, ..OpenOptions::default() };
         FileDriver::of(engine, filename, &options, file)
     }
 }

@@ -45,10 +45,16 @@ fn a_request_that_stops_the_guest_is_done_again_before_all_others_when_it_goes_o
         assert_eq!(heads, [0, 8]);
         assert_eq!((guest.get8(STATUS), guest.get8(STATUS + 0x800)), (OK, OK));
         let image = guest.image();
-        assert_eq!((&image[7 * 512..][..512], &image[9 * 512..][..512]), (&[0xa5; 512][..], &[0x5a; 512][..]));
+        assert_eq!(
+            (&image[7 * 512..][..512], &image[9 * 512..][..512]),
+            (&[0xa5; 512][..], &[0x5a; 512][..])
+        );
         let heard = heard.lock().unwrap();
         assert_eq!(heard.len(), 1);
-        assert_eq!((heard[0].action, heard[0].no_space, heard[0].drive.as_str()), (Action::Stop, true, "test"));
+        assert_eq!(
+            (heard[0].action, heard[0].no_space, heard[0].drive.as_str()),
+            (Action::Stop, true, "test")
+        );
     }
 }
 
