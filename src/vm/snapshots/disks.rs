@@ -43,6 +43,9 @@ pub(super) struct Failed {
     pub(super) torn: bool,
 }
 
+/// Snapshots that all disks have, and those of single disks.
+type Lists = (Vec<SnapshotInfo>, Vec<(String, SnapshotInfo)>);
+
 impl Disks {
     /// The disks that VM snapshots are made of.
     ///
@@ -77,7 +80,7 @@ impl Disks {
     }
 
     /// The snapshots that all disks have, and those that some lack, with the disk that has them.
-    pub(super) fn list(&self) -> Result<(Vec<SnapshotInfo>, Vec<(String, SnapshotInfo)>)> {
+    pub(super) fn list(&self) -> Result<Lists> {
         let first = self.first_list()?;
         let others = self.others.iter().map(list).collect::<Result<Vec<_>>>()?;
         let everywhere =
