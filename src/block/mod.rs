@@ -18,6 +18,7 @@
 //! borrow is held across an await. [`drive::Drive`] is the handle that other threads hold.
 
 pub mod aio;
+pub mod cluster_map;
 pub mod crypto;
 pub mod describe;
 pub mod drive;

@@ -5,16 +5,19 @@
 
 use super::create::check_filename;
 use super::getopt::{Flag, Parser};
+use super::interrupt::Interrupts;
 use super::numbers::{number, size};
-use super::open::{self, Sources};
+use super::open::Sources;
 use super::output::Failure;
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::error::errno_text;
 use crate::block::filter::Window;
 use crate::block::graph::Node;
-use crate::block::ops::copy::{CopyOptions, copy};
+use crate::block::open::open;
+use crate::block::ops::copy::{CopyOptions, Reports, copy};
 use crate::block::ops::create::{Template, Values, create};
+use crate::block::ops::draft::Draft;
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
 use crate::util::keyval::Options;
@@ -61,8 +64,10 @@ struct Request {
 
 fn run(parser: Parser) -> Result<u8, Failure> {
     let request = read(parser)?;
+    // Before there are threads: they must hold them back too.
+    let interrupts = Interrupts::hold()?;
     let engine = engine()?;
-    engine.block_on(dd(&engine, &request))??;
+    engine.block_on(interrupts.run(&engine, dd(&engine, &request)))??;
     Ok(0)
 }
 
@@ -120,19 +125,30 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
     let (start, len) = request.range();
     let skips_too_far = start > source.size();
     let source = Node::new(input.clone(), Box::new(Window::new(source, start, len)));
-    let values = make(engine, request, &template, output, source.size()).await?;
-    let target = open_target(engine, request, output).await?;
+    let what = format!("{output}: error while creating output image");
+    let draft = Draft::new(engine, output, false).map_err(|error| Failure::block(&what, &error))?;
+    let part = draft.as_ref().map_or_else(|| output.clone(), |draft| draft.part().to_owned());
+    let values = make(engine, request, &template, &part, source.size()).await;
+    let values = values.map_err(|error| Failure::block(&what, &told(draft.as_ref(), error)))?;
+    let target = open_target(engine, request, &part).await;
+    let target = target.map_err(|error| Failure::open(output, &told(draft.as_ref(), error)))?;
     let options = CopyOptions {
         sparse: SPARSE,
         workers: WORKERS,
         out_of_order: false,
         compress: false,
+        offload: false,
         target_is_zero: values.reads_as_zeros(),
+        target_is_new: true,
         target_backing: None,
+        salvage: false,
+        rate: 0,
     };
-    copy(&[source], &target, &options, None).await.map_err(|error| failed(&error))?;
+    let reports = Reports { progress: None, warn: &|_, _, _| {} };
+    copy(engine, &[source], &target, &options, &reports).await.map_err(|error| failed(&error))?;
     let flushed = target.flush().await;
-    flushed.and(target.close().await).map_err(|error| failed(&error))?;
+    let done = flushed.and(target.close().await);
+    done.and_then(|()| draft.map_or(Ok(()), Draft::publish)).map_err(|error| failed(&error))?;
     match skips_too_far {
         // Said, but no failure.
         true => Err(Failure::message(format!("{input}: cannot skip to specified offset")).with_code(0)),
@@ -147,6 +163,14 @@ fn unknown_format(error: Error) -> Failure {
     }
 }
 
+/// An error that names the output as users do.
+fn told(draft: Option<&Draft>, error: Error) -> Error {
+    match draft {
+        Some(draft) => draft.told(error),
+        None => error,
+    }
+}
+
 /// Makes the output, for a disk of `size` bytes.
 async fn make(
     engine: &Rc<Engine>,
@@ -154,23 +178,21 @@ async fn make(
     template: &Template,
     output: &str,
     size: u64,
-) -> Result<Values, Failure> {
-    let what = format!("{output}: error while creating output image");
-    let failed = |error: Error| Failure::block(&what, &error);
-    let mut values = template.values(&Options::default()).map_err(failed)?;
-    values.set("size", &size.to_string()).map_err(failed)?;
-    create(engine, output, &values, &request.source.options.secrets).await.map_err(failed)?;
+) -> Result<Values, Error> {
+    let mut values = template.values(&Options::default())?;
+    values.set("size", &size.to_string())?;
+    create(engine, output, &values, &request.source.options.secrets).await?;
     Ok(values)
 }
 
-async fn open_target(engine: &Rc<Engine>, request: &Request, output: &str) -> Result<Rc<Node>, Failure> {
+async fn open_target(engine: &Rc<Engine>, request: &Request, output: &str) -> Result<Rc<Node>, Error> {
     let options = OpenOptions {
         format: Some(request.format.clone()),
         read_only: false,
         unmap: true,
         ..OpenOptions::default()
     };
-    open::image(engine, output, &options).await
+    open(engine, output, &options).await
 }
 
 /// In the words of this command; the copy's own say on which side it was.

@@ -19,8 +19,6 @@ pub(super) struct Flag {
     pub(super) value: Option<&'static str>,
     /// What it does, for help.
     pub(super) help: &'static str,
-    /// This build can do it. What it cannot is refused by name.
-    pub(super) ready: bool,
     /// The name itself must be written in full too.
     full: bool,
 }
@@ -28,7 +26,7 @@ pub(super) struct Flag {
 impl Flag {
     /// A switch.
     pub(super) const fn switch(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, aliases: &[], short: None, value: None, help, ready: true, full: false }
+        Flag { name, aliases: &[], short: None, value: None, help, full: false }
     }
 
     /// An option with a value, that help calls `value`.
@@ -56,11 +54,6 @@ impl Flag {
         self.full
     }
 
-    /// Known but not there yet.
-    pub(super) const fn later(self) -> Flag {
-        Flag { ready: false, ..self }
-    }
-
     fn is_named(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name)
     }
@@ -81,8 +74,6 @@ pub(super) enum Mistake {
     ShortNeedsValue(char),
     #[error("option '--{0}' doesn't allow an argument")]
     TakesNoValue(String),
-    #[error("option '{0}' is not supported yet")]
-    NotReady(String),
 }
 
 /// A command line that is being read.
@@ -163,7 +154,7 @@ impl Parser {
                 value = self.args.pop_front().ok_or(Mistake::ShortNeedsValue(letter))?;
             }
         }
-        if flag.ready { Ok((flag.name, value)) } else { Err(Mistake::NotReady(format!("-{letter}"))) }
+        Ok((flag.name, value))
     }
 
     fn long(&mut self, text: &str) -> Result<(&'static str, String), Mistake> {
@@ -181,7 +172,7 @@ impl Parser {
             }
             (_, value) => value.unwrap_or_default(),
         };
-        if flag.ready { Ok((flag.name, value)) } else { Err(Mistake::NotReady(format!("--{}", flag.name))) }
+        Ok((flag.name, value))
     }
 
     fn find_long(&self, name: &str, text: &str) -> Result<&'static Flag, Mistake> {
@@ -215,7 +206,7 @@ mod tests {
         Flag::value("format", "FMT", "").short('f'),
         Flag::switch("force-share", "").short('U'),
         Flag::switch("progress", "").short('p').in_full(),
-        Flag::value("new", "X", "").short('n').aliases(&["newer"]).later(),
+        Flag::value("new", "X", "").short('n').aliases(&["newer"]),
     ];
 
     fn run(line: &str) -> Result<(String, Vec<String>), Mistake> {
@@ -271,8 +262,6 @@ mod tests {
             ("-f", "option requires an argument -- 'f'"),
             ("--form", "option '--format' requires an argument"),
             ("--quiet=1", "option '--quiet' doesn't allow an argument"),
-            ("-n x", "option '-n' is not supported yet"),
-            ("--newer x", "option '--new' is not supported yet"),
         ];
         for (line, message) in cases {
             assert_eq!(run(line).unwrap_err().to_string(), message, "{line}");

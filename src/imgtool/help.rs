@@ -61,6 +61,5 @@ fn of_flag(flag: &Flag) -> String {
     if let Some(value) = flag.value {
         text += &format!(" {value}");
     }
-    let missing = if flag.ready { "" } else { " (not supported yet)" };
-    text + &format!("\n      {}{missing}\n", flag.help)
+    text + &format!("\n      {}\n", flag.help)
 }

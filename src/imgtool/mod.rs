@@ -25,6 +25,7 @@ mod dd;
 mod getopt;
 mod help;
 mod info;
+mod interrupt;
 mod map;
 mod measure;
 mod numbers;
@@ -48,6 +49,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use trace::Trace;
 
 /// The name that scripts call; messages to them are exactly QEMU's.
@@ -97,6 +99,14 @@ static STANDARD: &[Flag] = &[
     Flag::value("errors", "human|json", "form of failures").in_full(),
 ];
 
+/// The name that warnings begin with.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// Warns of something that is no reason to stop.
+fn warn(message: &str) {
+    text::say(&format!("{}: warning: {message}", NAME.get().map_or(DROP_IN, String::as_str)));
+}
+
 /// What the tool was called as.
 struct Program {
     name: String,
@@ -106,6 +116,8 @@ struct Program {
 
 impl Program {
     fn new(name: &str) -> Program {
+        // There is only one.
+        NAME.get_or_init(|| name.to_owned());
         Program { name: name.to_owned(), errors: Cell::new(Form::Human) }
     }
 

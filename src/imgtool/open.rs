@@ -40,6 +40,11 @@ impl Sources {
         Ok(true)
     }
 
+    /// Whether operands are option strings.
+    pub(super) fn is_described(&self) -> bool {
+        self.described
+    }
+
     /// The file that an operand names, and how it is to be opened.
     pub(super) fn named(&self, operand: &str) -> Result<(String, OpenOptions), Failure> {
         if self.described && self.options.format.is_some() {

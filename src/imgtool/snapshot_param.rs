@@ -10,9 +10,14 @@ use std::rc::Rc;
 /// What begins an option string; anything else is a name or an ID.
 const PREFIX: &str = "snapshot.";
 
+/// Whether `text` is a name or ID, and no option string.
+pub(super) fn is_plain(text: &str) -> bool {
+    !text.starts_with(PREFIX)
+}
+
 /// Reads `snapshot.id=ID,snapshot.name=NAME` (one of them will do), or a name or ID.
 pub(super) fn parse(text: &str) -> Result<Selector, Failure> {
-    if !text.starts_with(PREFIX) {
+    if is_plain(text) {
         return Ok(Selector::IdOrName(text.to_owned()));
     }
     let mut options = Options::parse(text, None);

@@ -163,6 +163,30 @@ impl Lab {
         child.wait().unwrap();
     }
 
+    /// Where an image has data and where zeros, in the words of the real qemu-img's map, after a line that was run by the
+    /// real one or by ours in a copy of the folder.
+    pub(crate) fn shape_after(&self, line: &str, name: &str, real: bool) -> Vec<String> {
+        let fresh = self.folder.path().join("fresh");
+        copy_folder(&self.path(""), &fresh);
+        let program = if real { PathBuf::from(REAL) } else { self.tool() };
+        run(&program, &words(line), &self.path(""));
+        let map = self.qemu_map(name);
+        copy_folder(&fresh, &self.path(""));
+        let mut shape: Vec<(u64, String)> = Vec::new();
+        for extent in map.as_array().unwrap() {
+            let state = format!(
+                "{} {} {} {}",
+                extent["present"], extent["zero"], extent["data"], extent["compressed"]
+            );
+            let len = extent["length"].as_u64().unwrap();
+            match shape.last_mut() {
+                Some((total, last)) if *last == state => *total += len,
+                _ => shape.push((len, state)),
+            }
+        }
+        shape.into_iter().map(|(len, state)| format!("{len} {state}")).collect()
+    }
+
     /// What the real qemu-img's map of an image says.
     pub(crate) fn qemu_map(&self, name: &str) -> serde_json::Value {
         let line = format!("map --output=json {name}");

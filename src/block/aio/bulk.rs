@@ -1,16 +1,19 @@
-//! Host files for bulk work: whole images read once, on the threads of the pool.
+//! Host files for bulk work: whole images read or written once, on the threads of the pool.
 //!
-//! A request of a guest goes through [`HostFile`](super::HostFile), on the drive's thread. Comparing or hashing
+//! A request of a guest goes through [`HostFile`](super::HostFile), on the drive's thread. Comparing, hashing or copying
 //! gigabytes is better done where the bytes are looked at: a pool thread reads a block that fits into its
 //! processor's cache, works on it and reads the next.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// A host file that any thread can read, through the page cache.
+/// What is copied at once where the kernel cannot do it, in bytes.
+const BLOCK: usize = 256 << 10;
+
+/// A host file that any thread can read and write, through the page cache.
 #[derive(Clone, Debug)]
 pub struct BulkFile(Arc<File>);
 
@@ -40,4 +43,59 @@ impl BulkFile {
         into[done..].fill(0);
         Ok(())
     }
+
+    /// Writes all of `from` at `offset`. Blocks.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(from, offset)
+    }
+
+    /// Copies `len` bytes from `offset` on to `place` of another file, by copy_file_range(2) where the file system can:
+    /// it may share the blocks. What lies past the end of this file reads as zeros. Blocks.
+    ///
+    /// # Errors
+    /// What the host says; reading and writing are told apart by [`CopyError`].
+    pub fn copy(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> Result<(), CopyError> {
+        let mut done = 0;
+        while done < len {
+            match self.copy_range(offset + done, to, place + done, len - done) {
+                Ok(0) | Err(_) => return self.copy_bytes(offset + done, to, place + done, len - done),
+                Ok(n) => done += n,
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_range(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> io::Result<u64> {
+        let (mut from, mut at) = (offset as i64, place as i64);
+        let len = usize::try_from(len).unwrap_or(1 << 30);
+        // SAFETY: open descriptors, and offsets that live as long as the call.
+        let n = unsafe {
+            libc::copy_file_range(self.0.as_raw_fd(), &mut from, to.0.as_raw_fd(), &mut at, len, 0)
+        };
+        u64::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn copy_bytes(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> Result<(), CopyError> {
+        let mut buffer = vec![0; BLOCK.min(usize::try_from(len).unwrap_or(BLOCK))];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(BLOCK as u64) as usize;
+            self.read(offset + done, &mut buffer[..part]).map_err(CopyError::Reading)?;
+            to.write(place + done, &buffer[..part]).map_err(CopyError::Writing)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Which side of a copy failed.
+#[derive(Debug)]
+pub enum CopyError {
+    /// The source.
+    Reading(io::Error),
+    /// The target.
+    Writing(io::Error),
 }

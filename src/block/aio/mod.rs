@@ -20,7 +20,7 @@ mod poller;
 mod pool;
 mod ring;
 
-pub use bulk::BulkFile;
+pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
 
 use executor::Executor;

@@ -4,6 +4,7 @@
 //! zeros. Where the format was guessed and not given, the guest must not be able to turn the disk into an
 //! image of another format: such a write of the first sector is refused.
 
+use crate::block::graph::filling::{Filling, Room};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::{Preallocation, size_option};
 use crate::block::{Error, Iov, Kind, Result, probe};
@@ -140,6 +141,12 @@ impl Driver for Raw {
         Ok(BlockStatus::of_file(&self.file, self.at(offset), len))
     }
 
+    fn filling(&self) -> Option<&dyn Filling> {
+        // A guessed disk must not become another format's image.
+        let open = !self.guessed && self.file.driver().bulk_file().is_some();
+        open.then_some(self as &dyn Filling)
+    }
+
     fn debug_event(&self, event: Event) {
         self.file.debug_event(event);
     }
@@ -150,5 +157,36 @@ impl Driver for Raw {
         }
         preallocation.refuse_metadata()?;
         self.file.truncate(self.at(size), preallocation).await
+    }
+}
+
+#[async_trait(?Send)]
+impl Filling for Raw {
+    fn grain(&self) -> u64 {
+        SECTOR
+    }
+
+    fn is_in_place(&self) -> bool {
+        true
+    }
+
+    async fn take_room(&self, at: u64, len: u64) -> Result<Room> {
+        let file = self.file.driver().bulk_file();
+        let file =
+            file.ok_or_else(|| Error::new(Kind::Unsupported, "other threads cannot write to the file"))?;
+        self.file.written_elsewhere(self.at(at) + len);
+        Ok(Room { file, offset: self.at(at), len, untouched: true })
+    }
+
+    async fn show(&self, _at: u64, _len: u64, _place: u64) -> Result<()> {
+        // What was found out of holes meanwhile no longer holds.
+        self.file.written_elsewhere(0);
+        Ok(())
+    }
+
+    fn give_back(&self, _room: Room) {}
+
+    async fn write_packed(&self, _at: u64, _packed: &[u8]) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "Compression not supported for this file format"))
     }
 }

@@ -10,6 +10,7 @@ use crate::block::crypto::luks::Header;
 use crate::block::encryption::SlotChange;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
+use crate::block::graph::filling::Filling;
 use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{Event, Node};
@@ -151,6 +152,14 @@ pub trait Driver {
     /// The host file whose bytes the node shows as they are, for reading much of it on other threads; none where
     /// reads must pass the driver.
     fn bulk_file(&self) -> Option<BulkFile> {
+        None
+    }
+
+    /// Bytes up to `end` are written through [`Driver::bulk_file`], or may be from now on.
+    fn written_elsewhere(&self, _end: u64) {}
+
+    /// How to fill the disk from several threads, where that can be done now.
+    fn filling(&self) -> Option<&dyn Filling> {
         None
     }
 

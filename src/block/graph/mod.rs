@@ -1,11 +1,12 @@
 //! The graph: what a driver is ([`driver`]), what a node is ([`node`]), the one pipeline that every request
 //! passes ([`io`]), allocation status over a chain ([`status`]), the moments at which tests break in
-//! ([`event`]), and what only some formats can do ([`amend`], [`bitmaps`], [`overlay`], [`snapshots`]).
+//! ([`event`]), and what only some formats can do ([`amend`], [`bitmaps`], [`filling`], [`overlay`], [`snapshots`]).
 
 pub mod amend;
 pub mod bitmaps;
 pub mod driver;
 pub mod event;
+pub mod filling;
 pub mod io;
 pub mod node;
 pub mod overlay;

@@ -68,6 +68,13 @@ impl Node {
         self.driver.children().into_iter().find(|(of, _)| *of == role).map(|(_, node)| node)
     }
 
+    /// Bytes up to `end` are written to the node's host file, or may be from now on, without a request: it takes a
+    /// flush to make them durable.
+    pub fn written_elsewhere(&self, end: u64) {
+        let _change = self.changing();
+        self.driver.written_elsewhere(end);
+    }
+
     /// Notes that something is being changed: it takes a flush that begins later to make it durable.
     pub(super) fn changing(&self) -> Changing<'_> {
         Changing(&self.changes)

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Steps are looked at in parallel and judged in the order of the disk, so that the first difference is the one
-//! that is told. What reads as zeros is never read. Memory: two blocks of 64 KiB a step in flight.
+//! that is told. What reads as zeros is never read. Memory: two blocks a step in flight.
 
 use super::place::{Extent, Place};
 use crate::block::aio::Engine;
@@ -25,6 +25,8 @@ const SECTOR: usize = 512;
 const STEP: u64 = 2 << 20;
 /// What is read of each image at once, in bytes: two of these stay in a processor's cache.
 const BLOCK: usize = 64 << 10;
+/// The same through a driver: long enough that one who decrypts or decompresses uses several threads.
+const THROUGH: usize = 256 << 10;
 
 /// What a comparison came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,9 +222,9 @@ async fn compare_nodes(
     start: u64,
     len: usize,
 ) -> Result<Option<usize>, (usize, Error)> {
-    let mut buffers = [Buffer::new(BLOCK), Buffer::new(BLOCK)];
-    for at in (0..len).step_by(BLOCK) {
-        let part = BLOCK.min(len - at);
+    let mut buffers = [Buffer::new(THROUGH), Buffer::new(THROUGH)];
+    for at in (0..len).step_by(THROUGH) {
+        let part = THROUGH.min(len - at);
         let read = |image: usize| {
             let (node, into) = (nodes[image].clone(), buffers[image].iov(part));
             async move {

@@ -411,6 +411,21 @@ fn new_data_file(
     Ok(Node::new(name, Box::new(file)))
 }
 
+/// What an image that is written to a pipe is made with; `None` for raw, which has nothing but its bytes.
+pub(super) fn stream_options(values: &Values) -> Result<Option<qcow2::CreateOptions>> {
+    let is_preallocated = values.get("preallocation").is_some_and(|mode| mode != "off");
+    let is_encrypted = values.get("encryption").is_some() || values.get("encrypt.format").is_some();
+    let has_backing = values.get("backing_file").is_some();
+    if values.template.format == "luks" || is_preallocated || is_encrypted || has_backing {
+        return Err(Error::new(Kind::Unsupported, "such an image cannot be written to a pipe")
+            .remedy("write it to a file"));
+    }
+    match values.template.format {
+        "qcow2" => qcow2_options(values).map(Some),
+        _ => Ok(None),
+    }
+}
+
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
     let preallocation = preallocation(values, |word| not_accepted("preallocation", word))?;
     let version = match values.get("compat") {

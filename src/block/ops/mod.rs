@@ -7,6 +7,7 @@ pub mod commit;
 pub mod compare;
 pub mod copy;
 pub mod create;
+pub mod draft;
 pub mod encrypt_options;
 pub mod info;
 pub mod map;
@@ -14,6 +15,7 @@ pub mod measure;
 mod pieces;
 mod place;
 pub mod rebase;
+pub mod streams;
 
 use crate::block::graph::driver::Specifics;
 use crate::block::graph::{BlockStatus, ChildRole, Node};

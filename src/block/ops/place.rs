@@ -4,8 +4,8 @@
 
 use crate::block::Result;
 use crate::block::aio::BulkFile;
-use crate::block::graph::Node;
 use crate::block::graph::status::{ChainStatus, chain_status};
+use crate::block::graph::{BlockStatus, Node};
 use std::io;
 use std::rc::Rc;
 
@@ -55,7 +55,7 @@ impl Extent {
     /// The extent at `start`, which must be on the disk of `top`.
     pub(super) async fn at(top: &Rc<Node>, start: u64) -> Result<Extent> {
         let status = chain_status(top, start, (top.size() - start).min(STATUS_REACH)).await?;
-        Ok(Extent { start, len: status.len, place: place_of(&status), status })
+        Ok(Extent { start, len: status.len, place: place_of(&status.status), status })
     }
 
     /// One past the last byte.
@@ -69,10 +69,11 @@ impl Extent {
     }
 }
 
-fn place_of(chain: &ChainStatus) -> Option<Place> {
-    if chain.status.zero {
+/// Where the bytes are that `status` is about.
+pub(super) fn place_of(status: &BlockStatus) -> Option<Place> {
+    if status.zero {
         return Some(Place::Zeros);
     }
-    let (node, offset) = chain.status.mapped.as_ref()?;
+    let (node, offset) = status.mapped.as_ref()?;
     Some(Place::File(node.driver().bulk_file()?, *offset))
 }

@@ -72,10 +72,30 @@ impl FileDriver {
     pub fn create(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
         let mut host = HostOpenOptions::new();
         host.read(true).write(true).create(true).truncate(false).mode(0o644);
-        let writable = OpenOptions { read_only: false, ..options.clone() };
-        let driver = FileDriver::open_with(engine, filename, &writable, &mut host, "create")?;
-        driver.lock(Access { write: true, resize: true, share_writes: true })?;
+        let driver = FileDriver::open_to_replace(engine, filename, options, &mut host)?;
         driver.make_empty().map_err(|error| driver.failed("Could not create", error))?;
+        Ok(driver)
+    }
+
+    /// Locks the file that is there against all who would use it while another one is made that takes its place.
+    ///
+    /// # Errors
+    /// As [`FileDriver::create`].
+    pub fn claim(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
+        let mut host = HostOpenOptions::new();
+        host.read(true).write(true);
+        FileDriver::open_to_replace(engine, filename, &OpenOptions::default(), &mut host)
+    }
+
+    fn open_to_replace(
+        engine: &Rc<Engine>,
+        filename: &str,
+        options: &OpenOptions,
+        host: &mut HostOpenOptions,
+    ) -> Result<FileDriver> {
+        let writable = OpenOptions { read_only: false, ..options.clone() };
+        let driver = FileDriver::open_with(engine, filename, &writable, host, "create")?;
+        driver.lock(Access { write: true, resize: true, share_writes: true })?;
         Ok(driver)
     }
 
@@ -348,6 +368,10 @@ impl Driver for FileDriver {
             return None;
         }
         self.bulk.get_or_init(|| BulkFile::new(self.file.fd()).ok()).clone()
+    }
+
+    fn written_elsewhere(&self, end: u64) {
+        self.grown_to(end);
     }
 
     fn allocated_size(&self) -> Option<u64> {

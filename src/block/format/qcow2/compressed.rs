@@ -252,7 +252,7 @@ impl Qcow2 {
     }
 
     /// Stores a compressed cluster, then shows it.
-    async fn write_packed_cluster(&self, at: GuestOffset, bytes: &[u8]) -> Result<()> {
+    pub(super) async fn write_packed_cluster(&self, at: GuestOffset, bytes: &[u8]) -> Result<()> {
         let _turn = self.guests.lock(at.0..at.0 + self.geometry.cluster_size(), true).await;
         let (slice, slot) = self.writable_slot(at).await?;
         let (host, room) = self.reserve_bytes(bytes.len() as u64).await?;

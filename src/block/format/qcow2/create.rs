@@ -206,7 +206,13 @@ impl CreateOptions {
         if self.backing_file.as_ref().is_some_and(|name| text::to_bytes(name).len() > MAX_BACKING_NAME) {
             return Err(could_not_assign(self, Kind::InvalidArgument, "Invalid argument"));
         }
-        let mut header = Header {
+        let mut header = self.fields(geometry);
+        header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
+    }
+
+    /// The header of an image of size 0, whose tables are where [`create`] puts them.
+    pub(super) fn fields(&self, geometry: Geometry) -> Header {
+        Header {
             version: self.version,
             geometry,
             size: 0,
@@ -226,8 +232,7 @@ impl CreateOptions {
             backing_file: self.backing_file.clone(),
             header_len: 0,
             used: 0,
-        };
-        header.encode().map_err(|_| could_not_assign(self, Kind::NoSpace, "No space left on device"))
+        }
     }
 
     fn incompatible(&self) -> u64 {

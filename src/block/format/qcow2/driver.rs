@@ -19,6 +19,7 @@ use crate::block::aio::Engine;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Specifics};
+use crate::block::graph::filling::Filling;
 use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
@@ -259,6 +260,10 @@ impl Driver for Rc<Qcow2> {
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         Some(&**self)
+    }
+
+    fn filling(&self) -> Option<&dyn Filling> {
+        self.can_be_filled().then_some(&**self as &dyn Filling)
     }
 
     fn overlay(&self) -> Option<&dyn Overlay> {

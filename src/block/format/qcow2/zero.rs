@@ -161,11 +161,19 @@ impl Qcow2 {
         match extent.place {
             Place::Unallocated { host: None } if change == Change::Drop => false,
             _ if change == Change::Drop => true,
-            Place::Unallocated { host } => self.has_backing() || host.is_some() && change != Change::Keep,
+            Place::Unallocated { host } => {
+                self.marks(change) || self.has_backing() || host.is_some() && change != Change::Keep
+            }
             Place::Zero { copied: true, .. } if self.discards.no_unref => false,
             Place::Zero { host, .. } => host.is_some() && change != Change::Keep,
             Place::Data { .. } | Place::Compressed(_) => true,
         }
+    }
+
+    /// Whether what is unallocated becomes zero though there is no backing file: as in QEMU, zeros that were asked for
+    /// are told from what nobody ever wrote to.
+    fn marks(&self, change: Change) -> bool {
+        self.v3 && matches!(change, Change::Unmap | Change::Keep)
     }
 
     /// Changes the entries of one slice. Returns where it ended: at what has to be written instead, if not at
@@ -249,7 +257,7 @@ impl Qcow2 {
         let keeps = change == Change::Keep || self.discards.no_unref && old.own_host().is_some();
         match (old, zeroed) {
             _ if change == Change::Drop => L2Entry::Unallocated,
-            (L2Entry::Unallocated, _) if !self.has_backing() => old,
+            (L2Entry::Unallocated, _) if !self.has_backing() && !self.marks(change) => old,
             (_, L2Entry::Zero { .. }) if !self.v3 => L2Entry::Unallocated,
             (_, L2Entry::Zero { .. }) if !keeps => L2Entry::Zero { host: None, copied: false },
             _ => zeroed,

@@ -1,0 +1,186 @@
+//! Whole commands of `cowvm imgtool` against the same command lines of qemu-img, in alternating runs, each with its
+//! defaults, all in the page cache: how long they take, and the most memory that they have at once.
+//!
+//! `cargo bench --bench imgtool [-- --size 4096] [-- --rounds 5] [-- --only convert] [-- --dir DIR]`. `--size` is that
+//! of the disk in MiB; half of it is holes, in turns of 16 MiB, and the data is compressible to about half. Outputs are
+//! removed before every run, and images that a command changes are made anew. Medians of the rounds.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
+
+mod measure;
+
+use measure::{median, option};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Bytes of data or of a hole.
+const TURN: u64 = 16 << 20;
+
+/// A command line that both tools run.
+struct Case {
+    name: &'static str,
+    /// Lines for qemu-img that come first and are not measured.
+    prepare: &'static [&'static str],
+    line: &'static str,
+    /// What it makes.
+    output: &'static str,
+}
+
+const fn case(name: &'static str, line: &'static str) -> Case {
+    Case { name, prepare: &[], line, output: "out" }
+}
+
+/// An image over `base.raw` with a little data of its own.
+const OVERLAY: &[&str] =
+    &["create -q -f qcow2 -b base.raw -F raw out", "bench -q -w -c 2000 -s 65536 -S 1048576 -f qcow2 out"];
+
+const CASES: &[Case] = &[
+    case("convert raw raw", "convert -f raw -O raw base.raw out"),
+    case("convert raw qcow2", "convert -f raw -O qcow2 base.raw out"),
+    case("convert qcow2 raw", "convert -f qcow2 -O raw base.qcow2 out"),
+    case("convert qcow2 qcow2", "convert -f qcow2 -O qcow2 base.qcow2 out"),
+    case("convert -c zlib", "convert -c -f raw -O qcow2 base.raw out"),
+    case("convert -c zstd", "convert -c -f raw -O qcow2 -o compression_type=zstd base.raw out"),
+    case("convert zlib raw", "convert -f qcow2 -O raw zlib.qcow2 out"),
+    case("convert zstd raw", "convert -f qcow2 -O raw zstd.qcow2 out"),
+    case("convert -S 0", "convert -S 0 -f raw -O raw base.raw out"),
+    case("convert -C", "convert -C -f raw -O raw base.raw out"),
+    case("dd", "dd -f raw -O raw bs=2M if=base.raw of=out"),
+    case("compare raw qcow2", "compare -f raw -F qcow2 base.raw base.qcow2"),
+    case("compare qcow2 zlib", "compare -f qcow2 -F qcow2 base.qcow2 zlib.qcow2"),
+    case("check", "check -f qcow2 base.qcow2"),
+    case("check zlib", "check -f qcow2 zlib.qcow2"),
+    case("map", "map --output=json -f qcow2 base.qcow2"),
+    case("measure", "measure -O qcow2 -f raw base.raw"),
+    Case { name: "commit", prepare: OVERLAY, line: "commit -q -f qcow2 out", output: "out" },
+    Case {
+        name: "rebase",
+        prepare: OVERLAY,
+        line: "rebase -f qcow2 -b base.qcow2 -F qcow2 out",
+        output: "out",
+    },
+    Case {
+        name: "snapshot -c",
+        prepare: &["convert -f raw -O qcow2 base.raw out"],
+        line: "snapshot -c one out",
+        output: "out",
+    },
+];
+
+fn main() {
+    let rounds = option("--rounds").map_or(5, |n| n.parse().unwrap());
+    let size = option("--size").map_or(4096, |n| n.parse::<u64>().unwrap()) << 20;
+    let only = option("--only").unwrap_or_default();
+    let folder = tempfile::tempdir_in(option("--dir").unwrap_or_else(|| "target".into())).unwrap();
+    let folder = Folder(folder.path().to_owned());
+    folder.make_images(size);
+    println!(
+        "| command | qemu-img s | cowvm s | times as fast | qemu-img MiB | cowvm MiB | size of output |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for case in CASES.iter().filter(|case| case.name.contains(&only)) {
+        folder.compare(case, rounds);
+    }
+}
+
+/// What a run took.
+struct Run {
+    seconds: f64,
+    /// Most memory at once, in MiB.
+    memory: f64,
+    /// Space that the output takes, in bytes.
+    output: u64,
+}
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn qemu_img(&self, line: &str) {
+        let mut command = Command::new("qemu-img");
+        let output = command.args(line.split(' ')).current_dir(&self.0).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn make_images(&self, size: u64) {
+        let mut file = std::fs::File::create(self.path("base.raw")).unwrap();
+        file.set_len(size).unwrap();
+        let mut state = 1;
+        for at in (0..size).step_by(2 * TURN as usize) {
+            file.seek(SeekFrom::Start(at)).unwrap();
+            file.write_all(&text_like(&mut state, TURN.min(size - at))).unwrap();
+        }
+        self.qemu_img("convert -f raw -O qcow2 base.raw base.qcow2");
+        for kind in ["zlib", "zstd"] {
+            self.qemu_img(&format!(
+                "convert -c -W -m 16 -f raw -O qcow2 -o compression_type={kind} base.raw {kind}.qcow2"
+            ));
+        }
+    }
+
+    fn compare(&self, case: &Case, rounds: usize) {
+        let ours: &[&str] = &[env!("CARGO_BIN_EXE_cowvm"), "imgtool"];
+        let mut runs = [Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (tool, runs) in [&["qemu-img"][..], ours].into_iter().zip(&mut runs) {
+                runs.push(self.run(case, tool));
+            }
+        }
+        let middle = |of: fn(&Run) -> f64| {
+            runs.each_ref().map(|runs| median(&mut runs.iter().map(of).collect::<Vec<_>>()))
+        };
+        let ([theirs, ours], memory) = (middle(|run| run.seconds), middle(|run| run.memory));
+        let output = middle(|run| run.output as f64);
+        println!(
+            "| {} | {theirs:.3} | {ours:.3} | {:.2} | {:.0} | {:.0} | {:.3} |",
+            case.name,
+            theirs / ours,
+            memory[0],
+            memory[1],
+            if output[0] > 0.0 { output[1] / output[0] } else { 1.0 },
+        );
+    }
+
+    fn run(&self, case: &Case, tool: &[&str]) -> Run {
+        let _ = std::fs::remove_file(self.path(case.output));
+        case.prepare.iter().for_each(|line| self.qemu_img(line));
+        let mut command = Command::new(tool[0]);
+        command.args(&tool[1..]).args(case.line.split(' ')).current_dir(&self.0).stdout(Stdio::null());
+        let start = Instant::now();
+        #[expect(clippy::zombie_processes, reason = "wait4 waits, and tells of the memory")]
+        let child = command.spawn().unwrap();
+        let memory = wait(child.id(), case.line);
+        let seconds = start.elapsed().as_secs_f64();
+        Run { seconds, memory, output: space(&self.path(case.output)) }
+    }
+}
+
+/// Waits for a child, which must succeed. Returns the most memory that it had, in MiB.
+fn wait(child: u32, line: &str) -> f64 {
+    let mut status = 0;
+    // SAFETY: all-zero bytes are a valid `rusage`.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the child is ours and nobody else waits for it; both places live as long as the call.
+    let waited = unsafe { libc::wait4(child as i32, &mut status, 0, &mut usage) };
+    assert!(waited == child as i32 && status == 0, "{line}: {status:#x}");
+    usage.ru_maxrss as f64 / 1024.0
+}
+
+/// Space that a file takes, in bytes; none if it is not there.
+fn space(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512)
+}
+
+/// Bytes that compress to about half.
+fn text_like(state: &mut u64, len: u64) -> Vec<u8> {
+    let words = (0..len / 8).map(|_| {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) & 0x0f0f_0f0f_0f0f_0f0f | (*state >> 20) & 0x1010_1010
+    });
+    words.flat_map(u64::to_le_bytes).collect()
+}

@@ -1,0 +1,158 @@
+//! Pieces whose bytes stand in a host file: threads of the pool move them, and here is taken and shown what they fill.
+//!
+//! ```text
+//!   source   | data |0 0| data |0|          read a block, look for zeros
+//!   room     | data | data |  left |        what is data goes to the next grains; what is left, others take
+//! ```
+
+use super::super::place::Place;
+use super::Copy;
+use super::job::{Broken, Job, Moved, split_off};
+use super::plan::{Piece, failed, piece_len};
+use super::runs::{data_grains, find_runs, gaps};
+use super::through::Memory;
+use crate::block::graph::filling::{Filling, Packer, Room};
+use crate::block::{Buffer, Result};
+use std::cell::RefCell;
+
+/// Room that was taken and not used.
+#[derive(Default)]
+pub(super) struct Spare(RefCell<Vec<Room>>);
+
+impl Spare {
+    /// Room for `len` bytes: first what is left, then new.
+    pub(super) async fn take(&self, filling: &dyn Filling, at: u64, len: u64) -> Result<Vec<Room>> {
+        let (mut rooms, mut missing) = (Vec::new(), len.next_multiple_of(filling.grain()));
+        while missing > 0 {
+            let spare = self.0.borrow_mut().pop();
+            let mut room = match spare {
+                Some(room) => room,
+                None => filling.take_room(at, missing).await?,
+            };
+            self.keep(split_off(&mut room, missing));
+            missing -= room.len;
+            rooms.push(room);
+        }
+        Ok(rooms)
+    }
+
+    fn keep(&self, room: Option<Room>) {
+        self.0.borrow_mut().extend(room);
+    }
+}
+
+impl Copy<'_> {
+    /// Lets a thread of the pool move a piece into `rooms`.
+    pub(super) async fn fill(
+        &self,
+        piece: &Piece,
+        place: Place,
+        rooms: Vec<Room>,
+        memory: &mut Memory,
+    ) -> Result<()> {
+        let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
+        let job = Job {
+            source: place,
+            len: piece.len,
+            position: piece.to,
+            block: piece_len(self.options, filling.grain()),
+            sparse: if self.options.offload { 0 } else { self.options.sparse },
+            grain: filling.grain(),
+            in_place: filling.is_in_place(),
+            rooms: rooms.iter().cloned().collect(),
+            shown: Vec::new(),
+            zeros: Vec::new(),
+            bytes: std::mem::take(&mut memory.bytes),
+        };
+        let permit = self.threads.acquire().await;
+        let moved = self.engine.offload(move || job.run()).await;
+        drop(permit);
+        match moved {
+            Ok(job) => {
+                let done = self.show(piece, filling, &job).await;
+                memory.bytes = job.bytes;
+                // Of a disk in place, nothing else can go there.
+                let left = job.rooms.into_iter().filter(|_| !job.in_place);
+                left.for_each(|room| self.spare.keep(Some(room)));
+                done
+            }
+            Err(broken) => {
+                rooms.into_iter().for_each(|room| filling.give_back(room));
+                match broken.reading && self.options.salvage {
+                    true => self.copy_through(piece, memory).await,
+                    false => Err(broken.told(piece)),
+                }
+            }
+        }
+    }
+
+    async fn show(&self, piece: &Piece, filling: &dyn Filling, job: &Job) -> Result<()> {
+        for shown in &job.shown {
+            let at = piece.to + shown.start;
+            let done = filling.show(at, shown.len, shown.place).await;
+            done.map_err(|error| failed("writing", at, error))?;
+        }
+        for zeros in &job.zeros {
+            self.zero(piece.to + zeros.start, zeros.end - zeros.start).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what nobody took.
+    pub(super) fn give_back_spare(&self) {
+        let rooms = self.spare.0.take();
+        self.filling.into_iter().for_each(|filling| {
+            rooms.iter().for_each(|room| filling.give_back(room.clone()));
+        });
+    }
+
+    /// Lets a thread of the pool compress a piece; what comes out is stored in the order of the disk.
+    pub(super) async fn pack(
+        &self,
+        piece: &Piece,
+        place: Place,
+        packer: Packer,
+        memory: &mut Memory,
+    ) -> Result<()> {
+        let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
+        let mut bytes = std::mem::take(&mut memory.bytes);
+        let (len, to, grain) = (piece.len as usize, piece.to, filling.grain());
+        let sparse = if self.options.sparse == 0 { 0 } else { self.options.sparse.max(grain) };
+        let job = move || -> Moved<_> {
+            bytes.resize(len.next_multiple_of(grain as usize).max(bytes.len()), 0);
+            place.read(0, &mut bytes[..len]).map_err(|error| Broken { reading: true, at: 0, error })?;
+            // What lies behind the end of the disk reads as zeros, should it grow.
+            bytes[len..].fill(0);
+            let runs = find_runs(&bytes[..len], to, sparse);
+            let data = data_grains(&runs, grain);
+            let grains = data.iter().flat_map(|range| range.clone().step_by(grain as usize));
+            let packed = grains.map(|at| (at, packer(&bytes[at as usize..(at + grain) as usize])));
+            Ok((packed.collect::<Vec<_>>(), gaps(&data, len as u64), bytes))
+        };
+        let (packed, zeros, bytes) = match self.engine.offload(job).await {
+            Ok(packed) => packed,
+            Err(_) if self.options.salvage => return self.copy_through(piece, memory).await,
+            Err(broken) => return Err(broken.told(piece)),
+        };
+        if !self.options.out_of_order {
+            self.turns.wait(piece.turn).await;
+        }
+        for (start, packed) in packed {
+            let (at, end) = (to + start, (start + grain).min(piece.len));
+            let done = match packed {
+                Some(packed) => filling.write_packed(at, &packed).await,
+                None => self.write_plain(at, &bytes[start as usize..end as usize]).await,
+            };
+            done.map_err(|error| failed("writing", at, error))?;
+        }
+        for zeros in zeros {
+            self.zero(to + zeros.start, zeros.end - zeros.start).await?;
+        }
+        memory.bytes = bytes;
+        Ok(())
+    }
+
+    async fn write_plain(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.target.write(at, &Buffer::from_bytes(bytes).iov(bytes.len())).await
+    }
+}

@@ -1,0 +1,240 @@
+//! Copying the content of images into another one: holes are never read, runs of zeros never written as data.
+//!
+//! ```text
+//!   sources ─ allocation status ─▶ Plan: pieces ──▶ worker 1 ─┬─ bytes in a host file: a pool thread moves them (fill)
+//!                                    (one lock)  └─▶ worker n ─┴─ else: read and write through the nodes (through)
+//! ```
+//!
+//! Each worker owns one buffer, so memory is bounded by workers times the longest piece. Pieces that go through the nodes
+//! are written in order, unless that is not wanted: the target then grows like a file that is written from start to
+//! end. Room in a new image is taken in order too.
+
+mod fill;
+mod job;
+mod plan;
+mod runs;
+mod through;
+mod turns;
+
+pub use through::Reports;
+
+use super::pieces::Pace;
+use super::place::Place;
+use super::{SECTOR, cluster_size};
+use crate::block::aio::Engine;
+use crate::block::cluster_map::ClusterMap;
+use crate::block::graph::Node;
+use crate::block::graph::filling::{Filling, Packer, Room};
+use crate::block::{Error, Result};
+use async_lock::{Mutex, Semaphore};
+use fill::Spare;
+use futures_util::future::join_all;
+use plan::{Content, Cut, Piece, Plan, disk_size};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::thread::available_parallelism;
+use turns::Turns;
+
+/// How to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyOptions {
+    /// Shortest run of zeros within data that is left out, in bytes; 0 writes everything, zeros too.
+    pub sparse: u64,
+    /// How many pieces are in flight.
+    pub workers: usize,
+    /// Write pieces as they come.
+    pub out_of_order: bool,
+    /// Write whole clusters of the target compressed; those come out of order, so that all processors compress.
+    pub compress: bool,
+    /// Let the file system copy data, without looking for zeros in it.
+    pub offload: bool,
+    /// The target reads as zeros where nothing was written to it.
+    pub target_is_zero: bool,
+    /// Nothing was written to the target yet.
+    pub target_is_new: bool,
+    /// Size of the target's backing file: what the source's top layer does not have is left to it.
+    pub target_backing: Option<u64>,
+    /// Take sectors that cannot be read for zeros.
+    pub salvage: bool,
+    /// Bytes of data a second; 0 for as fast as may be.
+    pub rate: u64,
+}
+
+/// Copies the disks of `sources`, one behind the other, to the start of `target`.
+///
+/// # Errors
+/// The first failed read or write. Nothing is in flight any more then.
+pub async fn copy(
+    engine: &Rc<Engine>,
+    sources: &[Rc<Node>],
+    target: &Rc<Node>,
+    options: &CopyOptions,
+    reports: &Reports<'_>,
+) -> Result<()> {
+    let filling = target.driver().filling().filter(|filling| filling.is_in_place() || options.target_is_new);
+    let packer = filling.filter(|_| options.compress).and_then(|filling| filling.packer());
+    let grain = if options.compress { cluster_size(target) } else { SECTOR };
+    let cut = Cut { grain, long: filling.is_some() && !options.compress };
+    let mut total = 0;
+    // As qemu-img does it, what has no status is told twice.
+    if reports.progress.is_some() || options.salvage {
+        let mut plan = Plan::new(sources, options, reports, cut);
+        while let Some(piece) = plan.next().await? {
+            total += piece.counts;
+        }
+    }
+    let copy = Copy {
+        engine,
+        target,
+        options,
+        reports,
+        total,
+        done: Cell::new(0),
+        plan: Mutex::new(Plan::new(sources, options, reports, cut)),
+        grain,
+        turns: Turns::default(),
+        filling,
+        packer,
+        spare: Spare::default(),
+        threads: Semaphore::new(available_parallelism().map_or(1, |cores| cores.get() + 1)),
+        pace: Pace::new(engine, options.rate),
+        failed: RefCell::default(),
+    };
+    join_all((0..options.workers.max(1)).map(|_| copy.work())).await;
+    copy.give_back_spare();
+    // What pool threads wrote, no request told of.
+    target.written_elsewhere(0);
+    copy.failed.take().map_or(Ok(()), Err)
+}
+
+/// Which clusters of a copy of `sources` have data, as far as their allocation status tells.
+///
+/// # Errors
+/// When the status cannot be read.
+pub async fn data_clusters(
+    sources: &[Rc<Node>],
+    options: &CopyOptions,
+    cluster_size: u64,
+) -> Result<ClusterMap> {
+    let mut map = ClusterMap::new(total_size(sources), cluster_size)?;
+    let reports = Reports { progress: None, warn: &|_, _, _| {} };
+    let mut plan = Plan::new(sources, options, &reports, Cut { grain: SECTOR, long: true });
+    while let Some(piece) = plan.next().await? {
+        if piece.content == Content::Data {
+            map.add(piece.to..piece.to + piece.len);
+        }
+    }
+    Ok(map)
+}
+
+/// The size that the disks of `sources` have together.
+pub fn total_size(sources: &[Rc<Node>]) -> u64 {
+    sources.iter().map(|source| disk_size(source)).fold(0, u64::saturating_add)
+}
+
+/// A copy that is under way.
+struct Copy<'a> {
+    engine: &'a Rc<Engine>,
+    target: &'a Rc<Node>,
+    options: &'a CopyOptions,
+    reports: &'a Reports<'a>,
+    total: u64,
+    done: Cell<u64>,
+    plan: Mutex<Plan<'a>>,
+    grain: u64,
+    turns: Turns,
+    /// How pool threads can write to the target, if they can.
+    filling: Option<&'a dyn Filling>,
+    packer: Option<Packer>,
+    /// Room that was taken and not used.
+    spare: Spare,
+    /// As many threads move bytes at once as keep the processors busy.
+    threads: Semaphore,
+    pace: Pace,
+    /// What failed first: no further piece begins.
+    failed: RefCell<Option<Error>>,
+}
+
+/// Which way a piece goes.
+enum Way {
+    /// Through the nodes.
+    Through,
+    /// A pool thread copies it into this room.
+    Fill(Place, Vec<Room>),
+    /// A pool thread compresses it.
+    Pack(Place, Packer),
+}
+
+impl Copy<'_> {
+    async fn work(&self) {
+        let mut memory = through::Memory::default();
+        while let Some((piece, way)) = self.next().await {
+            let done = self.copy_piece(&piece, way, &mut memory).await;
+            done.unwrap_or_else(|error| self.fail(error));
+            // Whatever came of it, others wait for their turn.
+            self.turns.finish(piece.turn);
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        self.failed.borrow_mut().get_or_insert(error);
+    }
+
+    /// The next piece; none after a failure.
+    async fn next(&self) -> Option<(Piece, Way)> {
+        let mut plan = self.plan.lock().await;
+        if self.failed.borrow().is_some() {
+            return None;
+        }
+        let next = async {
+            let Some(piece) = plan.next().await? else { return Ok(None) };
+            let way = self.way(&piece).await?;
+            Ok(Some((piece, way)))
+        };
+        let next = next.await.unwrap_or_else(|error| {
+            self.fail(error);
+            None
+        });
+        if let Some((piece, _)) = &next {
+            self.count(piece).await;
+        }
+        next
+    }
+
+    /// Tells of a piece that begins, and waits until it may.
+    async fn count(&self, piece: &Piece) {
+        if let (Some(progress), true) = (self.reports.progress, piece.counts > 0) {
+            self.done.set(self.done.get() + piece.counts);
+            progress(self.done.get(), self.total);
+        }
+        if piece.content == Content::Data {
+            self.pace.wait(piece.len).await;
+        }
+    }
+
+    /// Room is taken in the order of the pieces, so that a new image has its clusters in the order of the disk.
+    async fn way(&self, piece: &Piece) -> Result<Way> {
+        let (Some(filling), Some(place)) = (self.filling, &piece.place) else { return Ok(Way::Through) };
+        let end = piece.to + piece.len;
+        let whole = piece.to.is_multiple_of(filling.grain())
+            && (end.is_multiple_of(filling.grain()) || end == self.target.size());
+        match (&self.packer, whole) {
+            (_, false) => Ok(Way::Through),
+            (Some(packer), _) => Ok(Way::Pack(place.clone(), packer.clone())),
+            (None, _) if self.options.compress => Ok(Way::Through),
+            (None, _) => {
+                let room = self.spare.take(filling, piece.to, piece.len).await;
+                let room = room.map_err(|error| plan::failed("writing", piece.to, error))?;
+                Ok(Way::Fill(place.clone(), room))
+            }
+        }
+    }
+
+    async fn copy_piece(&self, piece: &Piece, way: Way, memory: &mut through::Memory) -> Result<()> {
+        match way {
+            Way::Through => self.copy_through(piece, memory).await,
+            Way::Fill(place, room) => self.fill(piece, place, room, memory).await,
+            Way::Pack(place, packer) => self.pack(piece, place, packer, memory).await,
+        }
+    }
+}
