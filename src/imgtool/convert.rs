@@ -4,8 +4,8 @@ use super::create::check_filename;
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
 use super::open::Sources;
-use super::output::Failure;
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine, open, size_argument};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
@@ -15,6 +15,7 @@ use crate::block::ops::encrypt_options::key_option;
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, graph::ChildRole};
 use crate::util::keyval::Options;
+use serde_json::json;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -54,9 +55,10 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("force-share", "read sources although another process may write them").short('U'),
         Flag::value("parallel", "NUMBER", "pieces in flight, 1 to 16 (default: 8)").short('m'),
         Flag::switch("no-create", "write into an image that is there").short('n').in_full(),
-        Flag::switch("progress", "show progress").short('p').in_full(),
+        PROGRESS.in_full(),
         Flag::switch("quiet", "say nothing but errors").short('q'),
         Flag::value("rate", "RATE", "bytes a second").short('r').later(),
+        OUTPUT,
     ],
     operands: &[
         ("FILENAME", "an image to copy; several are put one behind the other"),
@@ -84,14 +86,26 @@ struct Request {
     out_of_order: bool,
     create: bool,
     compress: bool,
-    progress: bool,
+    progress: Wanted,
     quiet: bool,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let Some(request) = read(parser)? else { return Ok(0) };
+    let Some(mut request) = read(parser)? else { return Ok(0) };
+    let wanted = std::mem::take(&mut request.progress);
+    let progress = Progress::start(wanted.unless(request.quiet || request.form == Form::Json));
     let engine = engine()?;
-    engine.block_on(convert(&engine, &request))??;
+    let size = engine.block_on(convert(&engine, &request, &progress))??;
+    progress.complete();
+    if request.form == Form::Json && !request.quiet {
+        output::write_json(&json!({
+            "filenames": request.sources,
+            "output": request.output,
+            "format": request.format,
+            "virtual-size": size,
+        }))?;
+    }
     Ok(0)
 }
 
@@ -141,8 +155,9 @@ impl Request {
             out_of_order: false,
             create: true,
             compress: false,
-            progress: false,
+            progress: Wanted::default(),
             quiet: false,
+            form: Form::Human,
         }
     }
 
@@ -158,7 +173,8 @@ impl Request {
             "oob-writes" => self.out_of_order = true,
             "no-create" => self.create = false,
             "compress" => self.compress = true,
-            "progress" => self.progress = true,
+            "progress" => self.progress.take(&value)?,
+            "output" => self.form = Form::parse(&value)?,
             _ => self.quiet = true,
         }
         Ok(())
@@ -187,8 +203,8 @@ fn parse_workers(text: &str) -> Result<usize, Failure> {
     }
 }
 
-async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
-    let progress = Progress::start(request.progress && !request.quiet);
+/// Bytes of the disk that was copied.
+async fn convert(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<u64, Failure> {
     let mut sources = Vec::new();
     for source in &request.sources {
         sources.push(request.source.open(engine, source).await?);
@@ -213,10 +229,10 @@ async fn convert(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> 
         return Err(Failure::message("output file is smaller than input file"));
     }
     let options = copy_options(request, &target, made.as_ref());
-    copy_all(&sources, &target, &options, &progress).await?;
+    copy_all(&sources, &target, &options, progress).await?;
     finish(&target, request).await?;
-    progress.report(100.0);
-    Ok(())
+    progress.finish();
+    Ok(size)
 }
 
 /// The options of the new image.
@@ -311,7 +327,7 @@ async fn copy_all(
     options: &CopyOptions,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+    let report = |done: u64, total: u64| progress.report(done, total);
     let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
     copy(sources, target, options, shown).await.map_err(|error| Failure::plain(&error))
 }

@@ -7,7 +7,8 @@ use super::create::check_filename;
 use super::getopt::{Flag, Parser};
 use super::numbers::{number, size};
 use super::open::{self, Sources};
-use super::output::Failure;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::error::errno_text;
@@ -18,6 +19,7 @@ use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
 use crate::util::keyval::Options;
+use serde_json::json;
 use std::io;
 use std::rc::Rc;
 
@@ -32,6 +34,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("image-opts", "INPUT is an option string"),
         Flag::value("output-format", "FMT", "format of OUTPUT (default: raw)").short('O'),
         Flag::switch("force-share", "read INPUT although another process may write it").short('U'),
+        PROGRESS_IN_FULL,
+        OUTPUT,
     ],
     operands: &[
         ("bs=SIZE", "bytes of a block (default: 512)"),
@@ -57,12 +61,27 @@ struct Request {
     block: u64,
     count: Option<u64>,
     skip: u64,
+    progress: Wanted,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let mut request = read(parser)?;
+    let wanted = std::mem::take(&mut request.progress);
+    let progress = Progress::later(wanted.unless(request.form == Form::Json));
     let engine = engine()?;
-    engine.block_on(dd(&engine, &request))??;
+    let size = engine.block_on(dd(&engine, &request, &progress))??;
+    progress.finish();
+    progress.complete();
+    drop(progress);
+    if request.form == Form::Json {
+        output::write_json(&json!({
+            "input": request.input,
+            "output": request.output,
+            "format": request.format,
+            "virtual-size": size,
+        }))?;
+    }
     Ok(0)
 }
 
@@ -75,11 +94,19 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
         block: 512,
         count: None,
         skip: 0,
+        progress: Wanted::default(),
+        form: Form::Human,
     };
     while let Some((name, value)) = parser.next()? {
         match name {
             _ if request.source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
+            "progress" => request.progress.take(&value)?,
+            // qemu-img takes it for a shortened --output-format.
+            "output" => match Form::parse(&value) {
+                Ok(form) => request.form = form,
+                Err(_) => request.format = value,
+            },
             _ => request.format = value,
         }
     }
@@ -110,7 +137,8 @@ impl Request {
     }
 }
 
-async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+/// Bytes of the new disk.
+async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<u64, Failure> {
     let (Some(input), Some(output)) = (&request.input, &request.output) else {
         return Err(Failure::message("Must specify both input and output files"));
     };
@@ -120,7 +148,8 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
     let (start, len) = request.range();
     let skips_too_far = start > source.size();
     let source = Node::new(input.clone(), Box::new(Window::new(source, start, len)));
-    let values = make(engine, request, &template, output, source.size()).await?;
+    let size = source.size();
+    let values = make(engine, request, &template, output, size).await?;
     let target = open_target(engine, request, output).await?;
     let options = CopyOptions {
         sparse: SPARSE,
@@ -130,13 +159,15 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
         target_is_zero: values.reads_as_zeros(),
         target_backing: None,
     };
-    copy(&[source], &target, &options, None).await.map_err(|error| failed(&error))?;
+    let report = |done: u64, total: u64| progress.report(done, total);
+    let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
+    copy(&[source], &target, &options, shown).await.map_err(|error| failed(&error))?;
     let flushed = target.flush().await;
     flushed.and(target.close().await).map_err(|error| failed(&error))?;
     match skips_too_far {
         // Said, but no failure.
         true => Err(Failure::message(format!("{input}: cannot skip to specified offset")).with_code(0)),
-        false => Ok(()),
+        false => Ok(size),
     }
 }
 

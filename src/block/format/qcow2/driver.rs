@@ -34,7 +34,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 /// What to do about a damaged image.
-const REPAIR: &str = "repair it with: qemu-img check -r all";
+pub(super) const REPAIR: &str = "repair it with: qemu-img check -r all";
 /// Longest read or write, in bytes.
 const MAX_TRANSFER: u32 = 64 << 20;
 
