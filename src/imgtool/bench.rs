@@ -201,10 +201,11 @@ async fn bench(engine: &Rc<Engine>, filename: &str, request: &Request) -> Result
     let seconds = start.elapsed().as_secs_f64();
     let closed = sent.and(node.close().await);
     closed.map_err(|error| Failure::message(format!("Failed request: {}", cause(&error))))?;
-    Ok(match request.form {
-        Form::Human => output::write(&format!("Run completed in {seconds:.3} seconds.\n"))?,
-        Form::Json => output::write_json(&request.result(filename, seconds))?,
-    })
+    let told = match request.form {
+        Form::Human => output::write(&format!("Run completed in {seconds:.3} seconds.\n")),
+        Form::Json => output::write_json(&request.result(filename, seconds)),
+    };
+    Ok(told?)
 }
 
 /// What the host said; else the error's own words.

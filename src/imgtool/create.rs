@@ -148,7 +148,7 @@ fn set_size(values: &mut Values, size: Option<u64>) -> Result<(), Error> {
 
 fn set_backing(template: &Template, values: &mut Values, request: &Request) -> Result<(), Error> {
     let unsupported = |what: &str| {
-        Error::invalid_argument(&format!(
+        Error::invalid_argument(format!(
             "Backing file{what} not supported for file format '{}'",
             request.format
         ))
@@ -203,7 +203,7 @@ async fn look_at_backing(
 }
 
 fn no_format(detected: &str) -> Error {
-    Error::invalid_argument(&format!("Backing file specified without backing format{detected}"))
+    Error::invalid_argument(format!("Backing file specified without backing format{detected}"))
 }
 
 fn not_opened(error: Error) -> Error {

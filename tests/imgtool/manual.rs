@@ -77,7 +77,8 @@ const EXAMPLES: &[Example] = &[
         &["qemu-img create -q disk.raw 2M", "qemu-io -f raw -c 'write -P 5 0 1M' disk.raw >/dev/null"],
         &[
             "qemu-img create -f qcow2 -o ? | wc -c | grep -c .",
-            "qemu-img convert -c -p -f raw -O qcow2 disk.raw disk.qcow2",
+            "qemu-img convert -c -f raw -O qcow2 disk.raw disk.qcow2",
+            "qemu-img convert -p -f raw -O qcow2 disk.raw plain.qcow2",
             "qemu-img convert -f raw -O qcow2 -S 4k -m 4 -W disk.raw wide.qcow2",
             "qemu-img compare -f raw -F qcow2 -s disk.raw disk.qcow2; echo $?",
             "qemu-img compare -f raw -F qcow2 disk.raw disk.qcow2; echo $?",

@@ -11,7 +11,7 @@
 //! From then on this driver knows an image that is no more: it takes no changes until it is opened again.
 
 use super::codec::Codec;
-use super::driver::Qcow2;
+use super::driver::{Access, Qcow2};
 use super::extensions::{self, DATA_FILE, Extension, FEATURE_NAMES};
 use super::header::{COMPRESSION_TYPE, DATA_FILE_RAW, DIRTY, Header, LAZY_REFCOUNTS};
 use crate::block::graph::amend::{Amend, AmendOptions};
@@ -166,7 +166,7 @@ impl Qcow2 {
     }
 
     async fn switch_target(&self, target: Target) -> Result<()> {
-        if self.read_only.get() {
+        if !self.is_writable() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
         self.clear_autoclear().await?;
@@ -201,7 +201,7 @@ impl Qcow2 {
         if let Some(new) = new {
             new.adopt(self);
         }
-        self.read_only.set(true);
+        self.access.set(Access::Ended);
         self.file.flush().await
     }
 }

@@ -7,7 +7,6 @@
 //! The header of the encryption, if there is one, is put behind before the disk gets its size.
 
 use super::codec::Codec;
-use super::driver::Image;
 use super::encrypt::EncryptOptions;
 use super::entries::set_refcount;
 use super::extensions::{self, BACKING_FORMAT, DATA_FILE, Extension};
@@ -15,6 +14,7 @@ use super::geometry::{Geometry, HostCluster, HostOffset};
 use super::header::{
     COMPRESSION_TYPE, DATA_FILE_RAW, EXTENDED_L2, EXTERNAL_DATA, Header, LAZY_REFCOUNTS, MAX_BACKING_NAME,
 };
+use super::image::Image;
 use crate::block::aio::Engine;
 use crate::block::graph::{Driver, Node};
 use crate::block::options::Preallocation;

@@ -9,9 +9,10 @@
 //! refers to has as many references as the table itself.
 
 use super::cache::Piece;
-use super::driver::{Qcow2, REPAIR};
+use super::driver::Qcow2;
 use super::entries::{L1Entry, L2Entry};
 use super::geometry::{GuestOffset, HostCluster, HostOffset};
+use super::image::REPAIR;
 use super::mapping::View;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};

@@ -19,7 +19,7 @@
 use super::alloc::{Free, Reserved};
 use super::cache::DirtyBytes;
 use super::data::DataFile;
-use super::driver::Qcow2;
+use super::driver::{Access, Qcow2};
 use super::geometry::HostOffset;
 use super::header::{CORRUPT, DIRTY, Header};
 use super::overlap::Metadata;
@@ -102,7 +102,7 @@ impl Qcow2 {
 
     /// Leaves nothing in memory that is not in the file. No request is in flight.
     pub(super) async fn close_all(&self) -> Result<()> {
-        if self.read_only.get() {
+        if !self.is_writable() {
             return Ok(());
         }
         self.settle().await?;
@@ -126,7 +126,7 @@ impl Qcow2 {
     /// Sets the dirty bit, or takes it back, durably.
     async fn set_dirty(&self, dirty: bool) -> Result<()> {
         let is_dirty = self.header.borrow().incompatible & DIRTY != 0;
-        if is_dirty == dirty || self.for_check {
+        if is_dirty == dirty || self.access.get() == Access::Repair {
             return Ok(());
         }
         let mark = |header: &mut Header| {
@@ -144,7 +144,7 @@ impl Qcow2 {
 
     /// Before a request that changes something: see to what must come first. Cheap where nothing must.
     pub(super) async fn prepare_change(&self) -> Result<()> {
-        if self.read_only.get() {
+        if !self.is_writable() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
         self.settle_header().await?;
@@ -180,7 +180,7 @@ impl Qcow2 {
 
     /// Whether [`Qcow2::prepare_change`] has anything to do.
     pub(super) fn must_prepare(&self) -> bool {
-        self.read_only.get()
+        !self.is_writable()
             || self.autoclear.get() != 0
             || self.unsettled.get()
             || self.owes_header()
@@ -378,7 +378,7 @@ impl Qcow2 {
 
     /// Whether the image was found corrupt since it was opened.
     fn is_broken(&self) -> bool {
-        self.header.borrow().incompatible & CORRUPT != 0 && self.read_only.get() && !self.opened_read_only
+        self.header.borrow().incompatible & CORRUPT != 0 && self.access.get() == Access::Ended
     }
 
     /// The outcome of a change, after [`Qcow2::corrupted`] has seen what error there is.
@@ -392,9 +392,10 @@ impl Qcow2 {
     /// If an error says that the image contradicts itself, and it is open for writing: marks it as corrupt and
     /// lets nobody write any more. Returns the error. One that names a file came from another image of the chain.
     pub(super) async fn corrupted(&self, error: Error) -> Error {
-        if error.kind() != Kind::Corrupt || error.file().is_some() || self.read_only.replace(true) {
+        if error.kind() != Kind::Corrupt || error.file().is_some() || !self.is_writable() {
             return error;
         }
+        self.access.set(Access::Ended);
         let mark = |header: &mut Header| header.incompatible |= CORRUPT;
         if self.v3 {
             // If this fails too, there is nothing else that could be done.

@@ -16,7 +16,7 @@
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
 //! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
 //! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `overlay`, `snapshot_ops`, `snapshot_view`, `vm_state` |
-//! | `encrypt`: the key of an image, its data | `driver`: the whole as a node |
+//! | `encrypt`: the key of an image, its data | `image`: what is read at first; `driver`: the whole as a node |
 //! | | `image_options`, `cache_options`, `discard_options`: what its user decides |
 
 mod alloc;
@@ -38,6 +38,7 @@ mod extensions;
 mod flush;
 mod geometry;
 mod header;
+mod image;
 mod image_options;
 mod mapping;
 mod measure;
@@ -65,6 +66,6 @@ pub use cache_options::CacheOptions;
 pub use codec::Codec;
 pub use create::{CreateOptions, create};
 pub use discard_options::DiscardOptions;
-pub use driver::Image;
 pub use encrypt::{EncryptOptions, Unlock};
+pub use image::Image;
 pub use image_options::ImageOptions;

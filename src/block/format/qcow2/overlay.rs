@@ -9,7 +9,7 @@
 //! a second switch of the same kind puts into the clusters that came free at its start, and the file is cut behind
 //! them. To whoever dies in between, that is space and nothing else.
 
-use super::driver::Qcow2;
+use super::driver::{Access, Qcow2};
 use super::extensions::{BACKING_FORMAT, Extension, FEATURE_NAMES};
 use super::geometry::HostOffset;
 use super::header::{DATA_FILE_RAW, Header, MAX_BACKING_NAME};
@@ -27,7 +27,7 @@ impl Overlay for Qcow2 {
         self.prepare_change().await?;
         self.close_all().await?;
         self.change_header_durably(|header| name_backing(header, backing)).await?;
-        self.read_only.set(true);
+        self.access.set(Access::Ended);
         Ok(())
     }
 

@@ -14,9 +14,10 @@
 //! * Nothing but the switch refers to a copy: a process that dies before it leaks clusters at worst.
 
 use super::alloc::Reserved;
-use super::driver::{Qcow2, REPAIR};
+use super::driver::Qcow2;
 use super::entries::{L2Words, refcount, references, set_refcount, takes_copied, with_copied};
 use super::geometry::{HostCluster, HostOffset};
+use super::image::REPAIR;
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};

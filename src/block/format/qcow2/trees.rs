@@ -28,10 +28,11 @@
 //! If the last flush fails, the header is switched back (if that fails too, memory follows the file), and
 //! nothing changes before a flush has succeeded: nobody knows which of both a power failure would leave.
 
-use super::driver::{Qcow2, note_metadata};
+use super::driver::Qcow2;
 use super::entries::{L1Entry, without_copied};
 use super::geometry::{HostCluster, HostOffset};
 use super::header::Header;
+use super::image::note_metadata;
 use super::refcount::Run;
 use super::shadow::{Change, Counts, Shadow};
 use super::snapshot::{self, Snapshot};

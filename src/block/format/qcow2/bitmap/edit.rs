@@ -128,7 +128,7 @@ impl Qcow2 {
 
     /// Waits for the turn to change bitmaps.
     async fn begin_edit(&self) -> Result<async_lock::MutexGuard<'_, ()>> {
-        if self.read_only.get() {
+        if !self.is_writable() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
         Ok(self.bitmaps.changing.lock().await)

@@ -42,7 +42,7 @@ impl Check for Qcow2 {
     }
 
     async fn repair(&self, what: Repair) -> Result<CheckReport> {
-        if self.read_only.get() {
+        if !self.is_writable() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
         self.check_and_repair(Some(what)).await
