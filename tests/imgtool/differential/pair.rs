@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 /// The image that patches change.
 const PATCHED: &str = "p";
 /// A tool that takes longer hangs, in seconds.
-const LIMIT: &str = "30";
+const LIMIT: &str = "120";
 
 pub(super) struct Pair<'a> {
     fixture: &'a Fixture,
