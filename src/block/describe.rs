@@ -73,7 +73,7 @@ pub(super) fn parse_json(text: &str) -> Result<Options> {
         Error::new(Kind::InvalidFormat, format!("JSON parse error, {what}"))
     })?;
     if !value.is_object() {
-        return Err(invalid("Invalid JSON object given"));
+        return Err(Error::invalid_argument("Invalid JSON object given"));
     }
     let mut options = Options::default();
     flatten("", &value, &mut options);
@@ -90,7 +90,7 @@ pub fn from_options(text: &str, common: &OpenOptions) -> Result<(String, OpenOpt
 
 fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOptions)> {
     if let Some(node) = own.take(FILE) {
-        return Err(invalid(format!("Cannot find device='{node}' nor node-name='{node}'")));
+        return Err(Error::invalid_argument(format!("Cannot find device='{node}' nor node-name='{node}'")));
     }
     let driver = own.take("driver");
     if let Some(driver) = &driver {
@@ -104,7 +104,7 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
     };
     if file.pairs().is_empty() && options.format.as_deref() != Some(FILE) {
         let what = "A block device must be specified for \"file\"";
-        return Err(invalid(if options.format.is_some() {
+        return Err(Error::invalid_argument(if options.format.is_some() {
             what
         } else {
             "Must specify either driver or file"
@@ -123,11 +123,14 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
 fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
     known_driver(&file.take("driver").unwrap_or_else(|| FILE.to_owned()), &[FILE])?;
     let filename = file.take("filename").filter(|name| !name.is_empty());
-    let filename = filename.ok_or_else(|| invalid("The 'file' block driver requires a file name"))?;
+    let filename =
+        filename.ok_or_else(|| Error::invalid_argument("The 'file' block driver requires a file name"))?;
     apply(file, COMMON, options)?;
     apply(file, OF_FILE, options)?;
     match file.pairs().first() {
-        Some((name, _)) => Err(invalid(format!("Block protocol 'file' doesn't support the option '{name}'"))),
+        Some((name, _)) => {
+            Err(Error::invalid_argument(format!("Block protocol 'file' doesn't support the option '{name}'")))
+        }
         // A name is a file's here, whatever it looks like.
         None if filename.contains(':') => Ok(format!("file:{filename}")),
         None => Ok(filename),
@@ -161,13 +164,13 @@ fn known_driver(driver: &str, known: &[&str]) -> Result<()> {
 }
 
 fn switch(name: &str, value: &str) -> Result<bool> {
-    parse_switch(name, value).map_err(|error| invalid(error.to_string()))
+    parse_switch(name, value).map_err(|error| Error::invalid_argument(error.to_string()))
 }
 
 fn word<'a>(value: &'a str, known: &[&str]) -> Result<&'a str> {
     match known.contains(&value) {
         true => Ok(value),
-        false => Err(invalid(format!("invalid parameter value: {value}"))),
+        false => Err(Error::invalid_argument(format!("invalid parameter value: {value}"))),
     }
 }
 
@@ -175,7 +178,7 @@ fn discard(value: &str) -> Result<bool> {
     match value {
         "on" | "unmap" => Ok(true),
         "off" | "ignore" => Ok(false),
-        _ => Err(invalid("Invalid discard option")),
+        _ => Err(Error::invalid_argument("Invalid discard option")),
     }
 }
 
@@ -191,7 +194,7 @@ fn check_node_name(name: &str) -> Result<()> {
     let rest = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     match name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(rest) {
         true => Ok(()),
-        false => Err(invalid(format!("Invalid node-name: '{name}'"))),
+        false => Err(Error::invalid_argument(format!("Invalid node-name: '{name}'"))),
     }
 }
 
@@ -226,10 +229,6 @@ fn with_double_quotes(text: &str) -> String {
         }
     }
     out
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }
 
 #[cfg(test)]

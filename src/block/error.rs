@@ -51,6 +51,21 @@ impl Error {
         Error { kind, message: message.into(), path: None, remedy: None, errno: None }
     }
 
+    /// An option or a name that makes no sense.
+    pub fn invalid_argument(message: impl Into<String>) -> Error {
+        Error::new(Kind::InvalidArgument, message)
+    }
+
+    /// An option `name` that cannot have this value.
+    pub fn not_accepted(name: &str, value: &str) -> Error {
+        Error::invalid_argument(format!("Parameter '{name}' does not accept value '{value}'"))
+    }
+
+    /// Bytes that are not what the format demands.
+    pub fn invalid_format(message: impl Into<String>) -> Error {
+        Error::new(Kind::InvalidFormat, message)
+    }
+
     /// A failed system call, said as the C library says it ("No such file or directory").
     pub fn from_io(source: io::Error) -> Error {
         let errno = source.raw_os_error();

@@ -67,14 +67,14 @@ impl Secrets {
             true => describe::parse_json(text)?,
             false => Options::parse(text, Some("qom-type")),
         };
-        let missing = |name: &str| invalid(format!("Parameter '{name}' is missing"));
+        let missing = |name: &str| Error::invalid_argument(format!("Parameter '{name}' is missing"));
         match options.take("qom-type").ok_or_else(|| missing("qom-type"))?.as_str() {
             "secret" => {}
             other if OTHER_OBJECTS.contains(&other) => {
                 let message = format!("the object type '{other}' is not supported yet");
                 return Err(Error::new(Kind::Unsupported, message));
             }
-            other => return Err(invalid(format!("Parameter 'qom-type' does not accept value '{other}'"))),
+            other => return Err(Error::not_accepted("qom-type", other)),
         }
         let id = options.take("id").ok_or_else(|| missing("id"))?;
         check_id(&id)?;
@@ -82,12 +82,16 @@ impl Secrets {
         let data = self.read(&mut options)?;
         match options.pairs().first() {
             // It may be the rest of a secret with a comma in it.
-            Some(_) if inline => return Err(invalid("A parameter is unexpected").remedy(COMMA)),
-            Some((key, _)) => return Err(invalid(format!("Parameter '{key}' is unexpected"))),
+            Some(_) if inline => {
+                return Err(Error::invalid_argument("A parameter is unexpected").remedy(COMMA));
+            }
+            Some((key, _)) => {
+                return Err(Error::invalid_argument(format!("Parameter '{key}' is unexpected")));
+            }
             None => {}
         }
         if self.0.contains_key(&id) {
-            return Err(invalid(format!(
+            return Err(Error::invalid_argument(format!(
                 "attempt to add duplicate property '{id}' to object (type 'container')"
             )));
         }
@@ -103,20 +107,23 @@ impl Secrets {
         let data = self.get(id)?;
         match std::str::from_utf8(data) {
             Ok(_) => Ok(data.clone()),
-            Err(_) => Err(invalid(format!("Data from secret {id} is not valid UTF-8"))),
+            Err(_) => Err(Error::invalid_argument(format!("Data from secret {id} is not valid UTF-8"))),
         }
     }
 
     fn get(&self, id: &str) -> Result<&Key> {
         self.0.get(id).ok_or_else(|| {
-            invalid(format!("No secret with id '{id}'")).remedy("define it with --object secret,id=…,file=…")
+            Error::invalid_argument(format!("No secret with id '{id}'"))
+                .remedy("define it with --object secret,id=…,file=…")
         })
     }
 
     fn read(&self, options: &mut Options) -> Result<Key> {
         let stored = match (options.take("data"), options.take("file")) {
-            (Some(_), Some(_)) => return Err(invalid("'file' and 'data' are mutually exclusive")),
-            (None, None) => return Err(invalid("Either 'file' or 'data' must be provided")),
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid_argument("'file' and 'data' are mutually exclusive"));
+            }
+            (None, None) => return Err(Error::invalid_argument("Either 'file' or 'data' must be provided")),
             (Some(data), None) => Key::from(text::to_bytes(&data).into_owned()),
             (None, Some(path)) => read_file(&path)?,
         };
@@ -124,7 +131,7 @@ impl Secrets {
             None | Some("raw") => false,
             Some("base64") => true,
             Some(other) => {
-                return Err(invalid(format!("Parameter 'format' does not accept value '{other}'")));
+                return Err(Error::not_accepted("format", other));
             }
         };
         let (keyid, iv) = (options.take("keyid"), options.take("iv"));
@@ -147,7 +154,7 @@ fn check_id(id: &str) -> Result<()> {
     if id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(rest) {
         return Ok(());
     }
-    Err(invalid(
+    Err(Error::invalid_argument(
         "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting \
          with a letter.",
     ))
@@ -166,7 +173,7 @@ fn read_file(path: &str) -> Result<Key> {
     match read {
         Err(error) => Err(told("Error reading", error)),
         Ok(len) if len as u64 > MAX_LEN => {
-            Err(invalid(format!("Unable to read {path}: the secret is too long")))
+            Err(Error::invalid_argument(format!("Unable to read {path}: the secret is too long")))
         }
         Ok(_) => Ok(bytes),
     }
@@ -178,32 +185,39 @@ fn decode(text: &[u8]) -> Result<Key> {
     let mut lines = Vec::with_capacity(text.len());
     lines.extend(text.iter().filter(|&&byte| byte != b'\n' && byte != b'\r'));
     let lines = Key::from(lines);
-    let decoded = BASE64.decode(&*lines).map_err(|_| invalid("Base64 data contains invalid characters"))?;
+    let decoded = BASE64
+        .decode(&*lines)
+        .map_err(|_| Error::invalid_argument("Base64 data contains invalid characters"))?;
     Ok(Key::from(decoded))
 }
 
 fn decrypt(key: &Key, iv: Option<&str>, mut data: Key) -> Result<Key> {
-    let iv = decode(iv.ok_or_else(|| invalid("IV is required to decrypt secret"))?.as_bytes())?;
+    let iv =
+        decode(iv.ok_or_else(|| Error::invalid_argument("IV is required to decrypt secret"))?.as_bytes())?;
     if iv.len() != BLOCK {
-        return Err(invalid(format!("IV should be {BLOCK} bytes in length not {}", iv.len())));
+        return Err(Error::invalid_argument(format!(
+            "IV should be {BLOCK} bytes in length not {}",
+            iv.len()
+        )));
     }
     let cipher = Cipher::AES_256;
     if key.len() != cipher.key_len() {
-        return Err(invalid(format!("Key should be {} bytes in length", cipher.key_len())));
+        return Err(Error::invalid_argument(format!("Key should be {} bytes in length", cipher.key_len())));
     }
     if !data.len().is_multiple_of(BLOCK) {
-        return Err(invalid(format!("Length {} must be a multiple of block size {BLOCK}", data.len())));
+        return Err(Error::invalid_argument(format!(
+            "Length {} must be a multiple of block size {BLOCK}",
+            data.len()
+        )));
     }
     cipher.decrypt_cbc(key, &iv, &mut data)?;
     let padding = usize::from(data.last().copied().unwrap_or(0));
     match data.len().checked_sub(padding) {
         Some(len) if padding <= BLOCK => Ok(Key::from(data[..len].to_vec())),
-        _ => Err(invalid(format!("Incorrect number of padding bytes ({padding}) found on decrypted data"))),
+        _ => Err(Error::invalid_argument(format!(
+            "Incorrect number of padding bytes ({padding}) found on decrypted data"
+        ))),
     }
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }
 
 #[cfg(test)]

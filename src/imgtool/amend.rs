@@ -3,13 +3,14 @@
 use super::create_options::{OptionLists, list_text};
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
-use super::output::{self, Failure};
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::amend::{Changes, amendable};
 use crate::block::options::CacheMode;
+use serde_json::{Map, Value, json};
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -20,12 +21,13 @@ pub(super) const COMMAND: Command = Command {
         HELP,
         Flag::value("options", "OPTIONS", "options to change; '-o help' lists them").short('o'),
         Flag::switch("quiet", "say nothing but errors").short('q'),
-        Flag::switch("progress", "show progress").short('p'),
+        PROGRESS,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::value("cache", "CACHE", "cache mode (default: writeback)").short('t'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
         Flag::switch("force", "also erase or overwrite the last key slot that opens the image"),
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -42,7 +44,7 @@ struct Request {
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
     let (mut source, mut options, mut cache) = (Sources::new(), OptionLists::default(), None);
-    let (mut force, mut progress, mut quiet) = (false, false, false);
+    let (mut force, mut quiet, mut progress, mut form) = (false, false, Wanted::default(), Form::Human);
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
@@ -50,7 +52,8 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
             "options" => options.add(&value)?,
             "cache" => cache = Some(value),
             "force" => force = true,
-            "progress" => progress = true,
+            "progress" => progress.take(&value)?,
+            "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
@@ -60,22 +63,42 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
     if let (true, Some(format)) = (options.wants_help(), &source.options.format) {
         return show_help(format).map(|()| 0);
     }
-    let progress = Progress::silent(progress && !quiet && !options.wants_help(), 1.0);
+    let progress = Progress::silent(progress.unless(quiet || form == Form::Json), 1.0);
     let one_image = |_| Failure::message("Expecting one image file name");
     let [filename] = <[String; 1]>::try_from(parser.operands()).map_err(one_image)?;
     source.options.read_only = false;
     source.options.cache = cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::target_cache(&word))?;
     let request = Request { source, filename, options, force };
     let engine = engine()?;
-    engine.block_on(open_and_amend(&engine, &request, &progress))??;
+    progress.listen(&engine);
+    let format = engine.block_on(open_and_amend(&engine, &request, &progress))??;
+    progress.complete();
+    if form == Form::Json && !quiet && !request.options.wants_help() {
+        output::write_json(&request.result(format))?;
+    }
     Ok(0)
 }
 
-async fn open_and_amend(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<(), Failure> {
+impl Request {
+    /// What was changed: all options that were given.
+    fn result(&self, format: &str) -> Value {
+        let given = self.options.options().pairs().iter();
+        let options: Map<String, Value> =
+            given.map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        json!({"filename": self.filename, "format": format, "options": options})
+    }
+}
+
+/// The format of the image.
+async fn open_and_amend(
+    engine: &Rc<Engine>,
+    request: &Request,
+    progress: &Progress,
+) -> Result<&'static str, Failure> {
     let image = request.source.open(engine, &request.filename).await?;
     let done = amend(&image, request, progress).await;
-    let closed = image.close().await.map_err(|error| Failure::plain(&error));
-    done.and(closed)
+    let format = image.driver().format_name();
+    open::close(&image, done.map(|()| format)).await
 }
 
 async fn amend(image: &Node, request: &Request, progress: &Progress) -> Result<(), Failure> {
@@ -85,9 +108,9 @@ async fn amend(image: &Node, request: &Request, progress: &Progress) -> Result<(
     }
     let plain = |error| Failure::plain(&error);
     let changes = Changes::read(format, request.options.options()).map_err(plain)?;
-    progress.report(0.0);
+    progress.begin();
     let done = changes.apply(image, &request.source.options.secrets, request.force).await;
-    progress.report(100.0);
+    progress.finish();
     done.map_err(plain)
 }
 

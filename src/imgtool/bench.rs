@@ -3,13 +3,14 @@
 use super::getopt::{Flag, Parser};
 use super::numbers::{number, size};
 use super::open::Sources;
-use super::output::{self, Failure};
+use super::output::{self, Failure, Form, OUTPUT};
 use super::{Command, HELP, only_image};
 use crate::block::aio::{Backend, Engine};
 use crate::block::error::errno_text;
 use crate::block::ops::bench::{Load, run as send};
 use crate::block::options::CacheMode;
 use crate::block::{Error, Kind};
+use serde_json::{Value, json};
 use std::io;
 use std::rc::Rc;
 use std::time::Instant;
@@ -36,6 +37,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("native", "as -i native").short('n'),
         Flag::switch("no-drain", "flush while requests are in flight"),
         Flag::switch("force-share", "open the image although another process may write it").short('U'),
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -52,6 +54,7 @@ struct Request {
     pattern: u8,
     write: bool,
     aio: Option<String>,
+    form: Form,
 }
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
@@ -82,7 +85,15 @@ impl Request {
             flush_interval: 0,
             drain: true,
         };
-        Request { source: Sources::new(), load, step: None, pattern: 0, write: false, aio: None }
+        Request {
+            source: Sources::new(),
+            load,
+            step: None,
+            pattern: 0,
+            write: false,
+            aio: None,
+            form: Form::Human,
+        }
     }
 
     /// Takes one option.
@@ -101,6 +112,7 @@ impl Request {
             "aio" => self.aio = Some(aio(value)?),
             "native" => self.aio = Some("native".to_owned()),
             "no-drain" => load.drain = false,
+            "output" => self.form = Form::parse(&value)?,
             _ => {}
         }
         Ok(())
@@ -137,6 +149,22 @@ impl Request {
         }
     }
 
+    /// What was done, and how long it took.
+    fn result(&self, filename: &str, seconds: f64) -> Value {
+        let Load { count, len, depth, offset, step, flush_interval, .. } = self.load;
+        json!({
+            "filename": filename,
+            "write": self.write,
+            "requests": count,
+            "request-size": len,
+            "depth": depth,
+            "offset": offset,
+            "step-size": step,
+            "flush-interval": flush_interval,
+            "seconds": seconds,
+        })
+    }
+
     /// What is announced.
     fn plan(&self) -> String {
         let Load { count, len, depth, offset, step, flush_interval, .. } = self.load;
@@ -165,13 +193,19 @@ fn aio(word: String) -> Result<String, Failure> {
 
 async fn bench(engine: &Rc<Engine>, filename: &str, request: &Request) -> Result<(), Failure> {
     let node = request.source.open(engine, filename).await?;
-    output::write(&request.plan())?;
+    if request.form == Form::Human {
+        output::write(&request.plan())?;
+    }
     let start = Instant::now();
     let sent = send(&node, &request.load).await;
     let seconds = start.elapsed().as_secs_f64();
     let closed = sent.and(node.close().await);
     closed.map_err(|error| Failure::message(format!("Failed request: {}", cause(&error))))?;
-    Ok(output::write(&format!("Run completed in {seconds:.3} seconds.\n"))?)
+    let told = match request.form {
+        Form::Human => output::write(&format!("Run completed in {seconds:.3} seconds.\n")),
+        Form::Json => output::write_json(&request.result(filename, seconds)),
+    };
+    Ok(told?)
 }
 
 /// What the host said; else the error's own words.

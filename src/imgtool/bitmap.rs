@@ -2,14 +2,16 @@
 //! that succeeded stays when a later one fails.
 
 use super::getopt::{Flag, Parser};
+use super::info::bitmap_json;
 use super::open::Sources;
-use super::output::Failure;
+use super::output::{self, Failure, Form, OUTPUT};
 use super::{Command, HELP, engine, open, size_argument};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::graph::bitmaps::Bitmaps;
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
+use serde_json::json;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -31,6 +33,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("source-file", "FILE", "SOURCE is a bitmap of this image").short('b'),
         Flag::value("source-format", "FMT", "format of that image").short('F'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image"), ("BITMAP", "the name of the bitmap")],
     run,
@@ -70,17 +73,27 @@ struct Request {
     granularity: Option<u64>,
     source: Option<String>,
     source_format: Option<String>,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
     let request = read(parser)?;
     let engine = engine()?;
-    engine.block_on(async {
+    let bitmaps = engine.block_on(async {
         let image = request.image.open(&engine, &request.filename).await?;
         let done = change(&engine, &image, &request).await;
+        let bitmaps = image.driver().bitmaps().map(|bitmaps| bitmaps.list()).unwrap_or_default();
         let closed = image.close().await.map_err(|error| Failure::block(&request.filename, &error));
-        done.and(closed)
+        done.and(closed).map(|()| bitmaps)
     })??;
+    if request.form == Form::Json {
+        output::write_json(&json!({
+            "filename": request.filename,
+            "bitmap": request.bitmap,
+            "actions": request.actions.iter().map(Action::word).collect::<Vec<_>>(),
+            "bitmaps": bitmaps.iter().map(bitmap_json).collect::<Vec<_>>(),
+        }))?;
+    }
     Ok(0)
 }
 
@@ -101,6 +114,7 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "merge" => request.actions.push(Action::Merge(value)),
             "source-file" => request.source = Some(value),
             "source-format" => request.source_format = Some(value),
+            "output" => request.form = Form::parse(&value)?,
             _ => drop(request.image.take(name, &value)?),
         }
     }
@@ -125,6 +139,7 @@ impl Request {
             granularity: None,
             source: None,
             source_format: None,
+            form: Form::Human,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
 use super::output::{self, Failure, Form};
+use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::Error;
 use crate::block::error::errno_text;
@@ -26,6 +27,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("force-share", "look at the image although another process may write it").short('U'),
         Flag::switch("quiet", "say nothing but errors").short('q'),
+        PROGRESS_IN_FULL,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -40,7 +42,7 @@ const NO_CHECK: u8 = 63;
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
     let (mut source, mut form, mut quiet, mut repair) = (Sources::new(), Form::Human, false, None);
-    let mut cache = None;
+    let (mut cache, mut progress) = (None, Wanted::default());
     while let Some((name, value)) = parser.next()? {
         match name {
             _ if source.take(name, &value)? => {}
@@ -48,6 +50,7 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
             "cache" => cache = Some(value),
             "repair" => repair = Some(what_to_repair(&value)?),
             "output" => form = Form::parse(&value)?,
+            "progress" => progress.take(&value)?,
             _ => quiet = true,
         }
     }
@@ -65,7 +68,11 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
         Form::Human if !quiet => output::write(&fixed_to_text(report)),
         _ => Ok(()),
     };
-    let (format, report) = check(&filename, &source, repair, tell)?;
+    let progress = Progress::later(progress.unless(quiet || form == Form::Json));
+    let (format, report) = check(&filename, &source, repair, &progress, tell)?;
+    progress.finish();
+    progress.complete();
+    drop(progress);
     match form {
         _ if quiet => {}
         Form::Json => output::write(&json::to_text(&to_json(&filename, format, &report)))?,
@@ -93,9 +100,11 @@ fn check(
     filename: &str,
     source: &Sources,
     repair: Option<Repair>,
+    progress: &Progress,
     tell: impl FnOnce(&CheckReport) -> io::Result<()>,
 ) -> Result<(&'static str, CheckReport), Failure> {
     let engine = engine()?;
+    progress.listen(&engine);
     engine.block_on(async {
         let node = source.open(&engine, filename).await?;
         let checker = checker(&node)?;

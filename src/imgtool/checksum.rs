@@ -2,8 +2,8 @@
 
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
-use super::output::{self, Failure, Form};
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine, json, only_image};
 use crate::block::aio::Engine;
 use crate::block::ops::checksum::checksum;
@@ -17,12 +17,12 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
-        Flag::value("output", "human|json", "form of the result"),
+        OUTPUT,
         Flag::value("cache", "CACHE", "cache mode: writeback (default), none, …").short('T'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::switch("force-share", "read the image although another process may write it").short('U'),
-        Flag::switch("progress", "show progress, on standard output").short('p'),
+        PROGRESS,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -32,19 +32,22 @@ pub(super) const COMMAND: Command = Command {
 const ALGORITHM: &str = "sha256";
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut source, mut form, mut progress) = (Sources::new(), Form::Human, false);
+    let (mut source, mut form, mut progress) = (Sources::new(), Form::Human, Wanted::default());
     while let Some((name, value)) = parser.next()? {
         match name {
             _ if source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
             "cache" => source.options.cache = open::source_cache(&value)?,
             "output" => form = Form::parse(&value)?,
-            _ => progress = true,
+            _ => progress.take(&value)?,
         }
     }
     let filename = only_image(parser)?;
+    let progress = Progress::later(progress.unless(form == Form::Json));
     let engine = engine()?;
-    let (size, digest) = engine.block_on(hash(&engine, &filename, &source, progress))??;
+    let (size, digest) = engine.block_on(hash(&engine, &filename, &source, &progress))??;
+    progress.complete();
+    drop(progress);
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     output::write(&match form {
         Form::Human => format!("{digest}  {filename}\n"),
@@ -63,12 +66,12 @@ async fn hash(
     engine: &Rc<Engine>,
     filename: &str,
     source: &Sources,
-    progress: bool,
+    progress: &Progress,
 ) -> Result<(u64, [u8; 32]), Failure> {
     let node = source.open(engine, filename).await?;
-    let progress = Progress::start(progress);
+    progress.begin();
     let size = node.size();
-    let report = |done: u64| progress.report(done as f64 * 100.0 / size as f64);
+    let report = |done: u64| progress.report(done, size);
     let digest = checksum(engine, &node, &report).await;
     let digest = digest.map_err(|error| Failure::block(&format!("Could not read '{filename}'"), &error))?;
     node.close().await.map_err(|error| Failure::block(filename, &error))?;

@@ -2,13 +2,14 @@
 
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
-use super::output::{self, Failure};
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine, only_image, size_argument};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::commit::{CommitOptions, base_of, commit};
 use crate::block::options::{Base, CacheMode};
+use serde_json::json;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -18,7 +19,7 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::switch("quiet", "say nothing but errors").short('q'),
-        Flag::switch("progress", "show progress").short('p'),
+        PROGRESS,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::value("cache", "CACHE", "cache mode (default: writeback)").short('t'),
@@ -26,6 +27,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("base", "BASE", "the image of the backing chain to write to; implies -d").short('b'),
         Flag::value("rate", "RATE", "bytes a second").short('r'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -38,23 +40,33 @@ struct Request {
     filename: String,
     base: Option<String>,
     options: CommitOptions,
-    progress: bool,
     quiet: bool,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let (request, progress) = read(parser)?;
+    let progress = Progress::later(progress);
     let engine = engine()?;
-    engine.block_on(open_and_commit(&engine, &request))??;
-    if !request.quiet {
-        output::write("Image committed.\n")?;
+    let base = engine.block_on(open_and_commit(&engine, &request, &progress))??;
+    progress.complete();
+    drop(progress);
+    match request.form {
+        _ if request.quiet => {}
+        Form::Human => output::write("Image committed.\n")?,
+        Form::Json => output::write_json(&json!({
+            "filename": request.filename,
+            "base": base,
+            "emptied": request.options.make_empty,
+        }))?,
     }
     Ok(0)
 }
 
-fn read(mut parser: Parser) -> Result<Request, Failure> {
+fn read(mut parser: Parser) -> Result<(Request, Wanted), Failure> {
     let (mut source, mut base, mut cache) = (Sources::new(), None, None);
-    let (mut rate, mut drop, mut progress, mut quiet) = (0, false, false, false);
+    let (mut rate, mut drop, mut quiet) = (0, false, false);
+    let (mut progress, mut form) = (Wanted::default(), Form::Human);
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
@@ -63,7 +75,8 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "drop" => drop = true,
             "base" => base = Some(value),
             "rate" => rate = size_argument("rate limit", &value)?,
-            "progress" => progress = true,
+            "progress" => progress.take(&value)?,
+            "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
@@ -73,15 +86,20 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
     source.options.unmap = true;
     source.options.cache = cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::target_cache(&word))?;
     source.options.base = Some(base.clone().map_or(Base::Nearest, Base::Named));
-    Ok(Request { source, filename, base, options, progress, quiet })
+    let progress = progress.unless(quiet || form == Form::Json);
+    Ok((Request { source, filename, base, options, quiet, form }, progress))
 }
 
-async fn open_and_commit(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+/// The file that it went into.
+async fn open_and_commit(
+    engine: &Rc<Engine>,
+    request: &Request,
+    progress: &Progress,
+) -> Result<String, Failure> {
     let image = request.source.open(engine, &request.filename).await?;
-    let progress = Progress::start(request.progress && !request.quiet);
-    let done = commit_to_base(engine, &image, request, &progress).await;
-    let closed = image.close().await.map_err(|error| Failure::plain(&error));
-    done.and(closed)
+    progress.begin();
+    let done = commit_to_base(engine, &image, request, progress).await;
+    open::close(&image, done).await
 }
 
 async fn commit_to_base(
@@ -89,15 +107,15 @@ async fn commit_to_base(
     image: &Rc<Node>,
     request: &Request,
     progress: &Progress,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let missing = || match &request.base {
         Some(base) => format!("Did not find '{base}' in the backing chain of '{}'", request.filename),
         None => "Image does not have a backing file".to_owned(),
     };
     let base = base_of(image).ok_or_else(|| Failure::message(missing()))?;
-    let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+    let report = |done: u64, total: u64| progress.report(done, total);
     let done = commit(engine, image, &base, &request.options, &report).await;
     done.map_err(|error| Failure::plain(&error))?;
-    progress.report(100.0);
-    Ok(())
+    progress.finish();
+    Ok(base.filename().to_owned())
 }

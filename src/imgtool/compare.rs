@@ -2,13 +2,14 @@
 
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
-use super::output::{self, Failure};
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::error::errno_text;
 use crate::block::graph::Node;
 use crate::block::ops::compare::{Failed, Verdict, compare, compare_rest};
+use serde_json::json;
 use std::io;
 use std::rc::Rc;
 
@@ -19,7 +20,7 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::switch("quiet", "say nothing but errors").short('q'),
-        Flag::switch("progress", "show progress").short('p'),
+        PROGRESS,
         Flag::value("a-format", "FMT", "format of the first image (default: guessed)").short('f'),
         Flag::value("b-format", "FMT", "format of the second image (default: guessed)").short('F'),
         Flag::switch("image-opts", "FILENAME1 and FILENAME2 are option strings"),
@@ -27,6 +28,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("cache", "CACHE", "cache mode of both images (default: writeback)").short('T'),
         Flag::switch("force-share", "look at the images although another process may write them").short('U'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        OUTPUT,
     ],
     operands: &[("FILENAME1, FILENAME2", "the images")],
     run,
@@ -40,6 +42,8 @@ const NOT_OPENED: u8 = 2;
 const NO_STATUS: u8 = 3;
 /// Exit status: data could not be read.
 const NOT_READ: u8 = 4;
+/// What differs when nothing does.
+const IDENTICAL: &str = "";
 /// Progress is told in steps of more than so many percent.
 const PROGRESS_STEP: f64 = 2.0;
 
@@ -48,19 +52,22 @@ struct Request {
     filenames: [String; 2],
     sources: [Sources; 2],
     strict: bool,
-    progress: bool,
     quiet: bool,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let (request, progress) = read(parser)?;
+    let progress = Progress::silent(progress, PROGRESS_STEP);
     let engine = engine()?;
-    engine.block_on(judge(&engine, &request))?
+    let code = engine.block_on(judge(&engine, &request, &progress))??;
+    progress.complete();
+    Ok(code)
 }
 
-fn read(mut parser: Parser) -> Result<Request, Failure> {
+fn read(mut parser: Parser) -> Result<(Request, Wanted), Failure> {
     let (mut source, mut formats, mut cache) = (Sources::new(), [None, None], None);
-    let (mut strict, mut progress, mut quiet) = (false, false, false);
+    let (mut strict, mut quiet, mut progress, mut form) = (false, false, Wanted::default(), Form::Human);
     let not_opened = |failure: Failure| failure.with_code(NOT_OPENED);
     while let Some((name, value)) = parser.next()? {
         match name {
@@ -70,7 +77,8 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "b-format" => formats[1] = Some(value),
             "cache" => cache = Some(value),
             "strict" => strict = true,
-            "progress" => progress = true,
+            "progress" => progress.take(&value)?,
+            "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
@@ -85,28 +93,43 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
         source.options.format = format;
         source
     });
-    Ok(Request { filenames, sources, strict, progress: progress && !quiet, quiet })
+    let progress = progress.unless(quiet || form == Form::Json);
+    Ok((Request { filenames, sources, strict, quiet, form }, progress))
 }
 
-async fn judge(engine: &Rc<Engine>, request: &Request) -> Result<u8, Failure> {
-    let progress = Progress::silent(request.progress, PROGRESS_STEP);
+async fn judge(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<u8, Failure> {
     let one = request.open(engine, 0).await?;
     let other = request.open(engine, 1).await?;
     let images = [&one, &other];
     let whole = one.size().max(other.size());
-    let report = |done: u64| progress.report(done as f64 * 100.0 / whole as f64);
-    progress.report(0.0);
-    if request.strict && one.size() != other.size() {
+    let report = |done: u64| progress.report(done, whole);
+    progress.begin();
+    let same_size = one.size() == other.size();
+    if request.strict && !same_size {
         request.tell("Strict mode: Image size mismatch!")?;
-        return Ok(DIFFERENT);
+        return request.conclude("size", None, same_size);
     }
     let mut verdict = compare(engine, images, request.strict, &report).await;
-    if matches!(verdict, Ok(Verdict::Identical)) && one.size() != other.size() {
+    if matches!(verdict, Ok(Verdict::Identical)) && !same_size {
         request.tell("Warning: Image size mismatch!")?;
         verdict = compare_rest(engine, images, &report).await;
     }
     close(images).await;
-    request.conclude(verdict)
+    match verdict {
+        Ok(Verdict::Identical) => {
+            request.tell("Images are identical.")?;
+            request.conclude(IDENTICAL, None, same_size)
+        }
+        Ok(Verdict::ContentDiffers(at)) => {
+            request.tell(&format!("Content mismatch at offset {at}!"))?;
+            request.conclude("content", Some(at), same_size)
+        }
+        Ok(Verdict::StatusDiffers(at)) => {
+            request.tell(&format!("Strict mode: Offset {at} block status mismatch!"))?;
+            request.conclude("allocation", Some(at), same_size)
+        }
+        Err(failed) => Err(request.failure(&failed)),
+    }
 }
 
 /// Nothing was written: there is nothing that could be lost.
@@ -123,21 +146,22 @@ impl Request {
     }
 
     fn tell(&self, line: &str) -> io::Result<()> {
-        if self.quiet { Ok(()) } else { output::write(&format!("{line}\n")) }
+        if self.quiet || self.form == Form::Json { Ok(()) } else { output::write(&format!("{line}\n")) }
     }
 
-    /// Says what came out, and returns the exit status.
-    fn conclude(&self, verdict: Result<Verdict, Failed>) -> Result<u8, Failure> {
-        let (line, code) = match verdict {
-            Ok(Verdict::Identical) => ("Images are identical.".to_owned(), 0),
-            Ok(Verdict::ContentDiffers(at)) => (format!("Content mismatch at offset {at}!"), DIFFERENT),
-            Ok(Verdict::StatusDiffers(at)) => {
-                (format!("Strict mode: Offset {at} block status mismatch!"), DIFFERENT)
-            }
-            Err(failed) => return Err(self.failure(&failed)),
-        };
-        self.tell(&line)?;
-        Ok(code)
+    /// Says in JSON, if that is wanted, what differs first and where, and returns the exit status.
+    fn conclude(&self, differs: &str, at: Option<u64>, same_size: bool) -> Result<u8, Failure> {
+        let is_identical = differs == IDENTICAL;
+        if self.form == Form::Json && !self.quiet {
+            output::write_json(&json!({
+                "filenames": self.filenames,
+                "identical": is_identical,
+                "difference": Some(differs).filter(|_| !is_identical),
+                "offset": at,
+                "same-size": same_size,
+            }))?;
+        }
+        Ok(if is_identical { 0 } else { DIFFERENT })
     }
 
     fn failure(&self, failed: &Failed) -> Failure {

@@ -102,7 +102,7 @@ async fn make(engine: &Rc<Engine>, request: &Request) -> Result<(), Error> {
     match (values.size(), backing_size) {
         (Some(_), _) => {}
         (None, Some(size)) => values.set("size", &size.to_string())?,
-        (None, None) => return Err(invalid("Image creation needs a size parameter")),
+        (None, None) => return Err(Error::invalid_argument("Image creation needs a size parameter")),
     }
     if !request.quiet && request.form == Form::Human {
         let line =
@@ -140,7 +140,7 @@ pub(super) fn check_filename(filename: &str) -> Result<(), Error> {
 
 fn set_size(values: &mut Values, size: Option<u64>) -> Result<(), Error> {
     match (size, values.size()) {
-        (Some(_), Some(_)) => Err(invalid("The image size must be specified only once")),
+        (Some(_), Some(_)) => Err(Error::invalid_argument("The image size must be specified only once")),
         (Some(size), None) => values.set("size", &size.to_string()),
         (None, _) => Ok(()),
     }
@@ -148,7 +148,10 @@ fn set_size(values: &mut Values, size: Option<u64>) -> Result<(), Error> {
 
 fn set_backing(template: &Template, values: &mut Values, request: &Request) -> Result<(), Error> {
     let unsupported = |what: &str| {
-        invalid(&format!("Backing file{what} not supported for file format '{}'", request.format))
+        Error::invalid_argument(format!(
+            "Backing file{what} not supported for file format '{}'",
+            request.format
+        ))
     };
     match &request.backing {
         Some(_) if !template.has_backing() => return Err(unsupported("")),
@@ -161,10 +164,10 @@ fn set_backing(template: &Template, values: &mut Values, request: &Request) -> R
         None => {}
     }
     match values.get("backing_file") {
-        Some("") => Err(invalid("Expected backing file name, got empty string")),
-        Some(name) if name == request.filename => {
-            Err(invalid("Error: Trying to create an image with the same filename as the backing file"))
-        }
+        Some("") => Err(Error::invalid_argument("Expected backing file name, got empty string")),
+        Some(name) if name == request.filename => Err(Error::invalid_argument(
+            "Error: Trying to create an image with the same filename as the backing file",
+        )),
         _ => Ok(()),
     }
 }
@@ -200,7 +203,7 @@ async fn look_at_backing(
 }
 
 fn no_format(detected: &str) -> Error {
-    invalid(&format!("Backing file specified without backing format{detected}"))
+    Error::invalid_argument(format!("Backing file specified without backing format{detected}"))
 }
 
 fn not_opened(error: Error) -> Error {
@@ -209,8 +212,4 @@ fn not_opened(error: Error) -> Error {
         Some(hint) => told.remedy(hint),
         None => told,
     }
-}
-
-fn invalid(message: &str) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }

@@ -8,7 +8,8 @@ use super::getopt::{Flag, Parser};
 use super::interrupt::Interrupts;
 use super::numbers::{number, size};
 use super::open::Sources;
-use super::output::Failure;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::error::errno_text;
@@ -21,6 +22,7 @@ use crate::block::ops::draft::Draft;
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
 use crate::util::keyval::Options;
+use serde_json::json;
 use std::io;
 use std::rc::Rc;
 
@@ -35,6 +37,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("image-opts", "INPUT is an option string"),
         Flag::value("output-format", "FMT", "format of OUTPUT (default: raw)").short('O'),
         Flag::switch("force-share", "read INPUT although another process may write it").short('U'),
+        PROGRESS_IN_FULL,
+        OUTPUT,
     ],
     operands: &[
         ("bs=SIZE", "bytes of a block (default: 512)"),
@@ -60,14 +64,29 @@ struct Request {
     block: u64,
     count: Option<u64>,
     skip: u64,
+    progress: Wanted,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let mut request = read(parser)?;
+    let wanted = std::mem::take(&mut request.progress);
     // Before there are threads: they must hold them back too.
     let interrupts = Interrupts::hold()?;
+    let progress = Progress::later(wanted.unless(request.form == Form::Json));
     let engine = engine()?;
-    engine.block_on(interrupts.run(&engine, dd(&engine, &request)))??;
+    let size = engine.block_on(interrupts.run(&engine, dd(&engine, &request, &progress)))??;
+    progress.finish();
+    progress.complete();
+    drop(progress);
+    if request.form == Form::Json {
+        output::write_json(&json!({
+            "input": request.input,
+            "output": request.output,
+            "format": request.format,
+            "virtual-size": size,
+        }))?;
+    }
     Ok(0)
 }
 
@@ -80,11 +99,19 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
         block: 512,
         count: None,
         skip: 0,
+        progress: Wanted::default(),
+        form: Form::Human,
     };
     while let Some((name, value)) = parser.next()? {
         match name {
             _ if request.source.take(name, &value)? => {}
             "help" => return Err(Failure::Help),
+            "progress" => request.progress.take(&value)?,
+            // qemu-img takes it for a shortened --output-format.
+            "output" => match Form::parse(&value) {
+                Ok(form) => request.form = form,
+                Err(_) => request.format = value,
+            },
             _ => request.format = value,
         }
     }
@@ -115,7 +142,8 @@ impl Request {
     }
 }
 
-async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+/// Bytes of the new disk.
+async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<u64, Failure> {
     let (Some(input), Some(output)) = (&request.input, &request.output) else {
         return Err(Failure::message("Must specify both input and output files"));
     };
@@ -125,10 +153,11 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
     let (start, len) = request.range();
     let skips_too_far = start > source.size();
     let source = Node::new(input.clone(), Box::new(Window::new(source, start, len)));
+    let size = source.size();
     let what = format!("{output}: error while creating output image");
     let draft = Draft::new(engine, output, false).map_err(|error| Failure::block(&what, &error))?;
     let part = draft.as_ref().map_or_else(|| output.clone(), |draft| draft.part().to_owned());
-    let values = make(engine, request, &template, &part, source.size()).await;
+    let values = make(engine, request, &template, &part, size).await;
     let values = values.map_err(|error| Failure::block(&what, &told(draft.as_ref(), error)))?;
     let target = open_target(engine, request, &part).await;
     let target = target.map_err(|error| Failure::open(output, &told(draft.as_ref(), error)))?;
@@ -144,7 +173,9 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
         salvage: false,
         rate: 0,
     };
-    let reports = Reports { progress: None, warn: &|_, _, _| {} };
+    let report = |done: u64, total: u64| progress.report(done, total);
+    let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
+    let reports = Reports { progress: shown, warn: &|_, _, _| {} };
     copy(engine, &[source], &target, &options, &reports).await.map_err(|error| failed(&error))?;
     let flushed = target.flush().await;
     let done = flushed.and(target.close().await);
@@ -152,7 +183,7 @@ async fn dd(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
     match skips_too_far {
         // Said, but no failure.
         true => Err(Failure::message(format!("{input}: cannot skip to specified offset")).with_code(0)),
-        false => Ok(()),
+        false => Ok(size),
     }
 }
 

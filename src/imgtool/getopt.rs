@@ -21,12 +21,14 @@ pub(super) struct Flag {
     pub(super) help: &'static str,
     /// The name itself must be written in full too.
     full: bool,
+    /// The long form goes without its value too; the one-letter form never has one.
+    optional: bool,
 }
 
 impl Flag {
     /// A switch.
     pub(super) const fn switch(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, aliases: &[], short: None, value: None, help, full: false }
+        Flag { name, aliases: &[], short: None, value: None, help, full: false, optional: false }
     }
 
     /// An option with a value, that help calls `value`.
@@ -34,9 +36,24 @@ impl Flag {
         Flag { value: Some(value), ..Flag::switch(name, help) }
     }
 
+    /// An option whose long form may have a value, behind `=`; without, the value is empty.
+    pub(super) const fn maybe(name: &'static str, value: &'static str, help: &'static str) -> Flag {
+        Flag { optional: true, ..Flag::value(name, value, help) }
+    }
+
+    /// Whether it is [`Flag::maybe`].
+    pub(super) fn is_maybe(&self) -> bool {
+        self.optional
+    }
+
     /// With a one-letter form.
     pub(super) const fn short(self, short: char) -> Flag {
         Flag { short: Some(short), ..self }
+    }
+
+    /// Without a one-letter form.
+    pub(super) const fn long_only(self) -> Flag {
+        Flag { short: None, ..self }
     }
 
     /// With other long forms.
@@ -85,7 +102,7 @@ pub(super) struct Parser {
     operands: Vec<String>,
     /// Operands are not options' neighbours but their end (before the command word).
     stop_at_operand: bool,
-    /// A word like `-5` right behind the first operand is an operand too.
+    /// A word like `-5` right behind the first operand is an operand too, and the third one ends the options.
     second_may_be_negative: bool,
 }
 
@@ -107,7 +124,8 @@ impl Parser {
         Parser { stop_at_operand: true, ..Parser::new(flags, args) }
     }
 
-    /// This line, where a word like `-5` right behind the first operand is an operand too.
+    /// This line, where a word like `-5` right behind the first operand is an operand too, and no option counts behind
+    /// a third operand, which is one too many.
     pub(super) fn with_negative_second(self) -> Parser {
         Parser { second_may_be_negative: true, ..self }
     }
@@ -131,7 +149,7 @@ impl Parser {
                 let count = usize::from(self.args.front().is_some_and(|next| is_negative_number(next)));
                 self.operands.extend(self.args.drain(..count));
             }
-            if self.stop_at_operand {
+            if self.stop_at_operand || self.second_may_be_negative && self.operands.len() > 2 {
                 break;
             }
         }
@@ -148,7 +166,7 @@ impl Parser {
         let flag = self.flags.iter().find(|flag| flag.short == Some(letter));
         let flag = flag.ok_or(Mistake::UnknownShort(letter))?;
         let mut value = String::new();
-        if flag.value.is_some() {
+        if flag.value.is_some() && !flag.optional {
             value = self.bundle.drain(..).collect();
             if value.is_empty() {
                 value = self.args.pop_front().ok_or(Mistake::ShortNeedsValue(letter))?;
@@ -167,7 +185,7 @@ impl Parser {
             return Err(Mistake::TakesNoValue(flag.name.to_owned()));
         }
         let value = match (flag.value, value) {
-            (Some(_), None) => {
+            (Some(_), None) if !flag.optional => {
                 self.args.pop_front().ok_or_else(|| Mistake::LongNeedsValue(format!("--{}", flag.name)))?
             }
             (_, value) => value.unwrap_or_default(),
@@ -206,6 +224,7 @@ mod tests {
         Flag::value("format", "FMT", "").short('f'),
         Flag::switch("force-share", "").short('U'),
         Flag::switch("progress", "").short('p').in_full(),
+        Flag::maybe("bar", "X", "").short('b'),
         Flag::value("new", "X", "").short('n').aliases(&["newer"]),
     ];
 
@@ -251,6 +270,13 @@ mod tests {
         });
         assert_eq!(run("--q --progress").unwrap().0, "quiet=;progress=;");
         assert_eq!(run("--prog").unwrap_err(), Mistake::UnknownLong("--prog".into()));
+    }
+
+    #[test]
+    fn a_value_that_may_be_missing_stands_behind_the_equals_sign_alone() {
+        let (seen, operands) = run("-bq --bar x --bar=1 --ba=").unwrap();
+        assert_eq!(seen, "bar=;quiet=;bar=;bar=1;bar=;");
+        assert_eq!(operands, ["x"]);
     }
 
     #[test]

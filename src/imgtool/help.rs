@@ -58,8 +58,10 @@ fn of_flag(flag: &Flag) -> String {
         let _ = write!(text, "-{short}, ");
     }
     text += &format!("--{}", flag.name);
-    if let Some(value) = flag.value {
-        text += &format!(" {value}");
+    match flag.value {
+        Some(value) if flag.is_maybe() => text += &format!("[={value}]"),
+        Some(value) => text += &format!(" {value}"),
+        None => {}
     }
     text + &format!("\n      {}\n", flag.help)
 }

@@ -238,7 +238,8 @@ fn slot_json(offset: u64, iterations: Option<u32>) -> Value {
     }
 }
 
-fn bitmap_json(bitmap: &BitmapInfo) -> Value {
+/// A bitmap, as qemu-img has it.
+pub(super) fn bitmap_json(bitmap: &BitmapInfo) -> Value {
     let flags = [("in-use", bitmap.in_use), ("auto", bitmap.enabled)];
     let flags: Vec<&str> = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect();
     json!({"flags": flags, "name": bitmap.name, "granularity": bitmap.granularity})
@@ -324,7 +325,8 @@ fn specifics_json(specifics: &Specifics) -> Value {
     }
 }
 
-fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+/// An internal snapshot, as qemu-img has it.
+pub(super) fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
     let mut members = Map::new();
     if let Some(count) = snapshot.icount {
         members.insert("icount".to_owned(), json!(count));

@@ -70,6 +70,12 @@ pub(super) fn define(secrets: &mut Secrets, text: &str) -> Result<(), Failure> {
     secrets.define(text).map_err(|error| Failure::message(error.message()))
 }
 
+/// Closes an image after work on it; an error of the work counts more.
+pub(super) async fn close<T>(image: &Node, done: Result<T, Failure>) -> Result<T, Failure> {
+    let closed = image.close().await.map_err(|error| Failure::plain(&error));
+    done.and_then(|result| closed.map(|()| result))
+}
+
 /// Opens an image.
 pub(super) async fn image(
     engine: &Rc<Engine>,

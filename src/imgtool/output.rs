@@ -160,6 +160,11 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// A result as JSON on standard output.
+pub(super) fn write_json(value: &Value) -> io::Result<()> {
+    write(&json::to_text(value))
+}
+
 /// Text on standard output, at once.
 pub(super) fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();

@@ -2,8 +2,8 @@
 
 use super::getopt::{Flag, Parser};
 use super::open::{self, Sources};
-use super::output::Failure;
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress, Wanted};
 use super::{Command, HELP, engine, only_image};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
@@ -13,6 +13,7 @@ use crate::block::ops::create::{Template, is_known_format};
 use crate::block::ops::rebase::{merge, rename};
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, Kind};
+use serde_json::json;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -22,7 +23,7 @@ pub(super) const COMMAND: Command = Command {
     flags: &[
         HELP,
         Flag::switch("quiet", "say nothing but errors").short('q'),
-        Flag::switch("progress", "show progress").short('p'),
+        PROGRESS,
         Flag::value("format", "FMT", "format of the image (default: guessed)").short('f'),
         Flag::switch("image-opts", "FILENAME is an option string"),
         Flag::value("cache", "CACHE", "cache mode of the image (default: writeback)").short('t'),
@@ -33,6 +34,7 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("compress", "compress what is written").short('c'),
         Flag::switch("force-share", "read backing files although another process may write them").short('U'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -52,20 +54,31 @@ struct Request {
     compress: bool,
     /// Backing files are read although others may write them.
     share: bool,
-    progress: bool,
+    quiet: bool,
+    form: Form,
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let (request, progress) = read(parser)?;
+    let progress = Progress::start(progress);
     let engine = engine()?;
-    engine.block_on(open_and_rebase(&engine, &request))??;
+    engine.block_on(open_and_rebase(&engine, &request, &progress))??;
+    progress.complete();
+    if request.form == Form::Json && !request.quiet {
+        output::write_json(&json!({
+            "filename": request.filename,
+            "backing-filename": request.backing,
+            "backing-filename-format": request.backing.as_ref().and(request.format.as_ref()),
+        }))?;
+    }
     Ok(0)
 }
 
-fn read(mut parser: Parser) -> Result<Request, Failure> {
+fn read(mut parser: Parser) -> Result<(Request, Wanted), Failure> {
     let (mut image, mut backing, mut format) = (Sources::new(), None, None);
     let (mut cache, mut backing_cache) = (None, None);
-    let (mut blind, mut compress, mut share, mut progress, mut quiet) = (false, false, false, false, false);
+    let (mut blind, mut compress, mut share, mut quiet) = (false, false, false, false);
+    let (mut progress, mut form) = (Wanted::default(), Form::Human);
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
@@ -78,7 +91,8 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
             "backing-cache" => backing_cache = Some(value),
             "backing-unsafe" => blind = true,
             "compress" => compress = true,
-            "progress" => progress = true,
+            "progress" => progress.take(&value)?,
+            "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
@@ -91,16 +105,17 @@ fn read(mut parser: Parser) -> Result<Request, Failure> {
     image.options.backing = !blind;
     image.options.cache = cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::target_cache(&word))?;
     let backing_cache = backing_cache.map_or(Ok(CacheMode::WRITEBACK), |word| open::source_cache(&word))?;
-    let (backing, progress) = (backing.filter(|name| !name.is_empty()), progress && !quiet);
-    Ok(Request { image, filename, backing, format, backing_cache, blind, compress, share, progress })
+    let backing = backing.filter(|name| !name.is_empty());
+    let progress = progress.unless(quiet || form == Form::Json);
+    let request =
+        Request { image, filename, backing, format, backing_cache, blind, compress, share, quiet, form };
+    Ok((request, progress))
 }
 
-async fn open_and_rebase(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
-    let progress = Progress::start(request.progress);
+async fn open_and_rebase(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Result<(), Failure> {
     let image = request.image.open(engine, &request.filename).await?;
-    let done = rebase(engine, &image, request, &progress).await;
-    let closed = image.close().await.map_err(|error| Failure::plain(&error));
-    done.and(closed)
+    let done = rebase(engine, &image, request, progress).await;
+    open::close(&image, done).await
 }
 
 async fn rebase(
@@ -117,14 +132,14 @@ async fn rebase(
         return Err(Failure::message(format!("Invalid format name: '{format}'")));
     }
     let new = if request.blind { None } else { open_backing(engine, image, request).await? };
-    let name = request.backing_name().inspect_err(|_| progress.report(100.0))?;
+    let name = request.backing_name().inspect_err(|_| progress.finish())?;
     // What cannot get another backing file is not written to.
     if !request.blind && image.driver().overlay().is_some() {
-        let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+        let report = |done: u64, total: u64| progress.report(done, total);
         let merged = merge(image, new.as_ref(), request.compress, &report).await;
         merged.map_err(|error| Failure::plain(&error))?;
     }
-    progress.report(100.0);
+    progress.finish();
     rename(image, name.as_ref()).await.map_err(|error| request.not_changed(&error.terse()))
 }
 

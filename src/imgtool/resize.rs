@@ -1,12 +1,14 @@
 //! `resize`: another size of the disk. What a smaller disk would lose is lost only on the user's word.
 
 use super::getopt::{Flag, Parser};
-use super::open::Sources;
-use super::output::{self, Failure};
+use super::open::{self, Sources};
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::options::{Preallocation, size_option};
+use serde_json::json;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -25,6 +27,8 @@ pub(super) const COMMAND: Command = Command {
             "what is allocated of the new part: off, metadata, falloc, full",
         ),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        PROGRESS_IN_FULL,
+        OUTPUT,
     ],
     operands: &[
         ("FILENAME", "the image"),
@@ -50,6 +54,7 @@ struct Request {
     shrink: bool,
     preallocation: Preallocation,
     quiet: bool,
+    form: Form,
 }
 
 /// A size, or a difference.
@@ -82,25 +87,37 @@ impl NewSize {
 }
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let request = read(parser)?;
+    let (request, progress) = read(parser)?;
+    let progress = Progress::later(progress);
     let engine = engine()?;
-    engine.block_on(open_and_resize(&engine, &request))??;
-    if !request.quiet {
-        output::write("Image resized.\n")?;
+    progress.listen(&engine);
+    let [old, new] = engine.block_on(open_and_resize(&engine, &request))??;
+    progress.complete();
+    drop(progress);
+    match request.form {
+        _ if request.quiet => {}
+        Form::Human => output::write("Image resized.\n")?,
+        Form::Json => output::write_json(&json!({
+            "filename": request.filename,
+            "virtual-size": new,
+            "previous-size": old,
+        }))?,
     }
     Ok(0)
 }
 
-fn read(parser: Parser) -> Result<Request, Failure> {
+fn read(parser: Parser) -> Result<(Request, Wanted), Failure> {
     let mut parser = parser.with_negative_second();
     let (mut source, mut shrink, mut quiet) = (Sources::new(), false, false);
-    let mut preallocation = Preallocation::Off;
+    let (mut preallocation, mut progress, mut form) = (Preallocation::Off, Wanted::default(), Form::Human);
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Err(Failure::Help),
             _ if source.take(name, &value)? => {}
             "shrink" => shrink = true,
             "preallocation" => preallocation = parse_preallocation(&value)?,
+            "progress" => progress.take(&value)?,
+            "output" => form = Form::parse(&value)?,
             _ => quiet = true,
         }
     }
@@ -111,7 +128,8 @@ fn read(parser: Parser) -> Result<Request, Failure> {
         _ => return Err(Failure::Usage("Extra argument(s) in command line".to_owned())),
     };
     source.options.read_only = false;
-    Ok(Request { source, filename, size, shrink, preallocation, quiet })
+    let progress = progress.unless(quiet || form == Form::Json);
+    Ok((Request { source, filename, size, shrink, preallocation, quiet, form }, progress))
 }
 
 fn parse_preallocation(word: &str) -> Result<Preallocation, Failure> {
@@ -119,11 +137,13 @@ fn parse_preallocation(word: &str) -> Result<Preallocation, Failure> {
     Preallocation::parse(word).ok_or_else(invalid)
 }
 
-async fn open_and_resize(engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+/// The old size and the new one.
+async fn open_and_resize(engine: &Rc<Engine>, request: &Request) -> Result<[u64; 2], Failure> {
     let image = request.source.open(engine, &request.filename).await?;
+    let old = image.size();
     let done = resize(&image, request).await;
-    let closed = image.close().await.map_err(|error| Failure::plain(&error));
-    done.and(closed)
+    let sizes = done.map(|()| [old, image.size()]);
+    open::close(&image, sizes).await
 }
 
 async fn resize(image: &Node, request: &Request) -> Result<(), Failure> {

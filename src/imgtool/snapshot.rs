@@ -1,13 +1,16 @@
 //! `snapshot`: internal snapshots, listed, made, gone back to and removed.
 
 use super::getopt::{Flag, Parser};
-use super::info::snapshot_list;
-use super::open::Sources;
-use super::output::{self, Failure};
+use super::info::{snapshot_json, snapshot_list};
+use super::open::{self, Sources};
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine, only_image};
 use crate::block::graph::Node;
+use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
 use crate::block::{Error, Kind};
+use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) const COMMAND: Command = Command {
@@ -25,6 +28,8 @@ pub(super) const COMMAND: Command = Command {
         Flag::value("apply", "SNAPSHOT", "make the disk what it was: by ID, or else by name").short('a'),
         Flag::value("delete", "SNAPSHOT", "remove the first snapshot of this name").short('d'),
         Flag::value("object", "OBJECT", "define an object, such as a secret"),
+        PROGRESS_IN_FULL,
+        OUTPUT,
     ],
     operands: &[("FILENAME", "the image")],
     run,
@@ -40,12 +45,24 @@ enum Action {
 }
 
 fn run(mut parser: Parser) -> Result<u8, Failure> {
-    let (mut source, mut action) = (Sources::new(), None);
+    let (mut source, mut action, mut quiet) = (Sources::new(), None, false);
+    let (mut progress, mut form) = (Wanted::default(), Form::Human);
     while let Some((name, value)) = parser.next()? {
         let wanted = match name {
             "help" => return Err(Failure::Help),
             _ if source.take(name, &value)? => continue,
-            "quiet" => continue,
+            "quiet" => {
+                quiet = true;
+                continue;
+            }
+            "progress" => {
+                progress.take(&value)?;
+                continue;
+            }
+            "output" => {
+                form = Form::parse(&value)?;
+                continue;
+            }
             "create" => Action::Create(value),
             "apply" => Action::Apply(value),
             "delete" => Action::Delete(value),
@@ -56,40 +73,64 @@ fn run(mut parser: Parser) -> Result<u8, Failure> {
         }
     }
     let filename = only_image(parser)?;
-    carry_out(&action.unwrap_or(Action::List), source, &filename)?;
+    let progress = Progress::later(progress.unless(quiet || form == Form::Json));
+    let action = action.unwrap_or(Action::List);
+    let snapshots = carry_out(&action, source, &filename, &progress)?;
+    progress.complete();
+    match (form, action) {
+        (Form::Human, Action::List) if !snapshots.is_empty() => output::write(&snapshot_list(&snapshots))?,
+        (Form::Json, action) if !quiet || action == Action::List => {
+            output::write_json(&action.result(&filename, &snapshots))?;
+        }
+        _ => {}
+    }
     Ok(0)
 }
 
-fn carry_out(action: &Action, mut source: Sources, filename: &str) -> Result<(), Failure> {
+impl Action {
+    /// What was done, and what snapshots there are then.
+    fn result(&self, filename: &str, snapshots: &[SnapshotInfo]) -> Value {
+        let (word, name) = match self {
+            Action::List => ("list", None),
+            Action::Create(name) => ("create", Some(name)),
+            Action::Apply(name) => ("apply", Some(name)),
+            Action::Delete(name) => ("delete", Some(name)),
+        };
+        let snapshots: Vec<Value> = snapshots.iter().map(snapshot_json).collect();
+        json!({"filename": filename, "action": word, "snapshot": name, "snapshots": snapshots})
+    }
+}
+
+/// The snapshots that there are in the end.
+fn carry_out(
+    action: &Action,
+    mut source: Sources,
+    filename: &str,
+    progress: &Progress,
+) -> Result<Vec<SnapshotInfo>, Failure> {
     source.options.read_only = *action == Action::List;
     if source.options.force_share && !source.options.read_only {
         let message = "force-share=on can only be used with read-only images";
         return Err(Failure::message(format!("Could not open '{filename}': {message}")));
     }
     let engine = engine()?;
+    progress.listen(&engine);
     engine.block_on(async {
         let image = source.open(&engine, filename).await?;
         let done = act(action, &image).await;
-        let closed = image.close().await.map_err(|error| Failure::plain(&error));
-        done.and(closed)
+        let snapshots = image.driver().snapshots();
+        let left = done.map(|()| snapshots.map(|snapshots| snapshots.list()).unwrap_or_default());
+        open::close(&image, left).await
     })?
 }
 
 async fn act(action: &Action, image: &Node) -> Result<(), Failure> {
     let snapshots = image.driver().snapshots();
     match action {
-        Action::List => list(snapshots),
+        Action::List => Ok(()),
         Action::Create(name) => create(snapshots, name).await,
         Action::Apply(name) => apply(snapshots, name).await,
         Action::Delete(name) => delete(snapshots, name).await,
-    }
-}
-
-fn list(snapshots: Option<&dyn Snapshots>) -> Result<(), Failure> {
-    let all = snapshots.map(|snapshots| snapshots.list()).unwrap_or_default();
-    match &all[..] {
-        [] => Ok(()),
-        all => Ok(output::write(&snapshot_list(all))?),
     }
 }
 

@@ -4,24 +4,16 @@
 //! [`differential`] does so with tables of command lines; the other modules with images and histories of their own.
 //! Where ours differs on purpose stands in `differential/deliberate.rs` and in docs/imgtool.md.
 //!
-//! What those modules leave out, or pin down on their own:
+//! What those modules leave out, or pin down on their own, and has no row there:
 //!
-//! * help and version texts, and the words in `-o help`, are our own;
-//! * formats, options and commands that are not there yet are refused by name;
 //! * the steps of `convert -p` follow the extents of the source, which qemu-img sees cut at the borders of L2
-//!   slices (32 MiB at the default cluster size);
+//!   slices (32 MiB at the default cluster size); those of `commit -p` cannot be foretold, in either tool;
 //! * `compare -p` goes from extent to extent too, and so do the places of its read errors; it takes a run of
 //!   compressed clusters as one extent, and a run longer than 1 GiB as several;
 //! * `dd count=` counts the blocks that are copied, as the manual says, not the skipped ones too; an output that is
 //!   its own input is refused, where qemu-img empties it;
-//! * `measure -o preallocation=metadata` requires the file's real length, `measure -l` takes the snapshot's size, and
-//!   room for the refcounts of a LUKS header is counted;
-//! * `bench -i native` and `-i io_uring` are the same ring;
-//! * the steps of `commit -p` are none that can be foretold, in either tool;
-//! * `rebase` refuses a missing or wrong format of a backing file before it writes anything;
-//! * long forms of `snapshot` take the name that qemu-img's help promises and its parser refuses;
-//! * LUKS volumes are resized in whole sectors alone;
-//! * a refused `create` leaves what was there untouched, where qemu-img empties or deletes it.
+//! * `measure -l` takes the snapshot's size, and room for the refcounts of a LUKS header is counted;
+//! * LUKS volumes are resized in whole sectors alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -41,12 +33,16 @@ mod differential;
 mod encryption;
 mod harness;
 mod info;
+mod json;
 mod locks;
+mod manual;
 mod map;
 mod measure;
 mod names;
+mod progress;
 mod rebase;
 mod resize;
 mod snapshot;
+mod third_party;
 mod trace;
 mod words;

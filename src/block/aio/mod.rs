@@ -19,6 +19,7 @@ mod file;
 mod poller;
 mod pool;
 mod ring;
+mod work;
 
 pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
@@ -34,6 +35,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
+use work::Work;
 
 /// After how many requests that were served inline a task lets the others run.
 const INLINE_BUDGET: u32 = 64;
@@ -79,6 +81,7 @@ pub struct Engine {
     inline: Cell<u32>,
     /// System calls that worker threads carry out on memory of this thread's tasks.
     calls: Calls,
+    work: Work,
 }
 
 impl Engine {
@@ -103,6 +106,7 @@ impl Engine {
             jobs: RefCell::default(),
             inline: Cell::new(0),
             calls: Calls::default(),
+            work: Work::default(),
         }))
     }
 
@@ -190,6 +194,17 @@ impl Engine {
         let (job, result) = pool::job(work);
         self.jobs.borrow_mut().push(job);
         result.await
+    }
+
+    /// From now on `listener` hears how far long work of drivers is: how much is done of how much, in bytes of what
+    /// the work goes through. An earlier listener hears no more.
+    pub fn listen_to_work(&self, listener: impl Fn(u64, u64) + 'static) {
+        self.work.listen(Rc::new(listener));
+    }
+
+    /// Says how far long work is.
+    pub fn tell_work(&self, done: u64, total: u64) {
+        self.work.tell(done, total);
     }
 
     /// Counts a request that was served inline; true when it is time to yield.

@@ -8,7 +8,7 @@
 
 use super::cipher::{Blocks, Cipher};
 use super::hash::Hash;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 
 /// A kind of generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,14 +25,17 @@ impl IvKind {
     /// The generator that users call `name`; `hash` is asked for where it needs one.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] for another name, or without a hash where one is needed.
+    /// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) for another name, or without a hash where one is
+    /// needed.
     pub fn named(name: &str, hash: Option<Hash>) -> Result<IvKind> {
         match (name, hash) {
             ("plain", _) => Ok(IvKind::Plain),
             ("plain64", _) => Ok(IvKind::Plain64),
             ("essiv", Some(hash)) => Ok(IvKind::Essiv(hash)),
-            ("essiv", None) => Err(invalid("Missing IV generator hash specification".to_owned())),
-            _ => Err(invalid(format!("Unexpected IV generator '{name}'"))),
+            ("essiv", None) => {
+                Err(Error::invalid_argument("Missing IV generator hash specification".to_owned()))
+            }
+            _ => Err(Error::invalid_argument(format!("Unexpected IV generator '{name}'"))),
         }
     }
 
@@ -65,7 +68,7 @@ impl Generator {
     /// The generator for data that `cipher` encrypts under `key` (all keys of the mode).
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] where the hash is no key of a cipher of that family.
+    /// [`Kind::Unsupported`](crate::block::Kind::Unsupported) where the hash is no key of a cipher of that family.
     pub(super) fn new(kind: IvKind, cipher: Cipher, key: &[u8]) -> Result<Generator> {
         match kind {
             IvKind::Plain => Ok(Generator::Plain),
@@ -91,8 +94,4 @@ impl Generator {
             cipher.encrypt(ivs);
         }
     }
-}
-
-fn invalid(message: String) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }

@@ -107,7 +107,7 @@ impl KeySlots {
                 return Ok(key);
             }
         }
-        Err(invalid("Invalid password, cannot unlock any keyslot"))
+        Err(Error::invalid_argument("Invalid password, cannot unlock any keyslot"))
     }
 
     /// Changes slots. `key` is the master key. `force` overwrites an active slot and erases the last one, after
@@ -128,7 +128,7 @@ impl KeySlots {
             SlotChange::Erase { slot: None, passphrase: Some(passphrase) } => {
                 self.erase_all_of(passphrase, force).await
             }
-            SlotChange::Erase { slot: None, passphrase: None } => Err(invalid(
+            SlotChange::Erase { slot: None, passphrase: None } => Err(Error::invalid_argument(
                 "To erase keyslot(s), either explicit keyslot index or the password currently contained in them \
                  must be given",
             )),
@@ -139,12 +139,13 @@ impl KeySlots {
         let header = self.header.borrow();
         let Some(wanted) = wanted else {
             let free = header.slots.iter().position(|slot| !slot.active);
-            return free.ok_or_else(|| invalid("Can't add a keyslot - all keyslots are in use"));
+            return free
+                .ok_or_else(|| Error::invalid_argument("Can't add a keyslot - all keyslots are in use"));
         };
         let slot = check_index(wanted)?;
         if header.slots[slot].active && !force {
             let message = format!("Refusing to overwrite active keyslot {slot} - please erase it first");
-            return Err(invalid(message));
+            return Err(Error::invalid_argument(message));
         }
         Ok(slot)
     }
@@ -158,17 +159,19 @@ impl KeySlots {
         {
             let message =
                 format!("Given keyslot {slot} doesn't contain the given old password for erase operation");
-            return Err(invalid(message));
+            return Err(Error::invalid_argument(message));
         }
         if !active && !force {
-            return Err(invalid(format!("Given keyslot {slot} is already erased (inactive) ")));
+            return Err(Error::invalid_argument(format!(
+                "Given keyslot {slot} is already erased (inactive) "
+            )));
         }
         if header.active_slots() == 1 && active && !force {
             let message = format!(
                 "Attempt to erase the only active keyslot {slot} which will erase all the data in the image \
                  irreversibly - refusing operation"
             );
-            return Err(invalid(message));
+            return Err(Error::invalid_argument(message));
         }
         Ok(slot)
     }
@@ -182,10 +185,12 @@ impl KeySlots {
             }
         }
         if matching.is_empty() {
-            return Err(invalid("No keyslots match given (old) password for erase operation"));
+            return Err(Error::invalid_argument(
+                "No keyslots match given (old) password for erase operation",
+            ));
         }
         if matching.len() == header.active_slots() && !force {
-            return Err(invalid(
+            return Err(Error::invalid_argument(
                 "All the active keyslots match the (old) password that was given and erasing them will erase all \
                  the data in the image irreversibly - refusing operation",
             ));
@@ -235,10 +240,9 @@ impl KeySlots {
 fn check_index(slot: u32) -> Result<usize> {
     match slot as usize {
         index if index < SLOTS => Ok(index),
-        _ => Err(invalid(format!("Invalid keyslot {slot} specified, must be between 0 and {}", SLOTS - 1))),
+        _ => Err(Error::invalid_argument(format!(
+            "Invalid keyslot {slot} specified, must be between 0 and {}",
+            SLOTS - 1
+        ))),
     }
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }

@@ -102,11 +102,11 @@ impl CreateOption {
             ValueKind::Size => size_option(self.name, value).map(|size| size.to_string()),
             ValueKind::Number => match parse_number(value) {
                 Some(number) => Ok(number.to_string()),
-                None => Err(invalid(format!("Parameter '{}' expects a number", self.name))),
+                None => Err(Error::invalid_argument(format!("Parameter '{}' expects a number", self.name))),
             },
             ValueKind::Switch => match keyval::parse_switch(self.name, value) {
                 Ok(_) => Ok(value.to_owned()),
-                Err(error) => Err(invalid(error.to_string())),
+                Err(error) => Err(Error::invalid_argument(error.to_string())),
             },
         }
     }
@@ -192,7 +192,7 @@ impl Template {
                 let message = format!("the format '{format}' is not supported yet");
                 return Err(Error::new(Kind::Unsupported, message).remedy("use qcow2, raw or luks"));
             }
-            _ => return Err(invalid(format!("Unknown file format '{format}'"))),
+            _ => return Err(Error::invalid_argument(format!("Unknown file format '{format}'"))),
         };
         let mut options = own.to_vec();
         if with_file {
@@ -255,7 +255,8 @@ impl Values {
     /// # Errors
     /// [`Kind::InvalidArgument`] if there is no such option or it cannot have the value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let index = self.index(name).ok_or_else(|| invalid(format!("Invalid parameter '{name}'")))?;
+        let index =
+            self.index(name).ok_or_else(|| Error::invalid_argument(format!("Invalid parameter '{name}'")))?;
         self.values[index] = Some(self.template.options[index].canonical(value)?);
         Ok(())
     }
@@ -343,13 +344,13 @@ fn new_file(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<File
 fn file_attributes(values: &Values) -> Result<FileAttributes> {
     let hint = values.get("extent_size_hint").and_then(|hint| hint.parse::<u64>().ok());
     let hint = hint.map_or(Ok(DEFAULT_EXTENT_SIZE_HINT), u32::try_from);
-    let extent_size_hint = hint.map_err(|_| invalid("Extent size hint is too large"))?;
+    let extent_size_hint = hint.map_err(|_| Error::invalid_argument("Extent size hint is too large"))?;
     Ok(FileAttributes { nocow: values.is_on("nocow"), extent_size_hint })
 }
 
 /// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
 fn file_preallocation(values: &Values) -> Result<Preallocation> {
-    match preallocation(values, |word| invalid(format!("invalid parameter value: {word}")))? {
+    match preallocation(values, |word| Error::invalid_argument(format!("invalid parameter value: {word}")))? {
         Preallocation::Metadata if values.template.format == "luks" => Ok(Preallocation::Off),
         mode => mode.refuse_metadata().map(|()| mode),
     }
@@ -406,7 +407,9 @@ fn new_data_file(
     let name = sibling(filename, name);
     let file = new_file(engine, &name, values)?;
     if file.identity() == image.identity() {
-        return Err(invalid("The data file must be another file than the image").path(filename));
+        return Err(
+            Error::invalid_argument("The data file must be another file than the image").path(filename)
+        );
     }
     Ok(Node::new(name, Box::new(file)))
 }
@@ -427,23 +430,23 @@ pub(super) fn stream_options(values: &Values) -> Result<Option<qcow2::CreateOpti
 }
 
 fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
-    let preallocation = preallocation(values, |word| not_accepted("preallocation", word))?;
+    let preallocation = preallocation(values, |word| Error::not_accepted("preallocation", word))?;
     let version = match values.get("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
-        Some(other) => return Err(not_accepted("version", other)),
+        Some(other) => return Err(Error::not_accepted("version", other)),
     };
     let compression_type = match values.get("compression_type") {
         None | Some("zlib") => qcow2::Codec::Deflate,
         Some("zstd") => qcow2::Codec::Zstd,
-        Some(other) => return Err(not_accepted("compression-type", other)),
+        Some(other) => return Err(Error::not_accepted("compression-type", other)),
     };
     let backing_format = values.get("backing_fmt");
     if let Some(format) = backing_format.filter(|format| !is_known_format(format)) {
-        return Err(not_accepted("backing-fmt", format));
+        return Err(Error::not_accepted("backing-fmt", format));
     }
     if backing_format.is_some() && values.get("backing_file").is_none() {
-        return Err(invalid("Backing format cannot be used without backing file"));
+        return Err(Error::invalid_argument("Backing format cannot be used without backing file"));
     }
     let number = |name| values.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
     Ok(qcow2::CreateOptions {
@@ -475,15 +478,7 @@ fn explain_too_large(error: Error, values: &Values) -> Error {
 fn too_large(values: &Values) -> Error {
     let format = values.template.format;
     let hint = if format == "qcow2" { " (try using a larger cluster size)" } else { "" };
-    invalid(format!("The image size is too large for file format '{format}'{hint}"))
-}
-
-fn not_accepted(name: &str, value: &str) -> Error {
-    invalid(format!("Parameter '{name}' does not accept value '{value}'"))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
+    Error::invalid_argument(format!("The image size is too large for file format '{format}'{hint}"))
 }
 
 /// A number as C reads it: decimal, `0x` hexadecimal, octal after a zero; negative ones count down from 2^64.

@@ -9,7 +9,7 @@ use crate::block::crypto::{Key, luks};
 use crate::block::encryption::{SlotChange, no_key};
 use crate::block::format::qcow2::EncryptOptions;
 use crate::block::secret::Secrets;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 use crate::util::keyval::Options;
 use std::time::Duration;
 
@@ -24,25 +24,27 @@ pub(super) fn qcow2(values: &Values, secrets: &Secrets) -> Result<Option<Encrypt
     let given = |name: &&&str| values.get(&format!("encrypt.{name}")).is_some();
     let format = match (values.get("encrypt.format"), values.is_on("encryption")) {
         (Some(_), true) => {
-            return Err(invalid(
+            return Err(Error::invalid_argument(
                 "'encrypt.format' and its alias 'encryption' can't be used at the same time",
             ));
         }
         (None, true) => "aes",
         (Some(format), false) => format,
         (None, false) if given(&&"key-secret") || LUKS_ONLY.iter().any(|name| given(&name)) => {
-            return Err(invalid("Parameter 'encrypt.format' is missing"));
+            return Err(Error::invalid_argument("Parameter 'encrypt.format' is missing"));
         }
         (None, false) => return Ok(None),
     };
     match (format, LUKS_ONLY.iter().find(given)) {
         ("aes", None) => passphrase(values, secrets).map(|key| Some(EncryptOptions::Aes(key))),
-        ("aes", Some(name)) => Err(invalid(format!("Parameter 'encrypt.{name}' is unexpected"))),
+        ("aes", Some(name)) => {
+            Err(Error::invalid_argument(format!("Parameter 'encrypt.{name}' is unexpected")))
+        }
         ("luks", _) => {
             let options = luks(values, "encrypt.")?;
             Ok(Some(EncryptOptions::Luks(options, passphrase(values, secrets)?)))
         }
-        _ => Err(not_accepted("format", format)),
+        _ => Err(Error::not_accepted("format", format)),
     }
 }
 
@@ -67,18 +69,18 @@ pub(super) fn luks(values: &Values, prefix: &str) -> Result<luks::CreateOptions>
 /// The change of key slots that `given` describes, without what stands before the names (`encrypt.` for qcow2).
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] for what makes no sense together.
+/// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) for what makes no sense together.
 pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
     let secret = |name| given.get(name).map(|id| secrets.passphrase(id)).transpose();
     let refuse = |name: &str, doing: &str| match given.get(name) {
-        Some(_) => Err(invalid(format!("'{name}' must not be given when {doing} keyslots"))),
+        Some(_) => Err(Error::invalid_argument(format!("'{name}' must not be given when {doing} keyslots"))),
         None => Ok(()),
     };
     let slot = number(given, "keyslot")?.map(slot_number).transpose()?;
     match given.get("state") {
         Some("active") => {
             refuse("old-secret", "activating")?;
-            let missing = || invalid("'new-secret' is required to activate a keyslot");
+            let missing = || Error::invalid_argument("'new-secret' is required to activate a keyslot");
             let passphrase = secret("new-secret")?.ok_or_else(missing)?;
             let time = number(given, "iter-time")?.map(|millis| Duration::from_millis(millis as u64));
             let time = time.unwrap_or(luks::CreateOptions::default().time);
@@ -89,8 +91,8 @@ pub fn slot_change(given: &Options, secrets: &Secrets) -> Result<SlotChange> {
             refuse("iter-time", "erasing")?;
             Ok(SlotChange::Erase { slot, passphrase: secret("old-secret")? })
         }
-        Some(other) => Err(not_accepted("state", other)),
-        None => Err(invalid("Parameter 'state' is missing")),
+        Some(other) => Err(Error::not_accepted("state", other)),
+        None => Err(Error::invalid_argument("Parameter 'state' is missing")),
     }
 }
 
@@ -99,13 +101,16 @@ fn slot_number(slot: i64) -> Result<u32> {
     let last = luks::SLOTS - 1;
     // QEMU shows a negative one as the 32 bits that it is to it.
     let shown = if slot < 0 { i64::from(slot as u32) } else { slot };
-    let wrong = |_| invalid(format!("Invalid keyslot {shown} specified, must be between 0 and {last}"));
+    let wrong = |_| {
+        Error::invalid_argument(format!("Invalid keyslot {shown} specified, must be between 0 and {last}"))
+    };
     u32::try_from(slot).map_err(wrong)
 }
 
 fn number(given: &Options, name: &str) -> Result<Option<i64>> {
-    let parse =
-        |text: &str| text.parse().map_err(|_| invalid(format!("Parameter '{name}' expects a number")));
+    let parse = |text: &str| {
+        text.parse().map_err(|_| Error::invalid_argument(format!("Parameter '{name}' expects a number")))
+    };
     given.get(name).map(parse).transpose()
 }
 
@@ -128,15 +133,7 @@ fn word<'a, T>(
     parse: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>> {
     let Some(text) = get(name) else { return Ok(None) };
-    parse(text).map(Some).ok_or_else(|| not_accepted(name, text))
-}
-
-fn not_accepted(name: &str, value: &str) -> Error {
-    invalid(format!("Parameter '{name}' does not accept value '{value}'"))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
+    parse(text).map(Some).ok_or_else(|| Error::not_accepted(name, text))
 }
 
 #[cfg(test)]

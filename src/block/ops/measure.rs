@@ -11,7 +11,7 @@ use crate::block::graph::Node;
 use crate::block::graph::bitmaps::BitmapInfo;
 use crate::block::graph::driver::Specifics;
 use crate::block::secret::Secrets;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 use std::rc::Rc;
 
 /// Unit of a raw disk's size, in bytes.
@@ -51,7 +51,8 @@ impl Content<'_> {
 /// Measures an image with the options `values`.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] in qemu-img's words for options that make no image; failures to read metadata.
+/// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) in qemu-img's words for options that make no image;
+/// failures to read metadata.
 pub async fn measure(values: &Values, content: Content<'_>, secrets: &Secrets) -> Result<Measured> {
     let plain = |full: u64| Measured { required: full, full, bitmaps: None };
     let size = content.size();
@@ -73,7 +74,7 @@ async fn measure_qcow2(values: &Values, content: Content<'_>, secrets: &Secrets)
     if is_old && options.refcount_bits != 16 {
         let message = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use \
                        compat=1.1 or greater)";
-        return Err(invalid(message));
+        return Err(Error::invalid_argument(message));
     }
     let all = options.size.next_multiple_of(options.cluster_size);
     let data = match content {
@@ -102,7 +103,7 @@ fn bitmaps_of(image: &Node) -> Option<Vec<BitmapInfo>> {
 /// What of a qcow2 image decides about its size.
 fn layout(values: &Values, size: u64, secrets: &Secrets) -> Result<CreateOptions> {
     if let Some(other) = values.get("compat").filter(|compat| ![OLD, "1.1"].contains(compat)) {
-        return Err(invalid(format!("Invalid compatibility level: '{other}'")));
+        return Err(Error::invalid_argument(format!("Invalid compatibility level: '{other}'")));
     }
     is_preallocated(values)?;
     let number = |name| values.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
@@ -125,7 +126,7 @@ fn is_preallocated(values: &Values) -> Result<bool> {
     match values.get("preallocation") {
         None | Some("off") => Ok(false),
         Some("metadata" | "falloc" | "full") => Ok(true),
-        Some(other) => Err(invalid(format!("invalid parameter value: {other}"))),
+        Some(other) => Err(Error::invalid_argument(format!("invalid parameter value: {other}"))),
     }
 }
 
@@ -146,9 +147,5 @@ async fn data_size(disk: &Rc<Node>, cluster_size: u64) -> Result<u64> {
 }
 
 fn too_large() -> Error {
-    invalid("The image size is too large")
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
+    Error::invalid_argument("The image size is too large")
 }

@@ -254,10 +254,11 @@ impl Walk<'_> {
     /// Tells how far it is.
     fn count(&mut self, end: u64) {
         let size = self.merge.overlay.size();
+        let step = size.min(STEP);
         while self.counted < end {
             self.counted = (self.counted + STEP).min(self.run.end);
             self.steps += 1;
-            (self.progress)(self.steps, size / size.min(STEP));
+            (self.progress)(self.steps * step, size / step * step);
         }
     }
 }

@@ -341,6 +341,7 @@ impl Driver for FileDriver {
                 for at in (old..size).step_by(1 << 20) {
                     let part = zeros.slice(0, (size - at).min(1 << 20) as usize);
                     self.file.write(at, &part).await.map_err(resize)?;
+                    self.file.engine().tell_work(at + part.len() as u64 - old, size - old);
                 }
             }
             Preallocation::Falloc | Preallocation::Full => {}

@@ -12,14 +12,15 @@ mod target;
 
 use super::getopt::{Flag, Parser};
 use super::interrupt::Interrupts;
-use super::output::Failure;
-use super::progress::Progress;
+use super::output::{self, Failure, Form, OUTPUT};
+use super::progress::{PROGRESS, Progress};
 use super::{Command, HELP, engine, snapshot_param};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::copy::{CopyOptions, Reports, copy, total_size};
 use crate::block::{Error, graph::ChildRole};
 use request::{Request, read};
+use serde_json::json;
 use std::rc::Rc;
 use target::{Made, Target};
 
@@ -60,9 +61,10 @@ pub(super) const COMMAND: Command = Command {
         Flag::switch("force-share", "read sources although another process may write them").short('U'),
         Flag::value("parallel", "NUMBER", "pieces in flight, 1 to 16 (default: 8)").short('m'),
         Flag::switch("no-create", "write into an image that is there").short('n').in_full(),
-        Flag::switch("progress", "show progress").short('p').in_full(),
+        PROGRESS.in_full(),
         Flag::switch("quiet", "say nothing but errors").short('q'),
         Flag::value("rate", "RATE", "bytes a second").short('r'),
+        OUTPUT,
     ],
     operands: &[
         ("FILENAME", "an image to copy; several are put one behind the other; - is standard input"),
@@ -72,12 +74,25 @@ pub(super) const COMMAND: Command = Command {
 };
 
 fn run(parser: Parser) -> Result<u8, Failure> {
-    let Some(request) = read(parser)? else { return Ok(0) };
+    let Some(mut request) = read(parser)? else { return Ok(0) };
+    if request.uses_streams() {
+        streams::check(&request)?;
+    }
+    let wanted = std::mem::take(&mut request.progress);
     // Before there are threads: they must hold them back too.
     let interrupts = Interrupts::hold()?;
+    let progress = Progress::start(wanted.unless(request.quiet || request.form == Form::Json));
     let engine = engine()?;
-    let progress = Progress::start(request.progress && !request.quiet && !request.writes_stream());
-    engine.block_on(interrupts.run(&engine, convert(&engine, &request, &progress)))??;
+    let size = engine.block_on(interrupts.run(&engine, convert(&engine, &request, &progress)))??;
+    progress.complete();
+    if request.form == Form::Json && !request.quiet {
+        output::write_json(&json!({
+            "filenames": request.sources,
+            "output": request.output,
+            "format": request.format,
+            "virtual-size": size,
+        }))?;
+    }
     Ok(0)
 }
 
@@ -95,7 +110,7 @@ async fn convert(engine: &Rc<Engine>, request: &Request, progress: &Progress) ->
         bitmaps::copy(&images[0], &target.node, request.skip_broken_bitmaps).await?;
     }
     target.finish(request).await?;
-    progress.report(100.0);
+    progress.finish();
     Ok(size)
 }
 
@@ -149,7 +164,7 @@ async fn copy_all(
     options: &CopyOptions,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let report = |done: u64, total: u64| progress.report(done as f64 * 100.0 / total as f64);
+    let report = |done: u64, total: u64| progress.report(done, total);
     let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
     let warn = |doing: &str, at: u64, error: &Error| {
         if !request.quiet {

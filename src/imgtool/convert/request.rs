@@ -3,7 +3,8 @@
 use super::super::create_options::{OptionLists, show_help};
 use super::super::getopt::Parser;
 use super::super::open::{self, Sources};
-use super::super::output::Failure;
+use super::super::output::{Failure, Form};
+use super::super::progress::Wanted;
 use super::super::size_argument;
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, describe};
@@ -43,8 +44,9 @@ pub(super) struct Request {
     pub(super) bitmaps: bool,
     pub(super) skip_broken_bitmaps: bool,
     pub(super) rate: u64,
-    pub(super) progress: bool,
+    pub(super) progress: Wanted,
     pub(super) quiet: bool,
+    pub(super) form: Form,
     /// What only decides whether options go together.
     given: Given,
 }
@@ -106,8 +108,9 @@ impl Request {
             bitmaps: false,
             skip_broken_bitmaps: false,
             rate: 0,
-            progress: false,
+            progress: Wanted::default(),
             quiet: false,
+            form: Form::Human,
             given: Given::default(),
         }
     }
@@ -133,7 +136,8 @@ impl Request {
             "bitmaps" => self.bitmaps = true,
             "skip-broken-bitmaps" => self.skip_broken_bitmaps = true,
             "rate" => self.rate = parse_rate(&value)?,
-            "progress" => self.progress = true,
+            "progress" => self.progress.take(&value)?,
+            "output" => self.form = Form::parse(&value)?,
             _ => self.quiet = true,
         }
         Ok(())

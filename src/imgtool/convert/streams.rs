@@ -1,7 +1,7 @@
 //! `-` for the source or the output: standard input and output, read or written once from start to end, with nothing put
 //! aside. What cannot be done so is refused by name.
 
-use super::super::output::Failure;
+use super::super::output::{Failure, Form};
 use super::super::progress::Progress;
 use super::request::Request;
 use super::target::{Target, prepare};
@@ -21,17 +21,16 @@ pub(super) async fn convert(
     request: &Request,
     progress: &Progress,
 ) -> Result<u64, Failure> {
-    check(request)?;
     let size = match request.writes_stream() {
         true => write(engine, request).await?,
         false => read(engine, request).await?,
     };
-    progress.report(100.0);
+    progress.finish();
     Ok(size)
 }
 
 /// Refuses what needs to go back in a stream, or to know what comes.
-fn check(request: &Request) -> Result<(), Failure> {
+pub(super) fn check(request: &Request) -> Result<(), Failure> {
     let (reads, writes) = (request.reads_stream(), request.writes_stream());
     let mistakes = [
         (reads && writes, "standard input to standard output"),
@@ -49,7 +48,8 @@ fn check(request: &Request) -> Result<(), Failure> {
         (request.bitmaps, "--bitmaps with a stream"),
         (request.offload, "-C with a stream"),
         (!request.create, "-n with a stream"),
-        (writes && request.progress && !request.quiet, "-p with standard output"),
+        (writes && request.progress.is_shown() && !request.quiet, "-p with standard output"),
+        (writes && request.form == Form::Json, "--output=json with standard output"),
     ];
     match mistakes.into_iter().find(|(made, _)| *made) {
         Some((_, what)) => Err(Failure::plain(

@@ -4,8 +4,8 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// What is different between two files, `name` in both folders.
-pub(super) fn files(name: &str, ours: &Path, real: &Path) -> String {
+/// What is different between two files, `name` in both folders. `by_content`: what is allocated for it may differ.
+pub(super) fn files(name: &str, ours: &Path, real: &Path, by_content: bool) -> String {
     let (Ok(our_bytes), Ok(real_bytes)) = (std::fs::read(ours), std::fs::read(real)) else {
         return match (real.exists(), ours.exists()) {
             (true, false) => format!("  {name}: only the real one made it\n"),
@@ -18,8 +18,15 @@ pub(super) fn files(name: &str, ours: &Path, real: &Path) -> String {
         return told;
     }
     if real_bytes.starts_with(b"QFI\xfb") && our_bytes.starts_with(b"QFI\xfb") {
-        for subject in ["info --output=json", "map --output=json", "check --output=json"] {
-            told += &facts(name, subject, ours, real);
+        told += &facts(name, "info --output=json", ours, real);
+        if !by_content {
+            told += &facts(name, "map --output=json", ours, real);
+            told += &facts(name, "check --output=json", ours, real);
+        } else {
+            let [ours, real] = [ours, real].map(|path| ask(&["check -q -U -f qcow2"], &[path]).status.code());
+            if ours != real {
+                told += &format!("  {name}: check: real {real:?}, ours {ours:?}\n");
+            }
         }
         told += &compare(name, ours, real);
     } else if !(real_bytes.starts_with(b"LUKS") && our_bytes.starts_with(b"LUKS")) {
@@ -52,6 +59,7 @@ fn stripped(value: Value) -> Value {
         "date-sec",
         "filename",
         "fragmented-clusters",
+        "full-backing-filename",
         "image-end-offset",
         "iters",
         "master-key-iters",
@@ -103,6 +111,15 @@ fn compare(name: &str, ours: &Path, real: &Path) -> String {
 fn ask(words: &[&str], paths: &[&Path]) -> Output {
     let words = words.iter().flat_map(|words| words.split(' '));
     Command::new("qemu-img").args(words).args(paths).output().unwrap()
+}
+
+/// Only the first and the last step of progress.
+pub(super) fn without_steps(text: &str) -> String {
+    const END: &str = "/100%)\r";
+    let Some(first) = text.find(END) else { return text.to_owned() };
+    let last = text.rfind(END).unwrap_or(first);
+    let start = text[..last].rfind(' ').unwrap_or(0);
+    format!("{}{}", &text[..first + END.len()], text[start..].trim_start())
 }
 
 /// Without how long something took, and what options mean (`-o help`), which everyone says in his own words.

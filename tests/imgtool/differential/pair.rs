@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 /// The image that patches change.
 const PATCHED: &str = "p";
 /// A tool that takes longer hangs, in seconds.
-const LIMIT: &str = "30";
+const LIMIT: &str = "120";
 
 pub(super) struct Pair<'a> {
     fixture: &'a Fixture,
@@ -47,14 +47,19 @@ impl<'a> Pair<'a> {
             told += &format!("  exit status: real {}, ours {}\n", real.status, ours.status);
         }
         if !excused.stdout {
-            told += &difference("stdout", &real.stdout, &ours.stdout);
+            let [real, ours] = [&real, &ours].map(|output| String::from_utf8_lossy(&output.stdout));
+            told += &match excused.steps {
+                true => difference("stdout", &judge::without_steps(&real), &judge::without_steps(&ours)),
+                false => difference("stdout", &real, &ours),
+            };
         }
         if !excused.stderr {
-            told += &difference("stderr", &real.stderr, &ours.stderr);
+            let [real, ours] = [&real, &ours].map(|output| String::from_utf8_lossy(&output.stderr));
+            told += &difference("stderr", &real, &ours);
         }
         if !excused.files {
             for name in &self.changed {
-                told += &judge::files(name, &self.lab.path(name), &self.lab.twin(name));
+                told += &judge::files(name, &self.lab.path(name), &self.lab.twin(name), excused.allocation);
             }
         }
         match (told.is_empty(), &case.patch) {
@@ -142,8 +147,8 @@ fn start(program: &Path, case: &Case, folder: &Path) -> Child {
         .unwrap()
 }
 
-fn difference(what: &str, real: &[u8], ours: &[u8]) -> String {
-    let [real, ours] = [real, ours].map(|bytes| judge::without_noise(&String::from_utf8_lossy(bytes)));
+fn difference(what: &str, real: &str, ours: &str) -> String {
+    let [real, ours] = [real, ours].map(judge::without_noise);
     if real == ours { String::new() } else { format!("  {what}:\n    real {real:?}\n    ours {ours:?}\n") }
 }
 

@@ -93,7 +93,7 @@ impl Header {
     /// versions that we do not have, by name.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
         if !Header::is_at(bytes) {
-            return Err(invalid("Volume is not in LUKS format"));
+            return Err(Error::invalid_format("Volume is not in LUKS format"));
         }
         let version = u16::from_be_bytes([bytes[6], bytes[7]]);
         if version != VERSION {
@@ -186,7 +186,7 @@ impl Header {
     fn check(&self) -> Result<()> {
         check_iterations("LUKS key", self.digest_iterations)?;
         if self.payload < FIRST_SLOT {
-            return Err(invalid("LUKS payload is overlapping with the header"));
+            return Err(Error::invalid_format("LUKS payload is overlapping with the header"));
         }
         for (index, slot) in self.slots.iter().enumerate() {
             let stripes = self.stripes(index);
@@ -194,16 +194,20 @@ impl Header {
                 check_iterations(&format!("Keyslot {index}"), slot.iterations)?;
             }
             if stripes.start < FIRST_SLOT {
-                return Err(invalid(format!("Keyslot {index} is overlapping with the LUKS header")));
+                return Err(Error::invalid_format(format!(
+                    "Keyslot {index} is overlapping with the LUKS header"
+                )));
             }
             if stripes.end > self.payload {
-                return Err(invalid(format!("Keyslot {index} is overlapping with the encrypted payload")));
+                return Err(Error::invalid_format(format!(
+                    "Keyslot {index} is overlapping with the encrypted payload"
+                )));
             }
             for other in index + 1..SLOTS {
                 let next = self.stripes(other);
                 if stripes.start < next.end && next.start < stripes.end {
                     let message = format!("Keyslots {index} and {other} are overlapping in the header");
-                    return Err(invalid(message));
+                    return Err(Error::invalid_format(message));
                 }
             }
         }
@@ -231,7 +235,7 @@ pub(super) fn stripes_len(scheme: Scheme) -> u64 {
 
 /// The scheme that the names in a header mean.
 fn scheme(cipher: &str, mode: &str, key_bytes: usize) -> Result<Scheme> {
-    let unexpected = || invalid(format!("Unexpected cipher mode string format '{mode}'"));
+    let unexpected = || Error::invalid_format(format!("Unexpected cipher mode string format '{mode}'"));
     let (mode_name, generator) = mode.split_once('-').ok_or_else(unexpected)?;
     let (iv_name, iv_hash) = match generator.split_once(':') {
         Some((name, hash)) => (name, Some(hash_named(hash)?)),
@@ -257,12 +261,18 @@ fn slots(bytes: &[u8; HEADER_LEN]) -> Result<[Slot; SLOTS]> {
         let at = Header::slot_offset(index);
         let stripes = be32(bytes, at + 44);
         if stripes as usize != STRIPES {
-            return Err(invalid(format!("Keyslot {index} is corrupted (stripes {stripes} != {STRIPES})")));
+            return Err(Error::invalid_format(format!(
+                "Keyslot {index} is corrupted (stripes {stripes} != {STRIPES})"
+            )));
         }
         let active = match be32(bytes, at) {
             ACTIVE => true,
             INACTIVE => false,
-            _ => return Err(invalid(format!("Keyslot {index} state (active/disable) is corrupted"))),
+            _ => {
+                return Err(Error::invalid_format(format!(
+                    "Keyslot {index} state (active/disable) is corrupted"
+                )));
+            }
         };
         let (iterations, salt) = (be32(bytes, at + 4), array(bytes, at + 8));
         *slot = Slot { active, iterations, salt, offset: sectors(be32(bytes, at + 40)) };
@@ -272,7 +282,7 @@ fn slots(bytes: &[u8; HEADER_LEN]) -> Result<[Slot; SLOTS]> {
 
 fn check_iterations(what: &str, iterations: u32) -> Result<()> {
     match iterations {
-        0 => Err(invalid(format!("{what} iteration count is zero"))),
+        0 => Err(Error::invalid_format(format!("{what} iteration count is zero"))),
         _ => Ok(()),
     }
 }
@@ -285,8 +295,10 @@ fn hash_named(name: &str) -> Result<Hash> {
 fn name<'a>(bytes: &'a [u8], at: usize, what: &str) -> Result<&'a str> {
     let field = &bytes[at..at + NAME];
     let end = field.iter().position(|&byte| byte == 0);
-    let end = end.ok_or_else(|| invalid(format!("LUKS header {what} is not NUL terminated")))?;
-    std::str::from_utf8(&field[..end]).map_err(|_| invalid(format!("LUKS header {what} is not text")))
+    let end =
+        end.ok_or_else(|| Error::invalid_format(format!("LUKS header {what} is not NUL terminated")))?;
+    std::str::from_utf8(&field[..end])
+        .map_err(|_| Error::invalid_format(format!("LUKS header {what} is not text")))
 }
 
 /// A text that ends at the first zero byte; what is no UTF-8 is replaced.
@@ -313,10 +325,6 @@ fn sectors(count: u32) -> u64 {
 /// From bytes to sectors; places come from [`sectors`] or from `create`, so nothing is cut off.
 fn in_sectors(bytes: u64) -> u32 {
     (bytes / SECTOR as u64) as u32
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidFormat, message)
 }
 
 fn unsupported(message: impl Into<String>) -> Error {

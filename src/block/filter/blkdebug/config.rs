@@ -12,7 +12,7 @@
 
 use super::rules::{Action, Effect, Fault, RequestKind, Rule};
 use crate::block::graph::Event;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 use crate::util::keyval::parse_switch;
 use std::ops::Range;
 
@@ -37,7 +37,7 @@ struct Group {
 /// Reads a configuration.
 ///
 /// # Errors
-/// [`Kind::InvalidArgument`] that names the line, or the value.
+/// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) that names the line, or the value.
 pub fn parse(text: &str) -> Result<Vec<Rule>> {
     groups(text)?.iter().map(Group::rule).collect()
 }
@@ -53,8 +53,12 @@ fn groups(text: &str) -> Result<Vec<Group>> {
         match (group, assignment(line), groups.last_mut()) {
             (Some(name), ..) => groups.push(Group { name: name.to_owned(), values: Vec::new() }),
             (None, Some(value), Some(group)) => group.values.push(value),
-            (None, Some(_), None) => return Err(invalid(format!("line {}: no group defined", number + 1))),
-            (None, None, _) => return Err(invalid(format!("line {}: parse error", number + 1))),
+            (None, Some(_), None) => {
+                return Err(Error::invalid_argument(format!("line {}: no group defined", number + 1)));
+            }
+            (None, None, _) => {
+                return Err(Error::invalid_argument(format!("line {}: parse error", number + 1)));
+            }
         }
     }
     Ok(groups)
@@ -72,13 +76,15 @@ impl Group {
         let known: &[&str] = match self.name.as_str() {
             "inject-error" => &["event", "iotype", "state", "errno", "sector", "once", "immediately"],
             "set-state" => &["event", "state", "new_state"],
-            other => return Err(invalid(format!("There is no option group '{other}'"))),
+            other => return Err(Error::invalid_argument(format!("There is no option group '{other}'"))),
         };
         if let Some((name, _)) = self.values.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            return Err(invalid(format!("Invalid parameter '{name}'")));
+            return Err(Error::invalid_argument(format!("Invalid parameter '{name}'")));
         }
-        let name = self.value("event").ok_or_else(|| invalid("Missing event name for rule"))?;
-        let event = Event::parse(name).ok_or_else(|| invalid(format!("Invalid event name \"{name}\"")))?;
+        let name =
+            self.value("event").ok_or_else(|| Error::invalid_argument("Missing event name for rule"))?;
+        let event = Event::parse(name)
+            .ok_or_else(|| Error::invalid_argument(format!("Invalid event name \"{name}\"")))?;
         let state = self.number("state")?.filter(|&state| state != 0);
         let action = if self.name == "set-state" {
             Action::SetState(self.number("new_state")?.unwrap_or(0))
@@ -97,7 +103,7 @@ impl Group {
     fn kinds(&self) -> Result<Vec<RequestKind>> {
         let Some(name) = self.value("iotype") else { return Ok(RequestKind::DATA.to_vec()) };
         let kind = IOTYPES.iter().copied().find(|kind| kind.name() == name);
-        Ok(vec![kind.ok_or_else(|| invalid(format!("Invalid iotype value \"{name}\"")))?])
+        Ok(vec![kind.ok_or_else(|| Error::invalid_argument(format!("Invalid iotype value \"{name}\"")))?])
     }
 
     /// The bytes of the sector; -1 is none.
@@ -125,16 +131,12 @@ impl Group {
 
     fn switch(&self, name: &str) -> Result<bool> {
         let Some(value) = self.value(name) else { return Ok(false) };
-        parse_switch(name, value).map_err(|error| invalid(error.to_string()))
+        parse_switch(name, value).map_err(|error| Error::invalid_argument(error.to_string()))
     }
 }
 
 fn expects(name: &str, what: &str) -> Error {
-    invalid(format!("Parameter '{name}' expects {what}"))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
+    Error::invalid_argument(format!("Parameter '{name}' expects {what}"))
 }
 
 #[cfg(test)]

@@ -10,9 +10,10 @@
 //!
 //! From then on this driver knows an image that is no more: it takes no changes until it is opened again.
 
+use super::codec::Codec;
 use super::driver::{Access, Qcow2};
 use super::extensions::{self, DATA_FILE, Extension, FEATURE_NAMES};
-use super::header::{DATA_FILE_RAW, DIRTY, Header, LAZY_REFCOUNTS};
+use super::header::{COMPRESSION_TYPE, DATA_FILE_RAW, DIRTY, Header, LAZY_REFCOUNTS};
 use crate::block::graph::amend::{Amend, AmendOptions};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Kind, Result};
@@ -23,6 +24,11 @@ impl Amend for Qcow2 {
     async fn amend(&self, options: &AmendOptions) -> Result<()> {
         let target = Target::new(&self.header.borrow(), options)?;
         self.check_target(&target)?;
+        if target.version < 3 && self.codec != Codec::Deflate && self.has_compressed_clusters().await? {
+            let what =
+                "Cannot downgrade an image with zstd compression type and existing compressed clusters";
+            return Err(Error::new(Kind::Unsupported, what).remedy("convert it with: -o compat=v2"));
+        }
         if let Some(size) = options.size.filter(|&size| size != self.size.get()) {
             self.resize(size, Preallocation::Off).await?;
         }
@@ -80,16 +86,16 @@ impl Target {
             return Ok(());
         }
         if self.lazy_refcounts {
-            return Err(invalid(
+            return Err(Error::invalid_argument(
                 "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
             ));
         }
         match (self.refcount_order, options.refcount_bits) {
             (4, _) => Ok(()),
-            (_, Some(_)) => Err(invalid(
+            (_, Some(_)) => Err(Error::invalid_argument(
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
             )),
-            (_, None) => Err(invalid("compat=0.10 requires refcount_bits=16")),
+            (_, None) => Err(Error::invalid_argument("compat=0.10 requires refcount_bits=16")),
         }
     }
 
@@ -101,6 +107,10 @@ impl Target {
                 header.extensions.push(extensions::feature_name_table());
             }
             header.unknown_fields.clear();
+        }
+        if self.version < 3 {
+            header.compression_type = Codec::Deflate.to_byte();
+            header.incompatible &= !COMPRESSION_TYPE;
         }
         header.version = self.version;
         header.compatible &= !LAZY_REFCOUNTS;
@@ -122,10 +132,12 @@ impl Qcow2 {
     fn check_target(&self, target: &Target) -> Result<()> {
         let header = self.header.borrow();
         if target.data_file != header.data_file() && !self.has_data_file() {
-            return Err(invalid("data-file can only be set for images that use an external data file"));
+            return Err(Error::invalid_argument(
+                "data-file can only be set for images that use an external data file",
+            ));
         }
         if target.data_file_raw && header.autoclear & DATA_FILE_RAW == 0 {
-            return Err(invalid("data-file-raw cannot be set on existing images"));
+            return Err(Error::invalid_argument("data-file-raw cannot be set on existing images"));
         }
         if target.version < header.version { self.check_downgrade(&header) } else { Ok(()) }
     }
@@ -135,7 +147,7 @@ impl Qcow2 {
         if self.has_data_file() {
             return refuse("Cannot downgrade an image with a data file");
         }
-        let features = header.incompatible & !DIRTY;
+        let features = header.incompatible & !(DIRTY | COMPRESSION_TYPE);
         if features != 0 {
             return refuse(&format!(
                 "Cannot downgrade an image with incompatible features {features:#x} set"
@@ -167,7 +179,9 @@ impl Qcow2 {
             done?;
         }
         if target.version > 2 && !self.v3 {
+            self.engine.tell_work(0, 2);
             self.complete_snapshots().await?;
+            self.engine.tell_work(1, 2);
         }
         self.close_all().await?;
         let new = match target.refcount_order == self.geometry.refcount_order {
@@ -181,6 +195,9 @@ impl Qcow2 {
             }
         };
         self.change_header(switch).await?;
+        if target.version > 2 && !self.v3 {
+            self.engine.tell_work(2, 2);
+        }
         if let Some(new) = new {
             new.adopt(self);
         }
@@ -194,7 +211,9 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
     let same_format = options.backing_format.is_none() || options.backing_format == header.backing_format();
     match same_file && same_format {
         true => Ok(()),
-        false => Err(invalid("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.")),
+        false => Err(Error::invalid_argument(
+            "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.",
+        )),
     }
 }
 
@@ -202,17 +221,15 @@ fn version(compat: &str) -> Result<u32> {
     match compat {
         "0.10" | "v2" => Ok(2),
         "1.1" | "v3" => Ok(3),
-        other => Err(invalid(format!("Unknown compatibility level {other}"))),
+        other => Err(Error::invalid_argument(format!("Unknown compatibility level {other}"))),
     }
 }
 
 fn refcount_order(bits: u64) -> Result<u32> {
     match bits.is_power_of_two() && bits <= 64 {
         true => Ok(bits.trailing_zeros()),
-        false => Err(invalid("Refcount width must be a power of two and may not exceed 64 bits")),
+        false => {
+            Err(Error::invalid_argument("Refcount width must be a power of two and may not exceed 64 bits"))
+        }
     }
-}
-
-fn invalid(what: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, what.into())
 }

@@ -90,7 +90,8 @@ pub async fn create(
 ) -> Result<()> {
     let geometry = options.check()?;
     let size = options.size.div_ceil(512).checked_mul(512);
-    let size = size.ok_or_else(|| invalid("The image size is too large for file format 'qcow2'"))?;
+    let size =
+        size.ok_or_else(|| Error::invalid_argument("The image size is too large for file format 'qcow2'"))?;
     let cluster = 1 << geometry.cluster_bits;
     let mut bytes = options.header(geometry)?;
     bytes.resize(cluster * FIRST_CLUSTERS, 0);
@@ -136,35 +137,37 @@ impl CreateOptions {
     /// As [`CreateOptions::validate`], without the names; returns the layout.
     pub(super) fn check(&self) -> Result<Geometry> {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
-            return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
+            return Err(Error::invalid_argument("Cluster size must be a power of two between 512 and 2048k"));
         }
         let cluster_bits = self.cluster_size.trailing_zeros();
         self.check_subclusters()?;
         if self.version < 3 && self.lazy_refcounts {
             let what = "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         if self.version < 3 && self.compression_type != Codec::Deflate {
             let what = "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
-            return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
+            return Err(Error::invalid_argument(
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ));
         }
         if self.version < 3 && self.refcount_bits != 16 {
             let what = "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         self.check_data_file()?;
         if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
             let what =
                 "Backing file and preallocation can only be used at the same time if extended_l2 is on";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         if let Some(encryption) = &self.encryption {
             encryption.validate()?;
             if self.data_file_raw {
-                return Err(invalid(
+                return Err(Error::invalid_argument(
                     "An encrypted data file cannot be raw: it never reads as the guest's disk",
                 ));
             }
@@ -176,13 +179,13 @@ impl CreateOptions {
     fn check_subclusters(&self) -> Result<()> {
         if self.version < 3 && self.extended_l2 {
             let what = "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         if self.extended_l2 && self.cluster_size < MIN_EXTENDED_CLUSTER {
             let what = format!(
                 "Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED_CLUSTER} bytes"
             );
-            return Err(invalid(&what));
+            return Err(Error::invalid_argument(&what));
         }
         Ok(())
     }
@@ -190,13 +193,15 @@ impl CreateOptions {
     fn check_data_file(&self) -> Result<()> {
         if self.version < 3 && self.data_file.is_some() {
             let what = "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)";
-            return Err(invalid(what));
+            return Err(Error::invalid_argument(what));
         }
         if self.data_file_raw && self.data_file.is_none() {
-            return Err(invalid("data-file-raw requires data-file"));
+            return Err(Error::invalid_argument("data-file-raw requires data-file"));
         }
         if self.data_file_raw && self.backing_file.is_some() {
-            return Err(invalid("Backing file and data-file-raw cannot be used at the same time"));
+            return Err(Error::invalid_argument(
+                "Backing file and data-file-raw cannot be used at the same time",
+            ));
         }
         Ok(())
     }
@@ -257,8 +262,4 @@ fn could_not_assign(options: &CreateOptions, kind: Kind, why: &str) -> Error {
     let name = options.backing_file.as_deref().unwrap_or_default();
     let format = options.backing_format.as_deref().unwrap_or_default();
     Error::new(kind, format!("Could not assign backing file '{name}' with format '{format}': {why}"))
-}
-
-fn invalid(what: &str) -> Error {
-    Error::new(Kind::InvalidArgument, what)
 }

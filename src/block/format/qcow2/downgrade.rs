@@ -12,6 +12,7 @@ use super::cache::Piece;
 use super::driver::Qcow2;
 use super::entries::{L1Entry, L2Entry};
 use super::geometry::{GuestOffset, HostCluster, HostOffset};
+use super::image::REPAIR;
 use super::mapping::View;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};
@@ -30,36 +31,77 @@ struct Table {
 impl Qcow2 {
     /// Replaces all zero clusters, of the disk and of the snapshots. No request is in flight.
     pub(super) async fn expand_zero_clusters(&self) -> Result<()> {
-        let mut seen = HashSet::new();
-        let live = self.active.l1.borrow().clone();
-        self.expand_tree(&live, true, &mut seen).await?;
-        let snapshots = self.snapshots.borrow().clone();
-        for snapshot in snapshots {
-            let view =
-                View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
-            let l1 = view.l1.borrow().clone();
-            self.expand_tree(&l1, false, &mut seen).await?;
+        let trees = self.all_l1_tables().await?;
+        let total = trees.iter().map(|l1| l1.len() as u64).sum();
+        let (mut seen, mut visited) = (HashSet::new(), 0);
+        for (l1, is_live) in trees.iter().zip(std::iter::once(true).chain(std::iter::repeat(false))) {
+            for (index, &raw) in (0..).zip(l1) {
+                self.expand_below(index, raw, is_live, &mut seen).await?;
+                visited += 1;
+                self.engine.tell_work(visited, total);
+            }
         }
         Ok(())
     }
 
-    async fn expand_tree(&self, l1: &[u64], is_live: bool, seen: &mut HashSet<HostOffset>) -> Result<()> {
-        // One for each L1 table.
-        let most = 1 + self.snapshots.borrow().len() as u64;
-        for (index, &raw) in (0..).zip(l1) {
-            let Ok(L1Entry::Table { offset, .. }) = L1Entry::decode(raw, self.geometry) else { continue };
-            if !seen.insert(offset) {
-                continue;
-            }
-            let holders = self.refcounts.get(self.geometry.cluster_of(offset)).await?;
-            if holders == 0 || holders > most {
-                let what = format!("L2 table {:#x} has refcount {holders}", offset.0);
-                return Err(Error::new(Kind::Corrupt, what).remedy("repair it with: qemu-img check -r all"));
-            }
-            let start = GuestOffset(index * self.geometry.l2_reach());
-            self.expand_table(Table { offset, start, holders, is_live }).await?;
+    /// The L1 table of the disk, and those of the snapshots.
+    async fn all_l1_tables(&self) -> Result<Vec<Vec<u64>>> {
+        let mut tables = vec![self.active.l1.borrow().clone()];
+        let snapshots = self.snapshots.borrow().clone();
+        for snapshot in snapshots {
+            let view =
+                View::read(&self.file, snapshot.l1_offset, snapshot.l1_entries, snapshot.disk_size).await?;
+            tables.push(view.l1.take());
         }
-        Ok(())
+        Ok(tables)
+    }
+
+    /// Whether the disk or a snapshot has compressed clusters.
+    pub(super) async fn has_compressed_clusters(&self) -> Result<bool> {
+        let mut l1 = self.all_l1_tables().await?.concat();
+        l1.sort_unstable();
+        l1.dedup();
+        for raw in l1 {
+            let Ok(L1Entry::Table { offset, .. }) = L1Entry::decode(raw, self.geometry) else { continue };
+            if self.is_compressed_in(offset).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_compressed_in(&self, table: HostOffset) -> Result<bool> {
+        for at in (0..self.geometry.cluster_size()).step_by(self.slices.size() as usize) {
+            let piece = self.l2.load(&self.file, table.add(at)).await?;
+            for index in 0..self.slices.entries() {
+                if let L2Entry::Compressed(_) = self.entry(&piece, index)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Replaces the zero clusters below an L1 entry.
+    async fn expand_below(
+        &self,
+        index: u64,
+        raw: u64,
+        is_live: bool,
+        seen: &mut HashSet<HostOffset>,
+    ) -> Result<()> {
+        let Ok(L1Entry::Table { offset, .. }) = L1Entry::decode(raw, self.geometry) else { return Ok(()) };
+        if !seen.insert(offset) {
+            return Ok(());
+        }
+        let holders = self.refcounts.get(self.geometry.cluster_of(offset)).await?;
+        // One for each L1 table.
+        if holders == 0 || holders > 1 + self.snapshots.borrow().len() as u64 {
+            let what = format!("L2 table {:#x} has refcount {holders}", offset.0);
+            return Err(Error::new(Kind::Corrupt, what).remedy(REPAIR));
+        }
+        let start = GuestOffset(index * self.geometry.l2_reach());
+        self.expand_table(Table { offset, start, holders, is_live }).await
     }
 
     async fn expand_table(&self, table: Table) -> Result<()> {

@@ -57,7 +57,9 @@ impl Method {
             0 => Ok(None),
             1 => Ok(Some(Method::Aes)),
             2 => Ok(Some(Method::Luks)),
-            other => Err(invalid(format!("Unsupported encryption method {}", other.cast_signed()))),
+            other => {
+                Err(Error::invalid_format(format!("Unsupported encryption method {}", other.cast_signed())))
+            }
         }
     }
 
@@ -103,11 +105,15 @@ pub(super) fn luks_place(header: &Header) -> Result<Option<Range<u64>>> {
     let extension = match (method, extension) {
         (Some(Method::Luks), Some(extension)) => extension,
         (Some(Method::Luks), None) => {
-            return Err(invalid("the header extension that says where the LUKS header is, is missing"));
+            return Err(Error::invalid_format(
+                "the header extension that says where the LUKS header is, is missing",
+            ));
         }
         (_, None) => return Ok(None),
         (_, Some(_)) => {
-            return Err(invalid("CRYPTO header extension only expected with LUKS encryption method"));
+            return Err(Error::invalid_format(
+                "CRYPTO header extension only expected with LUKS encryption method",
+            ));
         }
     };
     let Some((offset, len)) = extension.data.split_first_chunk::<8>() else {
@@ -119,17 +125,20 @@ pub(super) fn luks_place(header: &Header) -> Result<Option<Range<u64>>> {
         let cluster = header.geometry.cluster_size();
         let message =
             format!("Encryption header offset '{offset}' is not a multiple of cluster size '{cluster}'");
-        return Err(invalid(message));
+        return Err(Error::invalid_format(message));
     }
     let possible = |&end: &u64| (1..=MAX_LUKS_HEADER).contains(&len) && end <= HOST_END;
     match offset.checked_add(len).filter(possible) {
         Some(end) => Ok(Some(offset..end)),
-        None => Err(invalid("Encryption header length invalid")),
+        None => Err(Error::invalid_format("Encryption header length invalid")),
     }
 }
 
 fn wrong_size(extension: &Extension) -> Error {
-    invalid(format!("CRYPTO header extension size {}, but expected size 16", extension.data.len()))
+    Error::invalid_format(format!(
+        "CRYPTO header extension size {}, but expected size 16",
+        extension.data.len()
+    ))
 }
 
 /// The encryption of an open image.
@@ -229,10 +238,10 @@ impl Encryption {
 
 fn check_format(method: Option<Method>, wanted: Option<&str>) -> Result<()> {
     match (method, wanted) {
-        (None, Some(wanted)) => {
-            Err(invalid(format!("No encryption in image header, but options specified format '{wanted}'")))
-        }
-        (Some(method), Some(wanted)) if method.name() != wanted => Err(invalid(format!(
+        (None, Some(wanted)) => Err(Error::invalid_format(format!(
+            "No encryption in image header, but options specified format '{wanted}'"
+        ))),
+        (Some(method), Some(wanted)) if method.name() != wanted => Err(Error::invalid_format(format!(
             "Header reported '{}' encryption format but options specify '{wanted}'",
             method.name()
         ))),
@@ -264,7 +273,7 @@ impl Qcow2 {
     /// How the data is encrypted, and the key slots, where there are some.
     fn luks(&self) -> Result<(&Encryption, &KeySlots)> {
         let Some(encryption) = &self.encryption else {
-            return Err(invalid("Can't amend encryption options - encryption not present"));
+            return Err(Error::invalid_format("Can't amend encryption options - encryption not present"));
         };
         let Some(slots) = &encryption.slots else {
             return Err(Error::new(Kind::Unsupported, "Only LUKS encryption options can be amended"));
@@ -336,8 +345,4 @@ impl EncryptOptions {
 fn extension(place: &Range<u64>) -> Extension {
     let fields = [place.start, place.end - place.start];
     Extension { magic: ENCRYPTION, data: fields.iter().flat_map(|field| field.to_be_bytes()).collect() }
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidFormat, message)
 }

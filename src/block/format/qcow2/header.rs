@@ -104,12 +104,15 @@ impl Header {
         let has_type = header_len > V3_LEN as usize;
         let refcount_order = if v3 { field32(96) } else { 4 };
         if refcount_order > 6 {
-            return Err(invalid("Reference count entry width too large; may not exceed 64 bits"));
+            return Err(Error::invalid_format(
+                "Reference count entry width too large; may not exceed 64 bits",
+            ));
         }
         let name = backing_name(cluster, field64(8), field32(16))?;
         let extensions_end = if field64(8) == 0 { cluster.len() } else { field64(8) as usize };
-        let area =
-            cluster.get(header_len..extensions_end).ok_or_else(|| invalid("Invalid backing file offset"))?;
+        let area = cluster
+            .get(header_len..extensions_end)
+            .ok_or_else(|| Error::invalid_format("Invalid backing file offset"))?;
         let (extensions, extensions_len) = extensions::parse(area)?;
         let name_end = if field64(8) == 0 { 0 } else { extensions_end + field32(16) as usize };
         let header = Header {
@@ -150,11 +153,11 @@ impl Header {
             return Err(self.refuse_features(unknown));
         }
         if self.autoclear & DATA_FILE_RAW != 0 && self.incompatible & EXTERNAL_DATA == 0 {
-            return Err(invalid("data-file-raw requires a data file"));
+            return Err(Error::invalid_format("data-file-raw requires a data file"));
         }
         if self.geometry.subcluster_size() < MIN_SUBCLUSTER {
             let size = self.geometry.subcluster_size();
-            return Err(invalid(format!("Unsupported subcluster size: {size}")));
+            return Err(Error::invalid_format(format!("Unsupported subcluster size: {size}")));
         }
         encrypt::luks_place(self).map(drop)
     }
@@ -168,9 +171,11 @@ impl Header {
                 format!("qcow2: unknown compression type: {}", self.compression_type),
             )),
             (Some(_), true) => {
-                Err(invalid("qcow2: Compression type incompatible feature bit must not be set"))
+                Err(Error::invalid_format("qcow2: Compression type incompatible feature bit must not be set"))
             }
-            (Some(_), false) => Err(invalid("qcow2: Compression type incompatible feature bit must be set")),
+            (Some(_), false) => {
+                Err(Error::invalid_format("qcow2: Compression type incompatible feature bit must be set"))
+            }
         }
     }
 
@@ -213,7 +218,7 @@ impl Header {
         )?;
         self.check_table(self.l1_offset, l1_bytes, MAX_L1_BYTES, "Active L1 table")?;
         if l1_bytes > 0 && self.l1_offset.0 == 0 {
-            return Err(invalid("Table at offset 0"));
+            return Err(Error::invalid_format("Table at offset 0"));
         }
         let needed = self.geometry.l1_entries_for(self.size);
         if self.size > i64::MAX as u64 {
@@ -224,7 +229,7 @@ impl Header {
             return Err(Error::new(Kind::InvalidFormat, "Image is too big"));
         }
         if needed > u64::from(self.l1_entries) {
-            return Err(invalid("L1 table is too small"));
+            return Err(Error::invalid_format("L1 table is too small"));
         }
         Ok(())
     }
@@ -232,8 +237,8 @@ impl Header {
     /// Refuses an image without refcounts. A repair makes some.
     pub(super) fn check_has_refcounts(&self) -> Result<()> {
         match (self.refcount_table_clusters, self.refcount_table_offset.0) {
-            (0, _) => Err(invalid("Image does not contain a reference count table")),
-            (_, 0) => Err(invalid("Table at offset 0")),
+            (0, _) => Err(Error::invalid_format("Image does not contain a reference count table")),
+            (_, 0) => Err(Error::invalid_format("Table at offset 0")),
             _ => Ok(()),
         }
     }
@@ -245,10 +250,10 @@ impl Header {
 
     fn check_table(&self, offset: HostOffset, len: u64, max: u64, name: &str) -> Result<()> {
         if len > max {
-            return Err(invalid(format!("{name} too large")));
+            return Err(Error::invalid_format(format!("{name} too large")));
         }
         if !self.geometry.is_aligned(offset.0) || offset.0.checked_add(len).is_none_or(|end| end > HOST_END) {
-            return Err(invalid(format!("{name} offset invalid")));
+            return Err(Error::invalid_format(format!("{name} offset invalid")));
         }
         Ok(())
     }
@@ -351,7 +356,7 @@ impl Header {
 /// Magic, version and cluster size; returns cluster_bits.
 fn check_start(fixed: &[u8]) -> Result<u32> {
     if fixed[..4] != MAGIC {
-        return Err(invalid("Image is not in qcow2 format"));
+        return Err(Error::invalid_format("Image is not in qcow2 format"));
     }
     let version = be32(&fixed[4..8]);
     if !(2..=3).contains(&version) {
@@ -359,7 +364,7 @@ fn check_start(fixed: &[u8]) -> Result<u32> {
     }
     let cluster_bits = be32(&fixed[20..24]);
     if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
-        return Err(invalid(format!("Unsupported cluster size: 2^{cluster_bits}")));
+        return Err(Error::invalid_format(format!("Unsupported cluster size: 2^{cluster_bits}")));
     }
     Ok(cluster_bits)
 }
@@ -367,10 +372,10 @@ fn check_start(fixed: &[u8]) -> Result<u32> {
 fn header_length(v3: bool, field: u32, cluster: usize) -> Result<usize> {
     let len = if v3 { field } else { V2_LEN };
     if v3 && len < V3_LEN {
-        return Err(invalid("qcow2 header too short"));
+        return Err(Error::invalid_format("qcow2 header too short"));
     }
     if len as usize > cluster {
-        return Err(invalid("qcow2 header exceeds cluster size"));
+        return Err(Error::invalid_format("qcow2 header exceeds cluster size"));
     }
     Ok(len as usize)
 }
@@ -381,13 +386,9 @@ fn backing_name(cluster: &[u8], offset: u64, len: u32) -> Result<Option<String>>
         return Ok(None);
     }
     let start = usize::try_from(offset).ok().filter(|&start| start <= cluster.len());
-    let start = start.ok_or_else(|| invalid("Invalid backing file offset"))?;
+    let start = start.ok_or_else(|| Error::invalid_format("Invalid backing file offset"))?;
     let len = len as usize;
     let name = cluster[start..].get(..len).filter(|_| len <= MAX_BACKING_NAME);
-    let name = name.ok_or_else(|| invalid("Backing file name too long"))?;
+    let name = name.ok_or_else(|| Error::invalid_format("Backing file name too long"))?;
     Ok(Some(text::from_bytes(name)).filter(|name| !name.is_empty()))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidFormat, message)
 }

@@ -28,7 +28,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 /// What to do about a damaged image.
-const REPAIR: &str = "repair it with: qemu-img check -r all";
+pub(super) const REPAIR: &str = "repair it with: qemu-img check -r all";
 
 /// An image whose metadata was read and found valid, before its backing file is known.
 pub struct Image {

@@ -7,7 +7,7 @@
 
 use super::cache_options::CacheOptions;
 use super::discard_options::DiscardOptions;
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 use crate::util::keyval::Options;
 
 /// Each has all checks of the one before it; only the last has the L2 tables of snapshots.
@@ -39,7 +39,7 @@ impl ImageOptions {
     /// Takes them out of the options of an image that was opened with `discard=unmap`, or not.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] in QEMU's words for values that make no sense.
+    /// [`Kind::InvalidArgument`](crate::block::Kind::InvalidArgument) in QEMU's words for values that make no sense.
     pub fn take(options: &mut Options, unmap: bool) -> Result<ImageOptions> {
         Ok(ImageOptions {
             caches: CacheOptions::take(options)?,
@@ -55,14 +55,14 @@ fn take_overlap_check(options: &mut Options) -> Result<bool> {
     if let (Some(short), Some(long)) = (&short, &long)
         && short != long
     {
-        return Err(invalid(format!(
+        return Err(Error::invalid_argument(format!(
             "Conflicting values for qcow2 options 'overlap-check' ('{short}') and 'overlap-check.template' ('{long}')"
         )));
     }
     let template = short.or(long).unwrap_or_else(|| "cached".to_owned());
     if !TEMPLATES.contains(&template.as_str()) {
         let allowed = TEMPLATES.join(", ");
-        return Err(invalid(format!(
+        return Err(Error::invalid_argument(format!(
             "Unsupported value '{template}' for qcow2 option 'overlap-check'. Allowed are any of the following: {allowed}"
         )));
     }
@@ -73,9 +73,7 @@ fn take_overlap_check(options: &mut Options) -> Result<bool> {
 }
 
 fn take_kind(options: &mut Options, kind: &str) -> Result<Option<bool>> {
-    options.take_switch(&format!("overlap-check.{kind}")).map_err(|error| invalid(error.to_string()))
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
+    options
+        .take_switch(&format!("overlap-check.{kind}"))
+        .map_err(|error| Error::invalid_argument(error.to_string()))
 }

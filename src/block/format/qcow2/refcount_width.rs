@@ -83,6 +83,7 @@ impl Qcow2 {
             let at = geometry.start_of(HostCluster(first + block));
             self.write_unreferenced(at, &bytes, None).await?;
             table[block as usize] = at.0;
+            self.engine.tell_work(block + 1, shape.blocks);
         }
         let bytes: Vec<u8> = table.iter().flat_map(|raw| raw.to_be_bytes()).collect();
         let offset = geometry.start_of(HostCluster(first + shape.blocks));

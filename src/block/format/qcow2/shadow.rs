@@ -17,6 +17,7 @@ use super::alloc::Reserved;
 use super::driver::Qcow2;
 use super::entries::{L2Words, refcount, references, set_refcount, takes_copied, with_copied};
 use super::geometry::{HostCluster, HostOffset};
+use super::image::REPAIR;
 use super::overlap::Metadata;
 use super::refcount::Run;
 use crate::block::{Error, Kind, Result};
@@ -33,8 +34,6 @@ const MAX_FREED: usize = 1 << 16;
 const MERGE: usize = 4 << 20;
 /// New refcount blocks stand where memory has them already.
 const BLOCK: Option<Metadata> = Some(Metadata::RefcountBlock);
-/// What to do about an image that contradicts itself.
-const REPAIR: &str = "repair it with: qemu-img check -r all";
 
 /// A refcount block.
 enum Block {

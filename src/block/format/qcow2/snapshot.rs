@@ -128,11 +128,11 @@ pub(super) async fn read(file: &Rc<Node>, header: &Header) -> Result<(Vec<Snapsh
     for _ in 0..header.snapshot_count {
         let entry = RawEntry::read(file, at).await?;
         if entry.extra_len as usize > MAX_EXTRA {
-            return Err(invalid("Too much extra metadata in snapshot table entry"));
+            return Err(Error::invalid_format("Too much extra metadata in snapshot table entry"));
         }
         at += entry.len;
         if at - start > MAX_TABLE || at > file.size().next_multiple_of(header.geometry.cluster_size()) {
-            return Err(invalid("Snapshot table is too large"));
+            return Err(Error::invalid_format("Snapshot table is too large"));
         }
         let snapshot = entry.snapshot(header);
         snapshot.check_l1(header)?;
@@ -205,10 +205,10 @@ impl Snapshot {
     pub(super) fn check_l1(&self, header: &Header) -> Result<()> {
         let bytes = u64::from(self.l1_entries) * ENTRY;
         if bytes > MAX_L1_BYTES {
-            return Err(invalid("Snapshot L1 table too large"));
+            return Err(Error::invalid_format("Snapshot L1 table too large"));
         }
         if !header.geometry.is_aligned(self.l1_offset.0) || self.l1_offset.0 > HOST_END - bytes {
-            return Err(invalid("Snapshot L1 table offset invalid"));
+            return Err(Error::invalid_format("Snapshot L1 table offset invalid"));
         }
         Ok(())
     }
@@ -229,8 +229,4 @@ fn completed_extra(extra: &[u8], vm_state_size: u64, disk_size: u64) -> Vec<u8> 
 /// A 64-bit field of the extra data, if it goes that far.
 fn extra_field(extra: &[u8], at: usize) -> Option<u64> {
     extra.get(at..at + 8).map(be64)
-}
-
-fn invalid(message: &str) -> Error {
-    Error::new(Kind::InvalidFormat, message)
 }

@@ -119,7 +119,7 @@ pub(super) async fn read(file: &Node, header: &Header) -> Result<(Vec<Entry>, Ra
         return Ok((Vec::new(), 0..0));
     };
     if extension.data.len() != EXTENSION_LEN {
-        return Err(invalid("bitmaps_ext: Invalid extension length"));
+        return Err(Error::invalid_format("bitmaps_ext: Invalid extension length"));
     }
     if header.autoclear & BITMAPS_VALID == 0 {
         return Ok((Vec::new(), 0..0));
@@ -134,26 +134,26 @@ fn parse_extension(data: &[u8], geometry: Geometry) -> Result<(usize, Range<u64>
     let (count, reserved, size, offset) =
         (be32(data) as usize, be32(&data[4..]), be64(&data[8..]), be64(&data[16..]));
     if reserved != 0 {
-        return Err(invalid("bitmaps_ext: Reserved field is not zero"));
+        return Err(Error::invalid_format("bitmaps_ext: Reserved field is not zero"));
     }
     if count > MAX_BITMAPS {
-        return Err(invalid(format!(
+        return Err(Error::invalid_format(format!(
             "bitmaps_ext: Image has {count} bitmaps, exceeding the QEMU supported maximum of {MAX_BITMAPS}"
         )));
     }
     if count == 0 {
-        return Err(invalid("found bitmaps extension with zero bitmaps"));
+        return Err(Error::invalid_format("found bitmaps extension with zero bitmaps"));
     }
     if !geometry.is_aligned(offset) || offset > HOST_END - MAX_DIRECTORY {
-        return Err(invalid("bitmaps_ext: invalid bitmap directory offset"));
+        return Err(Error::invalid_format("bitmaps_ext: invalid bitmap directory offset"));
     }
     if size > MAX_DIRECTORY {
-        return Err(invalid(format!(
+        return Err(Error::invalid_format(format!(
             "bitmaps_ext: bitmap directory size ({size}) exceeds the maximum supported size ({MAX_DIRECTORY})"
         )));
     }
     if size == 0 {
-        return Err(invalid("Requested bitmap directory size is zero"));
+        return Err(Error::invalid_format("Requested bitmap directory size is zero"));
     }
     Ok((count, offset..offset + size))
 }
@@ -163,25 +163,25 @@ fn parse(bytes: &[u8], count: usize, header: &Header) -> Result<Vec<Entry>> {
     let (mut entries, mut names, mut rest) = (Vec::new(), HashSet::new(), bytes);
     while !rest.is_empty() {
         if entries.len() == count {
-            return Err(invalid("More bitmaps found than specified in header extension"));
+            return Err(Error::invalid_format("More bitmaps found than specified in header extension"));
         }
         let (entry, len) = parse_entry(rest, header)?;
         // Names may take 64 MiB: one copy of each.
         if !names.insert(entry.name.clone()) {
-            return Err(invalid(format!("Bitmap already exists: {}", entry.name)));
+            return Err(Error::invalid_format(format!("Bitmap already exists: {}", entry.name)));
         }
         entries.push(entry);
         rest = &rest[len..];
     }
     if entries.len() < count {
-        return Err(invalid("Less bitmaps found than specified in header extension"));
+        return Err(Error::invalid_format("Less bitmaps found than specified in header extension"));
     }
     Ok(entries)
 }
 
 /// Parses one entry. Also says how long it is.
 fn parse_entry(bytes: &[u8], header: &Header) -> Result<(Entry, usize)> {
-    let broken = || invalid("Broken bitmap directory");
+    let broken = || Error::invalid_format("Broken bitmap directory");
     let fixed = bytes.get(..FIXED).ok_or_else(broken)?;
     if be32(&fixed[20..]) != 0 {
         return Err(Error::new(Kind::Unsupported, "Bitmap extra data is not supported"));
@@ -199,7 +199,10 @@ fn parse_entry(bytes: &[u8], header: &Header) -> Result<(Entry, usize)> {
     };
     let known = fixed[16] == DIRTY_TRACKING && flags & !(IN_USE | AUTO) == 0;
     if !known || !is_sound(&entry, header) {
-        return Err(invalid(format!("Bitmap '{}' doesn't satisfy the constraints", entry.name)));
+        return Err(Error::invalid_format(format!(
+            "Bitmap '{}' doesn't satisfy the constraints",
+            entry.name
+        )));
     }
     Ok((entry, len))
 }
@@ -253,10 +256,6 @@ pub(super) fn set_extension(header: &mut Header, count: usize, place: &Range<u64
         None => header.extensions.push(Extension { magic: BITMAPS, data }),
     }
     header.autoclear |= BITMAPS_VALID;
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidFormat, message)
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ impl Checker<'_> {
             let raw = table.get(index as usize).copied().unwrap_or(0);
             let covered = index * per_block..((index + 1) * per_block).min(clusters);
             match decode_refcount_table(without_reserved(raw), self.image.geometry) {
-                Ok(Some(block)) => self.compare_block(block, covered, repair, adopt).await?,
+                Ok(Some(block)) => {
+                    self.count_work();
+                    self.compare_block(block, covered, repair, adopt).await?;
+                }
                 Ok(None) => self.compare_nothing(covered, adopt),
                 Err(what) => self.cannot_compare(covered, raw, what, index),
             }

@@ -67,6 +67,7 @@ impl Checker<'_> {
     }
 
     async fn check_table(&mut self, table: HostOffset, repair: bool) -> Result<()> {
+        self.count_work();
         let (geometry, refcounts) = (self.image.geometry, &self.tally.references);
         let Ok(bytes) = self.tables.read(table.0, geometry.cluster_size()).await else { return Ok(()) };
         let suspects: Vec<(usize, L2Words)> = l2_words(bytes, geometry)

@@ -159,6 +159,7 @@ impl Checker<'_> {
     }
 
     async fn count_table(&mut self, offset: u64, look: Look) -> Result<()> {
+        self.count_work();
         let table = match self.tables.read(offset, self.image.geometry.cluster_size()).await {
             Ok(table) => table,
             // What it refers to would pass for unused, and be freed.

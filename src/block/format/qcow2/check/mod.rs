@@ -63,6 +63,18 @@ impl Qcow2 {
     }
 }
 
+impl Qcow2 {
+    /// What a check reads: L2 tables, those of the live disk twice, and refcount blocks.
+    fn bytes_of_tables(&self) -> u64 {
+        let live = self.active.l1.borrow().iter().filter(|&&raw| raw != 0).count() as u64;
+        let snapshots = self.snapshots.borrow();
+        let in_snapshots: u64 = snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries)).sum();
+        let blocks = self.refcounts.table().iter().filter(|&&raw| raw != 0).count() as u64;
+        let tables = (2 * live).saturating_add(in_snapshots).saturating_add(blocks);
+        tables.saturating_mul(self.geometry.cluster_size())
+    }
+}
+
 /// A check under way.
 struct Checker<'a> {
     image: &'a Qcow2,
@@ -74,6 +86,9 @@ struct Checker<'a> {
     unknown: Vec<Range<u64>>,
     /// Behind the last cluster in use.
     end: u64,
+    /// How many bytes of tables were looked at, of how many; tables that are shared may make it more.
+    looked_at: u64,
+    to_look_at: u64,
     /// The warning about malformed entries of the refcount table was given.
     told_corrupt: bool,
 }
@@ -104,6 +119,8 @@ impl<'a> Checker<'a> {
             unknown: Vec::new(),
             end: 1,
             told_corrupt: false,
+            looked_at: 0,
+            to_look_at: image.bytes_of_tables(),
         })
     }
 
@@ -181,6 +198,12 @@ impl<'a> Checker<'a> {
             return Err(error);
         }
         self.image.file.write_bytes(at.0, bytes).await
+    }
+
+    /// Tells whoever waits that one more table was looked at.
+    fn count_work(&mut self) {
+        self.looked_at = (self.looked_at + self.image.geometry.cluster_size()).min(self.to_look_at);
+        self.image.engine.tell_work(self.looked_at, self.to_look_at);
     }
 
     async fn flush(&self) -> Result<()> {

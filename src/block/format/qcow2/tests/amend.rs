@@ -164,7 +164,7 @@ fn qemu_imgs_words_refuse_what_cannot_be() {
     }
 }
 
-/// qemu-img lets the bitmaps go without a word, and the type of compression too.
+/// qemu-img lets the bitmaps go without a word.
 #[test]
 fn nothing_is_lost_by_a_downgrade() {
     let folder = Folder::new();
@@ -173,8 +173,25 @@ fn nothing_is_lost_by_a_downgrade() {
     let disk = Disk::from_bytes(Backend::Auto, folder.read("disk"), None);
     let error = amend(&disk, "compat=0.10").unwrap_err();
     assert_eq!(error.message(), "Cannot downgrade an image with persistent bitmaps");
+}
+
+#[test]
+fn the_type_of_compression_goes_where_nothing_is_compressed() {
+    let folder = Folder::new();
     folder.run("qemu-img create -q -f qcow2 -o compression_type=zstd disk 1M");
     let disk = Disk::from_bytes(Backend::Auto, folder.read("disk"), None);
+    amend(&disk, "compat=0.10").unwrap();
+    disk.close();
+    folder.write("ours", &disk.bytes());
+    folder.run("qemu-img check ours");
+    assert!(folder.run("qemu-img info ours").contains("compression type: zlib"));
+
+    folder.run("qemu-io -f qcow2 disk -c 'write -c -P 1 0 64k'");
+    folder.run("qemu-img snapshot -c one disk");
+    folder.run("qemu-io -f qcow2 disk -c 'write -P 1 0 64k'");
+    let before = folder.read("disk");
+    let disk = Disk::from_bytes(Backend::Auto, before, None);
     let error = amend(&disk, "compat=0.10").unwrap_err();
-    assert_eq!(error.message(), "Cannot downgrade an image with incompatible features 0x8 set");
+    let words = "Cannot downgrade an image with zstd compression type and existing compressed clusters";
+    assert_eq!(error.message(), words);
 }
