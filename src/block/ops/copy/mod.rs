@@ -44,7 +44,7 @@ pub struct CopyOptions {
     pub workers: usize,
     /// Write pieces as they come.
     pub out_of_order: bool,
-    /// Write whole clusters of the target compressed; those come out of order, so that all processors compress.
+    /// Write whole clusters of the target compressed, on all processors.
     pub compress: bool,
     /// Let the file system copy data, without looking for zeros in it.
     pub offload: bool,
