@@ -19,6 +19,7 @@ use crate::block::drive::{Drive, Local};
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
 use crate::block::{self, Kind};
+use crate::vm::snapshots::SnapshotList;
 use crate::vm::{Error, Result};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,12 +71,12 @@ impl Disks {
     }
 
     /// The names of the disks, the first one first.
-    pub(super) fn names(&self) -> Vec<String> {
+    fn names(&self) -> Vec<String> {
         self.all().map(|drive| drive.id().to_owned()).collect()
     }
 
     /// The snapshots that all disks have, and those that some lack, with the disk that has them.
-    pub(super) fn list(&self) -> Result<(Vec<SnapshotInfo>, Vec<(String, SnapshotInfo)>)> {
+    pub(super) fn list(&self) -> Result<SnapshotList> {
         let first = self.first_list()?;
         let others = self.others.iter().map(list).collect::<Result<Vec<_>>>()?;
         let everywhere =
@@ -88,7 +89,7 @@ impl Disks {
             let loose = list.into_iter().filter(|one| one.name != UNDO_OTHER && loose(one));
             partial.extend(loose.map(|snapshot| (drive.id().to_owned(), snapshot)));
         }
-        Ok((complete, partial))
+        Ok(SnapshotList { devices: self.names(), complete, partial })
     }
 
     /// The VM snapshot that a tag or an ID names, which all disks have.
