@@ -478,6 +478,15 @@ fn memory_and_disks_go_back_together_again_and_again_and_in_another_process() {
     again.type_("\x01x");
     assert!(again.finish().0.success());
     passes_check(&paths);
+    // The disks' part is qemu-img's too.
+    for arguments in ["snapshot -l", "snapshot -a four", "snapshot -d four"] {
+        for path in &paths {
+            let output = Command::new("qemu-img").args(arguments.split(' ')).arg(path).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            assert!(arguments != "snapshot -l" || String::from_utf8_lossy(&output.stdout).contains("four"));
+        }
+        passes_check(&paths);
+    }
     let (status, _) = counting(&paths, &["-loadvm", "two"]).finish();
     assert_eq!(status.code(), Some(1));
 }

@@ -250,4 +250,19 @@ mod tests {
         pm.write(15, &[0; 8]);
         assert_eq!(value, [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     }
+
+    #[test]
+    fn a_state_moves_to_another_block_whose_timer_goes_on_from_there() {
+        let (_, mut pm) = device();
+        pm.write(u64::from(ENABLE), &[0x20, 0x01]);
+        let state = PowerManagementV1 { timer_nsec: 1_000_000_000, ..pm.save() };
+        let (_, mut other) = device();
+        other.load(&state);
+        let now = other.save();
+        assert_eq!((now.enable, now.control), (0x120, SCI_EN));
+        assert!(now.timer_nsec >= 1_000_000_000);
+        let mut ticks = [0; 4];
+        other.read(u64::from(TIMER), &mut ticks);
+        assert!(u32::from_le_bytes(ticks) >= 3_579_545);
+    }
 }

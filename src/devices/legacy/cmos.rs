@@ -314,4 +314,19 @@ mod tests {
         write(&mut cmos, 0x40, 0x5a);
         assert_eq!(read(&mut cmos, 0x40), 0x5a);
     }
+
+    #[test]
+    fn a_state_moves_to_another_chip() {
+        let mut one = Cmos::with_clock(1 << 30, 0, || Duration::from_secs(1_709_251_198));
+        write(&mut one, 0x40, 7);
+        write(&mut one, STATUS_B, SET);
+        write(&mut one, 0x00, 0x11);
+        let mut other = Cmos::with_clock(0, 0, || Duration::from_secs(1_709_251_198));
+        Cmos::check(&one.save()).unwrap();
+        other.load(&one.save());
+        assert_eq!(other.save(), one.save());
+        assert_eq!(time(&mut other), time(&mut one));
+        assert!(Cmos::check(&CmosV1 { nvram: Bytes(vec![0; 127]), ..one.save() }).is_err());
+        assert!(Cmos::check(&CmosV1 { frozen: Some((i64::MAX, 0, 0, 0, 0, 0)), ..one.save() }).is_err());
+    }
 }

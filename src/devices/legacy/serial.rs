@@ -320,4 +320,23 @@ mod tests {
         uart.input_arrived();
         assert_eq!(line.input.lock().unwrap().len(), 1);
     }
+
+    #[test]
+    fn a_state_moves_to_another_port_with_what_it_had_received_and_its_interrupt() {
+        let (line, _irq, mut one) = uart();
+        listen(&mut one);
+        one.write(7, &[0x5a]);
+        line.input.lock().unwrap().extend(b"abc");
+        one.input_arrived();
+        let state = one.save();
+        let (_line, irq, mut other) = uart();
+        Uart::check(&state).unwrap();
+        other.load(&state).unwrap();
+        assert_eq!(other.save(), state);
+        assert!(irq.read().is_ok(), "the interrupt is pending");
+        assert_eq!([DATA; 3].map(|at| read(&mut other, at)), *b"abc");
+        assert_eq!(read(&mut other, 7), 0x5a);
+        let too_much = UartV1 { received: Bytes(vec![0; FIFO + 1]), ..state };
+        assert!(Uart::check(&too_much).is_err());
+    }
 }

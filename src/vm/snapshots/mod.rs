@@ -72,8 +72,7 @@ impl Machine {
     /// # Errors
     /// When there is no such snapshot, or what the host says.
     pub fn delete_snapshot(&mut self, which: &str) -> Result<()> {
-        let disks = self.snapshot_disks()?;
-        self.while_paused(|_| disks.delete(which))
+        self.snapshot_disks()?.delete(which)
     }
 
     /// What snapshots there are.
@@ -81,9 +80,7 @@ impl Machine {
     /// # Errors
     /// When no disk can have VM state, or what the host says.
     pub fn list_snapshots(&self) -> Result<SnapshotList> {
-        let disks = self.snapshot_disks()?;
-        let (complete, partial) = disks.list()?;
-        Ok(SnapshotList { devices: disks.names(), complete, partial })
+        self.snapshot_disks()?.list()
     }
 
     /// The guest does not boot at [`Machine::start`] but goes on from this snapshot, a tag or an ID.
@@ -138,6 +135,8 @@ impl Machine {
         let Err(Failed { error, torn }) = applied.and_then(|()| disks.apply(snapshot)) else { return Ok(()) };
         let undone = memory::exchange(&memory, &loaded).is_ok() && self.apply_state(&undo).is_ok();
         if torn || !undone {
+            // Nothing may reach the disks any more.
+            self.status = Status::Paused;
             let what = "a snapshot was loaded in part, and what was before cannot be put back";
             self.run_state().request(Request::Failure(format!("{what}: {error}")));
         }

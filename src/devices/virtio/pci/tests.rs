@@ -410,3 +410,71 @@ fn a_paused_device_keeps_its_queues_until_resumed_or_reset() {
     assert_eq!(driver.log(), [Told::Stop]);
     assert_eq!((driver.status(), driver.config(4, 2), driver.config(0x42, 2)), (0, 0, 2));
 }
+
+/// A device whose driver is ready, with one queue and an interrupt that is pending.
+fn at_work() -> Driver {
+    let mut driver = Driver::new();
+    driver.negotiate(1 << 32 | 1 << 9);
+    driver.set_up_queue(1, 32, AREAS);
+    driver.store(0x16, 1, 2);
+    driver.store(0x1a, 2, 2);
+    driver.store(0x14, 0xf, 1);
+    driver.store(0x4000 + 2 * 16, 0xfee0_1000, 4);
+    driver.device.link().queue_used(1);
+    driver.device.pause();
+    driver
+}
+
+fn body(section: &Section) -> serde_json::Value {
+    serde_json::from_slice(&section.body).unwrap()
+}
+
+#[test]
+fn a_state_moves_to_another_device_which_goes_on_with_its_queues() {
+    let mut one = at_work();
+    one.device.parked[0].ring.set_progress((7, 5));
+    let saved = one.device.save("pci.1").unwrap();
+    assert_eq!(body(&saved)["running"], serde_json::json!([[1, 7, 5]]));
+
+    let mut other = Driver::new();
+    other.device.pause();
+    other.device.check(&saved).unwrap();
+    other.device.load(&saved).unwrap();
+    assert_eq!(body(&other.device.save("pci.1").unwrap()), body(&saved));
+    assert!(other.log().is_empty(), "it is paused");
+    other.device.resume();
+    assert_eq!(other.log(), [Told::Start { queues: vec![1], features: 1 << 32 | 1 << 9 }]);
+    assert_eq!(other.load(0x4000 + 2 * 16, 4), 0xfee0_1000);
+    assert_eq!(other.load(0x5000, 1), 1 << 2, "the vector is pending still");
+
+    // And back: what the device was before is gone.
+    let fresh = Driver::new().device.save("pci.1").unwrap();
+    other.device.pause();
+    other.device.load(&fresh).unwrap();
+    assert_eq!(body(&other.device.save("pci.1").unwrap()), body(&fresh));
+}
+
+#[test]
+fn a_state_that_the_device_could_not_be_in_is_refused() {
+    let saved = at_work().device.save("pci.1").unwrap();
+    let driver = Driver::new();
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut state = body(&saved);
+        change(&mut state);
+        let section = Section { body: serde_json::to_vec(&state).unwrap(), ..saved.clone() };
+        assert_ne!(section, saved);
+        driver.device.check(&section).unwrap_err().to_string()
+    };
+    refused(&|state| state["device_type"] = 3.into());
+    refused(&|state| state["config"] = "AAAA".into());
+    refused(&|state| state["msix"]["pending"] = serde_json::json!([true]));
+    refused(&|state| state["link"]["vectors"] = serde_json::json!([1]));
+    refused(&|state| state["common"]["queues"][1][0]["size"] = 3.into());
+    refused(&|state| state["common"]["queues"][1][0]["size"] = 512.into());
+    refused(&|state| state["common"]["queues"][1][0]["used"] = 0xfff_fff0.into());
+    refused(&|state| state["running"] = serde_json::json!([[0, 0, 0]]));
+    refused(&|state| state["running"] = serde_json::json!([[9, 0, 0]]));
+    refused(&|state| state["more"] = 1.into());
+    let features = refused(&|state| state["common"]["driver_features"] = (1u64 << 32 | 1 << 40).into());
+    assert!(features.contains("0x10000000000"), "{features}");
+}
