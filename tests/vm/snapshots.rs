@@ -45,7 +45,7 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
             count 2 1
             monitor 'savevm b'
             count 3 1
-            for round in 2 3 4 5 6; do
+            for round in 2 3 4; do
                 monitor 'loadvm a'
                 count 2 $round
                 monitor 'loadvm b'
