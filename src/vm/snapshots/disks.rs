@@ -20,6 +20,7 @@ use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
 use crate::block::{self, Kind};
+use crate::vm::snapshots::SnapshotList;
 use crate::vm::{Error, Result};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,9 +43,6 @@ pub(super) struct Failed {
     /// The disks could not be put back: they are of different moments.
     pub(super) torn: bool,
 }
-
-/// Snapshots that all disks have, and those of single disks.
-type Lists = (Vec<SnapshotInfo>, Vec<(String, SnapshotInfo)>);
 
 impl Disks {
     /// The disks that VM snapshots are made of.
@@ -75,12 +73,12 @@ impl Disks {
     }
 
     /// The names of the disks, the first one first.
-    pub(super) fn names(&self) -> Vec<String> {
+    fn names(&self) -> Vec<String> {
         self.all().map(|drive| drive.id().to_owned()).collect()
     }
 
     /// The snapshots that all disks have, and those that some lack, with the disk that has them.
-    pub(super) fn list(&self) -> Result<Lists> {
+    pub(super) fn list(&self) -> Result<SnapshotList> {
         let first = self.first_list()?;
         let others = self.others.iter().map(list).collect::<Result<Vec<_>>>()?;
         let everywhere =
@@ -93,7 +91,7 @@ impl Disks {
             let loose = list.into_iter().filter(|one| one.name != UNDO_OTHER && loose(one));
             partial.extend(loose.map(|snapshot| (drive.id().to_owned(), snapshot)));
         }
-        Ok((complete, partial))
+        Ok(SnapshotList { devices: self.names(), complete, partial })
     }
 
     /// The VM snapshot that a tag or an ID names, which all disks have.

@@ -80,9 +80,7 @@ impl Machine {
     /// # Errors
     /// When no disk can have VM state, or what the host says.
     pub fn list_snapshots(&self) -> Result<SnapshotList> {
-        let disks = self.snapshot_disks()?;
-        let (complete, partial) = disks.list()?;
-        Ok(SnapshotList { devices: disks.names(), complete, partial })
+        self.snapshot_disks()?.list()
     }
 
     /// The guest does not boot at [`Machine::start`] but goes on from this snapshot, a tag or an ID.

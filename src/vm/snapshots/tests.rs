@@ -231,8 +231,9 @@ impl World {
     /// All that can be seen, after a check of both images.
     fn state(&self) -> State {
         self.drives.iter().for_each(is_sound);
-        let (complete, _) = self.disks.list().unwrap();
-        let snapshots = complete.iter().map(|snapshot| (snapshot.name.clone(), self.generations(snapshot)));
+        let list = self.disks.list().unwrap();
+        let snapshots =
+            list.complete.iter().map(|snapshot| (snapshot.name.clone(), self.generations(snapshot)));
         State {
             snapshots: snapshots.collect(),
             live: self.drives.iter().map(|drive| generation_of(drive, None)).collect(),
@@ -431,7 +432,7 @@ fn a_tag_wins_over_an_id_and_two_of_one_tag_are_none() {
     assert!(world.disks.delete("nope").unwrap_err().to_string().contains("there is no snapshot 'nope'"));
     let only = world.disks.require("4").unwrap_err().to_string();
     assert!(only.contains("does not exist in one or more devices"), "{only}");
-    assert_eq!(world.disks.list().unwrap().1.len(), 1);
+    assert_eq!(world.disks.list().unwrap().partial.len(), 1);
 }
 
 #[test]

@@ -81,3 +81,18 @@ fn a_failure_is_reported_or_ignored_as_the_policy_says() {
         assert_eq!(guest.write(7, &[(DATA, 512)]).0, OK);
     }
 }
+
+#[test]
+fn requests_that_wait_to_be_done_again_are_part_of_the_vm_state() {
+    let (mut guest, heard) = failing("stop", FLUSH);
+    begin_write(&mut guest, 0, 7, 0xa5);
+    guest.wait(|_| !heard.lock().unwrap().is_empty());
+    guest.device.pause();
+    let state = guest.device.save("pci.1").unwrap();
+    guest.device.reset();
+    guest.device.check(&state).unwrap();
+    guest.device.load(&state).unwrap();
+    guest.device.resume();
+    assert_eq!(guest.take_used(), (0, 1));
+    assert_eq!((guest.get8(STATUS), &guest.image()[7 * 512..][..512]), (OK, &[0xa5; 512][..]));
+}
