@@ -11,6 +11,7 @@
 
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
+use crate::block::graph::status::{ChainStatus, chain_status};
 use crate::block::open::open;
 use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
 use crate::block::{Error, Iov, Kind, Result};
@@ -23,6 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce(Rc<Local>) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// What makes another node the root of a drive: a part of the disk, a snapshot of it.
+pub type Reshape = Box<dyn FnOnce(Rc<Node>) -> LocalBoxFuture<'static, Result<Rc<Node>>> + Send>;
 
 /// The handle on a drive. Dropping the last one closes the image.
 pub struct Drive {
@@ -47,12 +51,25 @@ impl Drive {
     /// # Errors
     /// Whatever opening the image or any file below it says.
     pub fn open(id: &str, filename: &str, options: &OpenOptions) -> Result<Arc<Drive>> {
+        Drive::open_reshaped(id, filename, options, None)
+    }
+
+    /// As [`Drive::open`], of what `reshape` makes of the image.
+    ///
+    /// # Errors
+    /// As [`Drive::open`], and what `reshape` says.
+    pub fn open_reshaped(
+        id: &str,
+        filename: &str,
+        options: &OpenOptions,
+        reshape: Option<Reshape>,
+    ) -> Result<Arc<Drive>> {
         let (mailbox, jobs) = async_channel::unbounded();
         let (opened, result) = mpsc::channel();
         let (name, options) = (filename.to_owned(), options.clone());
         let thread = std::thread::Builder::new()
             .name(format!("drive-{id}"))
-            .spawn(move || run(&name, &options, &jobs, &opened))?;
+            .spawn(move || run(&name, &options, reshape, &jobs, &opened))?;
         let facts = result.recv().map_err(|_| gone())??;
         Ok(Arc::new(Drive {
             id: id.to_owned(),
@@ -168,11 +185,19 @@ fn gone() -> Error {
 fn run(
     filename: &str,
     options: &OpenOptions,
+    reshape: Option<Reshape>,
     jobs: &async_channel::Receiver<Job>,
     opened: &mpsc::Sender<Result<Arc<Facts>>>,
 ) -> Result<()> {
     let engine = Engine::new(Backend::from_environment())?;
-    let local = match engine.block_on(open(&engine, filename, options))? {
+    let opening = async {
+        let root = open(&engine, filename, options).await?;
+        match reshape {
+            Some(reshape) => reshape(root).await,
+            None => Ok(root),
+        }
+    };
+    let local = match engine.block_on(opening)? {
         Ok(root) => Local::new(&engine, root, options),
         Err(error) => {
             let _ = opened.send(Err(error));
@@ -258,6 +283,17 @@ impl Local {
         self.write_through().await
     }
 
+    /// As [`Local::write_zeroes`], but only if that is faster than writing zeros.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if it is not; nothing was changed then.
+    pub async fn write_zeroes_fast(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        self.check_range(offset, len)?;
+        let _entered = self.enter().await;
+        self.root.write_zeroes_fast(offset, len, may_unmap).await?;
+        self.write_through().await
+    }
+
     /// Tells that a range is no longer needed. Ignored unless the drive was opened with `discard=unmap`.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_range(offset, len)?;
@@ -266,6 +302,16 @@ impl Local {
         }
         let _entered = self.enter().await;
         self.root.discard(offset, len).await
+    }
+
+    /// What the first bytes of a range are, as seen through the backing chain.
+    ///
+    /// # Errors
+    /// As the drivers say.
+    pub async fn status(&self, offset: u64, len: u64) -> Result<ChainStatus> {
+        self.check_range(offset, len)?;
+        let _entered = self.enter().await;
+        chain_status(&self.root, offset, len).await
     }
 
     /// Makes all completed writes durable.

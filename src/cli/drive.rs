@@ -153,6 +153,7 @@ impl DriveSpec {
             metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
             check: false,
+            protocol: Options::default(),
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

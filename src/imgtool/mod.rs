@@ -22,7 +22,6 @@ mod convert;
 mod create;
 mod create_options;
 mod dd;
-mod getopt;
 mod help;
 mod info;
 mod json;
@@ -39,7 +38,7 @@ mod snapshot_param;
 mod trace;
 
 use crate::block::aio::{Backend, Engine};
-use crate::util::text;
+use crate::util::{getopt, text};
 use getopt::{Flag, Parser};
 use output::{Failure, Form};
 use std::cell::Cell;

@@ -1,6 +1,9 @@
-//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, names as text.
+//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, names as text, command lines,
+//! the NBD protocol.
 
+pub(crate) mod getopt;
 pub mod keyval;
+pub mod nbd;
 pub mod size;
 pub mod text;
 pub mod time;
