@@ -1,4 +1,7 @@
-//! What both targets do with the bytes of an image: ask everything of it, then write to it.
+//! What the targets `image` and `patches` do with the bytes of an image: ask everything of it, then write to it. Those
+//! of a conversation are in [`nbd`].
+
+pub mod nbd;
 
 use cowvm::block::Buffer;
 use cowvm::block::aio::{Backend, Engine};

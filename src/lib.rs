@@ -6,8 +6,8 @@
 //!   ([`block`]) → host file;
 //! * **control path**: monitor, command line, `imgtool` → operations of [`block`] and [`vm`] → graph.
 //!
-//! Lower never imports higher: `util` ← `block`, [`vmstate`] ← `devices` ← `vm` ← `monitor` ← `cli`; [`imgtool`]
-//! stands on `block` alone.
+//! Lower never imports higher: `util` ← `block`, [`vmstate`] ← `devices` ← `vm` ← `monitor` ← `cli`; [`imgtool`] and
+//! [`nbd_server`] stand on `block` alone.
 //!
 //! # Glossary
 //!
@@ -23,6 +23,7 @@ pub mod cli;
 pub mod devices;
 pub mod imgtool;
 pub mod monitor;
+pub mod nbd_server;
 pub mod util;
 pub mod vm;
 pub mod vmstate;

@@ -11,14 +11,16 @@
 
 use crate::block::open::FORMATS;
 use crate::block::options::{DetectZeroes, OpenOptions};
+use crate::block::protocol::nbd::Target;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{Options, parse_switch};
 use serde_json::Value;
 
 /// What a name begins with that is JSON.
 const JSON: &str = "json:";
-/// The protocol that there is.
+/// The protocols that there are.
 const FILE: &str = "file";
+const NBD: &str = "nbd";
 
 /// How an option changes the way that an image is opened.
 type Apply = fn(&mut OpenOptions, &str, &str) -> Result<()>;
@@ -97,12 +99,14 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
         known_driver(driver, FORMATS)?;
     }
     let mut options = OpenOptions { format: common.format.clone().or(driver), ..common.clone() };
-    let mut file = if options.format.as_deref() == Some(FILE) {
+    let protocol = options.format.as_deref().filter(|format| [FILE, NBD].contains(format)).map(str::to_owned);
+    let mut file = if let Some(protocol) = &protocol {
+        own.set("driver", protocol);
         std::mem::take(&mut own)
     } else {
         own.take_group("file.")
     };
-    if file.pairs().is_empty() && options.format.as_deref() != Some(FILE) {
+    if file.pairs().is_empty() && protocol.is_none() {
         let what = "A block device must be specified for \"file\"";
         return Err(Error::invalid_argument(if options.format.is_some() {
             what
@@ -121,7 +125,14 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
 
 /// Takes the options of a file node; returns its name.
 fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
-    known_driver(&file.take("driver").unwrap_or_else(|| FILE.to_owned()), &[FILE])?;
+    let driver = file.take("driver").unwrap_or_else(|| FILE.to_owned());
+    known_driver(&driver, &[FILE, NBD])?;
+    if driver == NBD {
+        apply(file, COMMON, options)?;
+        let target = Target::take(file)?;
+        options.protocol = std::mem::take(file);
+        return Ok(target.to_string());
+    }
     let filename = file.take("filename").filter(|name| !name.is_empty());
     let filename =
         filename.ok_or_else(|| Error::invalid_argument("The 'file' block driver requires a file name"))?;

@@ -18,6 +18,7 @@ pub use stats::Count;
 
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
+use crate::block::graph::status::{ChainStatus, chain_status};
 use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
 use crate::block::{Error, Iov, Kind, Result};
 use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
@@ -34,6 +35,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 type Job = Box<dyn FnOnce(Rc<Local>) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// What makes another node the root of a drive: a part of the disk, a snapshot of it.
+pub type Reshape = Box<dyn FnOnce(Rc<Node>) -> LocalBoxFuture<'static, Result<Rc<Node>>> + Send>;
 
 /// The handle on a drive. Dropping the last one closes the image.
 pub struct Drive {
@@ -70,8 +74,28 @@ impl Drive {
     /// # Errors
     /// Whatever opening the image or any file below it says.
     pub fn open(id: &str, filename: &str, options: &OpenOptions) -> Result<Arc<Drive>> {
+        Drive::open_reshaped(id, filename, options, None)
+    }
+
+    /// As [`Drive::open`], of what `reshape` makes of the image.
+    ///
+    /// # Errors
+    /// As [`Drive::open`], and what `reshape` says.
+    pub fn open_reshaped(
+        id: &str,
+        filename: &str,
+        options: &OpenOptions,
+        reshape: Option<Reshape>,
+    ) -> Result<Arc<Drive>> {
         let (name, own) = (filename.to_owned(), options.clone());
-        Drive::start(id, options.clone(), move |engine| engine.block_on(open_root(engine, &name, &own))?)
+        let open = async move |engine: &Rc<Engine>| {
+            let (root, below) = open_root(engine, &name, &own).await?;
+            match reshape {
+                Some(reshape) => Ok((reshape(root).await?, below)),
+                None => Ok((root, below)),
+            }
+        };
+        Drive::start(id, options.clone(), move |engine| engine.block_on(open(engine))?)
     }
 
     /// A drive over the graph that `open` makes, on the drive's thread.
@@ -329,6 +353,22 @@ impl Local {
         done
     }
 
+    /// As [`Local::write_zeroes`], but only if that is faster than writing zeros.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if it is not; nothing was changed then.
+    pub async fn write_zeroes_fast(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        self.check_range(offset, len)?;
+        let _entered = self.enter().await;
+        let since = Instant::now();
+        let done = match self.root().write_zeroes_fast(offset, len, may_unmap).await {
+            Ok(()) => self.write_through().await,
+            failed => failed,
+        };
+        self.facts.stats.count(Operation::Write, len, since, &done);
+        done
+    }
+
     /// Tells that a range is no longer needed. Ignored unless the drive was opened with `discard=unmap`.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_range(offset, len)?;
@@ -340,6 +380,16 @@ impl Local {
         let done = self.root().discard(offset, len).await;
         self.facts.stats.count(Operation::Discard, len, since, &done);
         done
+    }
+
+    /// What the first bytes of a range are, as seen through the backing chain.
+    ///
+    /// # Errors
+    /// As the drivers say.
+    pub async fn status(&self, offset: u64, len: u64) -> Result<ChainStatus> {
+        self.check_range(offset, len)?;
+        let _entered = self.enter().await;
+        chain_status(&self.root(), offset, len).await
     }
 
     /// Makes all completed writes durable.

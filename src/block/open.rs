@@ -3,7 +3,7 @@
 //! Names that an image carries (of its backing file, of its data file) are names of files and nothing else: no
 //! protocol, no JSON, no device is ever opened on an image's word.
 //!
-//! A user's name may be a description ([`describe`]), or begin with `blkdebug:CONFIG:`; then the image's file fails
+//! A user's name may be that of an export (`nbd:…`, `nbd://…`). It may be a description ([`describe`]), or begin with `blkdebug:CONFIG:`; then the image's file fails
 //! as the configuration says.
 
 use crate::block::aio::Engine;
@@ -15,18 +15,20 @@ use crate::block::filter::blkdebug::{self, Faults};
 use crate::block::format::luks::Luks;
 use crate::block::format::qcow2;
 use crate::block::format::raw::{Raw, Window};
-use crate::block::graph::{Driver, Node};
+use crate::block::graph::Node;
 use crate::block::options::{Base, OpenOptions};
 use crate::block::probe::{self, PROBE_LEN};
+use crate::block::protocol::Source;
 use crate::block::protocol::file::{Access, FileDriver};
+use crate::block::protocol::nbd::{NbdDriver, Target};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
 use std::rc::Rc;
 use tracing::trace;
 
-/// The formats that there are drivers for, and the protocol.
-pub(super) const FORMATS: &[&str] = &["file", "luks", "qcow2", "raw"];
+/// The formats that there are drivers for, and the protocols.
+pub(super) const FORMATS: &[&str] = &["file", "luks", "nbd", "qcow2", "raw"];
 /// Most images in a backing chain.
 const MAX_CHAIN: usize = 256;
 
@@ -72,12 +74,26 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     async fn open(&mut self, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
-        check_protocol(filename)?;
-        let filename = filename.strip_prefix("file:").unwrap_or(filename);
         if let Some(format) = options.format.as_deref().filter(|format| !FORMATS.contains(format)) {
+            check_protocol(filename)?;
             return Err(unknown_format(format, filename, false));
         }
-        let file = FileDriver::open(self.engine, filename, options)?;
+        let export = match self.chain.is_empty() {
+            true => self.open_export(filename, options).await?,
+            false => None,
+        };
+        let named;
+        let (file, filename) = match export {
+            Some(export) => {
+                named = export.filename().to_owned();
+                (Source::Nbd(export), named.as_str())
+            }
+            None => {
+                check_protocol(filename)?;
+                let filename = filename.strip_prefix("file:").unwrap_or(filename);
+                (Source::File(FileDriver::open(self.engine, filename, options)?), filename)
+            }
+        };
         self.enter(&file, filename)?;
         let guess = match &options.format {
             Some(_) => None,
@@ -85,7 +101,7 @@ impl Opener<'_> {
         };
         let format = options.format.as_deref().or(guess).unwrap_or("raw");
         let opened = match format {
-            "file" => self.open_file(file, filename, options),
+            "file" | "nbd" => self.open_file(file, filename, options),
             "raw" => self.open_raw(file, filename, options, guess.is_some()),
             "qcow2" => self.open_qcow2(file, filename, options).await,
             "luks" => self.open_luks(file, filename, options).await,
@@ -95,8 +111,22 @@ impl Opener<'_> {
         Ok(opened)
     }
 
+    /// Opens an export of a server, if `filename` names one.
+    async fn open_export(&self, filename: &str, options: &OpenOptions) -> Result<Option<NbdDriver>> {
+        let Some(target) = Target::from_name(filename)? else { return Ok(None) };
+        let mut own = options.protocol.clone();
+        let export = NbdDriver::open(self.engine, &target, options, &mut own).await?;
+        match own.pairs().first() {
+            None => Ok(Some(export)),
+            Some((name, _)) => {
+                let message = format!("Block protocol 'nbd' doesn't support the option '{name}'");
+                Err(Error::new(Kind::InvalidArgument, message))
+            }
+        }
+    }
+
     /// Notes a file of the chain; a chain that loops or never ends is refused.
-    fn enter(&mut self, file: &FileDriver, filename: &str) -> Result<()> {
+    fn enter(&mut self, file: &Source, filename: &str) -> Result<()> {
         if self.chain.contains(&file.identity()) {
             return Err(Error::new(Kind::InvalidFormat, format!("the backing chain of '{filename}' loops"))
                 .path(filename)
@@ -113,8 +143,8 @@ impl Opener<'_> {
     }
 
     /// The node of an image's file, with the faults that are meant for it above.
-    fn file_node(&mut self, filename: &str, file: FileDriver) -> Rc<Node> {
-        let file = Node::new(filename, Box::new(file));
+    fn file_node(&mut self, filename: &str, file: Source) -> Rc<Node> {
+        let file = Node::new(filename, file.into_driver());
         match self.faults.take() {
             Some(faults) => Node::new(filename, Box::new(BlkDebug::new(file, faults))),
             None => file,
@@ -122,14 +152,14 @@ impl Opener<'_> {
     }
 
     /// The file itself, without any format.
-    fn open_file(&mut self, file: FileDriver, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
+    fn open_file(&mut self, file: Source, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
         lock_plain(&file, options)?;
         Ok(self.file_node(filename, file))
     }
 
     fn open_raw(
         &mut self,
-        file: FileDriver,
+        file: Source,
         filename: &str,
         options: &OpenOptions,
         guessed: bool,
@@ -151,12 +181,7 @@ impl Opener<'_> {
         Ok(Node::new(filename, Box::new(Raw::new(file, guessed, window, options.unmap))))
     }
 
-    async fn open_qcow2(
-        &mut self,
-        file: FileDriver,
-        filename: &str,
-        options: &OpenOptions,
-    ) -> Result<Rc<Node>> {
+    async fn open_qcow2(&mut self, file: Source, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
         lock_alone(&file, options)?;
         let remedy = match options.format {
             Some(_) => "name the format that the image has, or check it with: cowvm imgtool check",
@@ -207,12 +232,7 @@ impl Opener<'_> {
         Ok(Node::new(filename, driver))
     }
 
-    async fn open_luks(
-        &mut self,
-        file: FileDriver,
-        filename: &str,
-        options: &OpenOptions,
-    ) -> Result<Rc<Node>> {
+    async fn open_luks(&mut self, file: Source, filename: &str, options: &OpenOptions) -> Result<Rc<Node>> {
         lock_alone(&file, options)?;
         let mut own = options.driver.clone();
         let named = |error: Error| error.path(filename);
@@ -264,8 +284,9 @@ impl Opener<'_> {
             .remedy("name the file that has the data with data-file.filename="));
         }
         self.chain.push(file.identity());
+        let file = Source::File(file);
         lock_alone(&file, options)?;
-        Ok(Some(Node::new(name, Box::new(file))))
+        Ok(Some(Node::new(name, file.into_driver())))
     }
 
     async fn open_backing(
@@ -288,6 +309,7 @@ impl Opener<'_> {
             check: false,
             lazy_refcounts: None,
             data_file: None,
+            protocol: Options::default(),
             ..options.clone()
         };
         let opened = self.open(&name, &options).await;
@@ -296,7 +318,7 @@ impl Opener<'_> {
 }
 
 /// Takes the locks of a file that is the disk itself.
-fn lock_plain(file: &FileDriver, options: &OpenOptions) -> Result<()> {
+fn lock_plain(file: &Source, options: &OpenOptions) -> Result<()> {
     let write = !options.read_only;
     match options.force_share {
         true => Ok(()),
@@ -314,7 +336,7 @@ fn is_base(base: &Base, overlay: &str, name: &str) -> bool {
 }
 
 /// Takes the locks of a format: nobody else writes, or changes the size of what we write.
-fn lock_alone(file: &FileDriver, options: &OpenOptions) -> Result<()> {
+fn lock_alone(file: &Source, options: &OpenOptions) -> Result<()> {
     let write = !options.read_only;
     match options.force_share {
         true => Ok(()),

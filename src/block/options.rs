@@ -136,6 +136,8 @@ pub struct OpenOptions {
     /// What is left to the drivers: options of the format by their names in QEMU, and those of the backing file
     /// with `backing.` in front. A name that a driver does not know is refused.
     pub driver: Options,
+    /// As `driver`, for the protocol of the top image.
+    pub protocol: Options,
     /// What passphrases are taken from.
     pub secrets: Secrets,
     /// Data will neither be read nor written: an encrypted image needs no key.
@@ -164,6 +166,7 @@ impl Default for OpenOptions {
             lazy_refcounts: None,
             check: false,
             driver: Options::default(),
+            protocol: Options::default(),
             secrets: Secrets::default(),
             metadata_only: false,
             snapshot: false,

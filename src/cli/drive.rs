@@ -169,6 +169,7 @@ impl DriveSpec {
             check: false,
             snapshot: self.snapshot,
             errors: self.errors,
+            protocol: Options::default(),
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

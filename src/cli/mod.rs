@@ -3,12 +3,14 @@
 //! ```text
 //!   cowvm run …                    ──▶ run ──▶ vm::builder ──▶ session
 //!   cowvm imgtool …, qemu-img …    ──▶ imgtool
+//!   cowvm nbd …, qemu-nbd …        ──▶ nbd ──▶ nbd_server
 //! ```
 
 mod argv;
 mod drive;
 mod keyboard;
 mod monitors;
+mod nbd;
 mod prompt;
 mod run;
 mod session;
@@ -26,10 +28,19 @@ const AFTER_HELP: &str = "\
 Long options may be written with one dash: cowvm run -hda disk.qcow2 -smp 4.
 While a guest runs: Ctrl-A H shows the keys, Ctrl-A X ends it, Ctrl-A C is the monitor.";
 
-/// The name under which the program stands in for QEMU's image tool.
-const DROP_IN: &str = "qemu-img";
-/// What the image tool calls itself otherwise.
-const IMGTOOL: &str = "cowvm imgtool";
+/// A tool of QEMU's that the program stands in for, when it is called by the tool's name or with the command's.
+struct Tool {
+    drop_in: &'static str,
+    command: &'static str,
+    /// What it calls itself otherwise.
+    title: &'static str,
+    run: fn(&str, Vec<OsString>) -> ExitCode,
+}
+
+const TOOLS: &[Tool] = &[
+    Tool { drop_in: "qemu-img", command: "imgtool", title: "cowvm imgtool", run: imgtool::main },
+    Tool { drop_in: "qemu-nbd", command: "nbd", title: "cowvm nbd", run: nbd::main },
+];
 
 #[derive(Parser)]
 #[command(name = "cowvm", version, about, after_help = AFTER_HELP)]
@@ -50,11 +61,18 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<OsString>,
     },
+    /// Serve a disk image to NBD clients; works like qemu-nbd
+    #[command(disable_help_flag = true)]
+    Nbd {
+        /// As for qemu-nbd; see: cowvm nbd --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<OsString>,
+    },
 }
 
 /// Runs the command that `arguments` (the program's name first) ask for; what the process exits with.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(status) = as_image_tool(&arguments) {
+    if let Some(status) = as_tool(&arguments) {
         return status;
     }
     let cli = match Cli::try_parse_from(qemu_spelling(arguments)) {
@@ -67,7 +85,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Imgtool { words } => return imgtool::main(IMGTOOL, words),
+        Command::Imgtool { words } => return imgtool::main("cowvm imgtool", words),
+        Command::Nbd { words } => return nbd::main("cowvm nbd", words),
     };
     result.unwrap_or_else(|error| {
         text::say(&format!("cowvm: {error}"));
@@ -75,14 +94,16 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     })
 }
 
-/// Does the work of the image tool, if the program was called as it: its options are none of ours.
-fn as_image_tool(arguments: &[OsString]) -> Option<ExitCode> {
+/// Does the work of a tool, if the program was called as it: its options are none of ours.
+fn as_tool(arguments: &[OsString]) -> Option<ExitCode> {
     let (program, words) = arguments.split_first()?;
-    if Path::new(program).file_name() == Some(OsStr::new(DROP_IN)) {
-        return Some(imgtool::main(DROP_IN, words.to_vec()));
+    let name = Path::new(program).file_name();
+    if let Some(tool) = TOOLS.iter().find(|tool| name == Some(OsStr::new(tool.drop_in))) {
+        return Some((tool.run)(tool.drop_in, words.to_vec()));
     }
     let (command, words) = words.split_first()?;
-    (command == "imgtool").then(|| imgtool::main(IMGTOOL, words.to_vec()))
+    let tool = TOOLS.iter().find(|tool| command == tool.command)?;
+    Some((tool.run)(tool.title, words.to_vec()))
 }
 
 /// Lets `cowvm run` be written with one dash.

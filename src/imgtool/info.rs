@@ -311,8 +311,15 @@ pub(crate) fn to_json(image: &NodeInfo) -> Value {
     put("full-backing-filename", backing.as_ref().map(|(_, full, _)| json!(full)));
     put("encrypted", is_encrypted(image).then_some(json!(true)));
     put("backing-filename", backing.as_ref().map(|(name, _, _)| json!(name)));
-    put("dirty-flag", Some(json!(facts.is_some_and(|facts| facts.dirty))));
+    // A server has nothing to be dirty.
+    put("dirty-flag", (!is_remote(image)).then(|| json!(facts.is_some_and(|facts| facts.dirty))));
     Value::Object(members)
+}
+
+/// Whether it is an export, or a raw disk on one.
+fn is_remote(image: &NodeInfo) -> bool {
+    let file = image.file.as_deref().filter(|_| image.format == "raw");
+    file.unwrap_or(image).format == "nbd"
 }
 
 fn specifics_json(specifics: &Specifics) -> Value {

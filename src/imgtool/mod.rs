@@ -22,7 +22,6 @@ mod convert;
 mod create;
 mod create_options;
 mod dd;
-mod getopt;
 mod help;
 mod info;
 mod interrupt;
@@ -41,8 +40,7 @@ mod trace;
 pub(crate) use info::to_json as image_to_json;
 
 use crate::block::aio::{Backend, Engine};
-use crate::util::json;
-use crate::util::text;
+use crate::util::{getopt, json, text};
 use getopt::{Flag, Parser};
 use output::{Failure, Form};
 use std::cell::Cell;

@@ -4,32 +4,18 @@ use super::output::Failure;
 use crate::block::Kind;
 use crate::block::graph::Node;
 use crate::block::graph::snapshots::Selector;
-use crate::util::keyval::Options;
 use std::rc::Rc;
-
-/// What begins an option string; anything else is a name or an ID.
-const PREFIX: &str = "snapshot.";
 
 /// Whether `text` is a name or ID, and no option string.
 pub(super) fn is_plain(text: &str) -> bool {
-    !text.starts_with(PREFIX)
+    matches!(Selector::parse(text), Ok(Selector::IdOrName(_)))
 }
 
-/// Reads `snapshot.id=ID,snapshot.name=NAME` (one of them will do), or a name or ID.
+/// Reads the value of the option.
 pub(super) fn parse(text: &str) -> Result<Selector, Failure> {
-    if is_plain(text) {
-        return Ok(Selector::IdOrName(text.to_owned()));
-    }
-    let mut options = Options::parse(text, None);
-    let (id, name) = (options.take("snapshot.id"), options.take("snapshot.name"));
-    options.finish().map_err(|error| Failure::Twice {
-        first: error.to_string(),
+    Selector::parse(text).map_err(|error| Failure::Twice {
+        first: error.message().to_owned(),
         then: format!("Failed in parsing snapshot param '{text}'"),
-    })?;
-    Ok(match (id, name) {
-        (Some(id), Some(name)) => Selector::IdAndName(id, name),
-        (Some(id), None) => Selector::Id(id),
-        (None, name) => Selector::Name(name.unwrap_or_default()),
     })
 }
 

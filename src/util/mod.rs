@@ -1,7 +1,10 @@
-//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, JSON, names as text.
+//! What every layer may use: on-disk integers, sizes with suffixes, key=value options, JSON, names as text, command
+//! lines, the NBD protocol.
 
+pub(crate) mod getopt;
 pub mod json;
 pub mod keyval;
+pub mod nbd;
 pub mod size;
 pub mod text;
 pub mod time;

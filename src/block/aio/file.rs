@@ -217,7 +217,9 @@ fn call(request: &Request) -> io::Result<u32> {
             result(unsafe { libc::fallocate(file.as_raw_fd(), *mode, *offset as i64, *len as i64) } as isize)
         }
         // Waits belong to the poller and never come here.
-        Request::Readable(_) | Request::Sleep(_) => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        Request::Readable(_) | Request::Writable(_) | Request::Sleep(_) => {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
     }
 }
 

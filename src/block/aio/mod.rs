@@ -4,6 +4,7 @@
 //!   tasks (executor) ──▶ HostFile ──▶ inline preadv2/pwritev      when the page cache serves it
 //!                           │    └──▶ ring: io_uring               else
 //!                           └───────▶ pool: worker threads         where io_uring is refused
+//!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg, and poll where they would block
 //! ```
 //!
 //! * A turn of [`Engine::block_on`] polls the tasks that were woken, then enters the kernel once: it submits all
@@ -19,10 +20,14 @@ mod file;
 mod poller;
 mod pool;
 mod ring;
+mod socket;
+mod stream;
 mod work;
 
 pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
+pub use socket::Socket;
+pub use stream::{Inbox, Outbox};
 
 use executor::Executor;
 use poller::Poller;
@@ -161,7 +166,18 @@ impl Engine {
         match &self.reactor {
             Reactor::Ring(ring) => ring.run(ring::Request::Readable(fd.clone())).await.map(drop),
             Reactor::Threads(poller) => {
-                poller.readable(fd.clone()).await;
+                poller.ready(fd.clone(), libc::POLLIN).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until `fd` can be written to.
+    pub async fn writable(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
+        match &self.reactor {
+            Reactor::Ring(ring) => ring.run(ring::Request::Writable(fd.clone())).await.map(drop),
+            Reactor::Threads(poller) => {
+                poller.ready(fd.clone(), libc::POLLOUT).await;
                 Ok(())
             }
         }

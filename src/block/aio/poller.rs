@@ -20,7 +20,8 @@ struct Wait {
 }
 
 enum What {
-    Readable(Rc<OwnedFd>),
+    /// The descriptor, and POLLIN or POLLOUT.
+    Ready(Rc<OwnedFd>, libc::c_short),
     Until(Instant),
 }
 
@@ -30,12 +31,13 @@ impl Poller {
         Poller { kick, waits: RefCell::default() }
     }
 
-    pub(super) async fn readable(&self, fd: Rc<OwnedFd>) {
+    /// Waits for `event` (POLLIN, POLLOUT) of a descriptor.
+    pub(super) async fn ready(&self, fd: Rc<OwnedFd>, event: libc::c_short) {
         poll_fn(|cx| {
-            if is_readable(fd.as_fd()) {
+            if is_ready(fd.as_fd(), event) {
                 return Poll::Ready(());
             }
-            self.add(What::Readable(fd.clone()), cx.waker())
+            self.add(What::Ready(fd.clone(), event), cx.waker())
         })
         .await;
     }
@@ -62,8 +64,8 @@ impl Poller {
         let mut until = None::<Instant>;
         for wait in self.waits.borrow().iter() {
             match &wait.what {
-                What::Readable(fd) => {
-                    fds.push(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+                What::Ready(fd, events) => {
+                    fds.push(libc::pollfd { fd: fd.as_raw_fd(), events: *events, revents: 0 });
                 }
                 What::Until(end) => until = Some(until.map_or(*end, |first| first.min(*end))),
             }
@@ -83,7 +85,7 @@ impl Poller {
         let mut ready = fds.iter().map(|fd| fd.revents != 0);
         self.waits.borrow_mut().retain(|wait| {
             let over = match wait.what {
-                What::Readable(_) => ready.next().unwrap_or(false),
+                What::Ready(..) => ready.next().unwrap_or(false),
                 What::Until(end) => end <= now,
             };
             if over {
@@ -94,8 +96,8 @@ impl Poller {
     }
 }
 
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+fn is_ready(fd: BorrowedFd<'_>, event: libc::c_short) -> bool {
+    let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: event, revents: 0 }];
     // A descriptor that cannot be polled is for the reader to find out about.
     poll(&mut fds, Some(Duration::ZERO)).is_err() || fds[0].revents != 0
 }

@@ -28,6 +28,7 @@ pub(super) enum Request {
     Sync { file: Rc<OwnedFd> },
     Allocate { file: Rc<OwnedFd>, mode: i32, offset: u64, len: u64 },
     Readable(Rc<OwnedFd>),
+    Writable(Rc<OwnedFd>),
     Sleep(Timespec),
 }
 
@@ -53,6 +54,7 @@ impl Request {
                 opcode::Fallocate::new(fd(file), *len).offset(*offset).mode(*mode).build()
             }
             Request::Readable(file) => opcode::PollAdd::new(fd(file), libc::POLLIN as u32).build(),
+            Request::Writable(file) => opcode::PollAdd::new(fd(file), libc::POLLOUT as u32).build(),
             Request::Sleep(time) => opcode::Timeout::new(time).build(),
         }
     }

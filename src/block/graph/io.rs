@@ -82,6 +82,21 @@ impl Node {
         self.write_zero_data(inner.end, offset + len - inner.end).await
     }
 
+    /// As [`Node::write_zeroes`], but only if the driver has a way that is cheaper than to write zeros.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] if it has none for this range.
+    pub async fn write_zeroes_fast(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
+        self.check_writable(offset, len)?;
+        let range = offset..offset + len;
+        if self.aligned_inside(range.clone()) != range {
+            return Err(Error::new(Kind::Unsupported, "only whole blocks can be zeroed fast"));
+        }
+        let _change = self.changing();
+        let _guard = self.writes.lock(range, false).await;
+        self.driver.write_zeroes(offset, len, may_unmap).await
+    }
+
     /// Tells that a range is no longer needed; a hint, so parts smaller than the driver's alignment are kept.
     pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.give_back(offset, len, false).await

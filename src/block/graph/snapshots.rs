@@ -7,6 +7,7 @@
 use super::driver::SnapshotInfo;
 use super::node::Node;
 use crate::block::{Error, Iov, Kind, Result};
+use crate::util::keyval::Options;
 use async_trait::async_trait;
 use std::rc::Rc;
 
@@ -39,6 +40,24 @@ pub enum Selector {
 }
 
 impl Selector {
+    /// Reads the value of `-l`: `snapshot.id=ID,snapshot.name=NAME` (one of them will do), or a name or ID.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] for any other option.
+    pub fn parse(text: &str) -> Result<Selector> {
+        if !text.starts_with("snapshot.") {
+            return Ok(Selector::IdOrName(text.to_owned()));
+        }
+        let mut options = Options::parse(text, None);
+        let (id, name) = (options.take("snapshot.id"), options.take("snapshot.name"));
+        options.finish().map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+        Ok(match (id, name) {
+            (Some(id), Some(name)) => Selector::IdAndName(id, name),
+            (Some(id), None) => Selector::Id(id),
+            (None, name) => Selector::Name(name.unwrap_or_default()),
+        })
+    }
+
     /// The place of the snapshot in a list.
     pub fn find(&self, list: &[SnapshotInfo]) -> Option<usize> {
         let by_id = |id: &str| list.iter().position(|snapshot| snapshot.id == id);

@@ -1,4 +1,8 @@
 //! Protocol drivers: where the bytes of an image are.
 
 pub mod file;
+pub mod nbd;
+mod source;
 pub mod stream;
+
+pub(crate) use source::Source;

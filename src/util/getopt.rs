@@ -8,17 +8,19 @@ use std::collections::VecDeque;
 
 /// An option of a command.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Flag {
+pub(crate) struct Flag {
     /// What the code calls it, and its long form.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// Further long forms, accepted only when written in full.
-    pub(super) aliases: &'static [&'static str],
+    pub(crate) aliases: &'static [&'static str],
     /// Its one-letter form.
-    pub(super) short: Option<char>,
+    pub(crate) short: Option<char>,
     /// What help calls its value; `None` where it takes none.
-    pub(super) value: Option<&'static str>,
+    pub(crate) value: Option<&'static str>,
     /// What it does, for help.
-    pub(super) help: &'static str,
+    pub(crate) help: &'static str,
+    /// This build can do it. What it cannot is refused by name.
+    pub(crate) ready: bool,
     /// The name itself must be written in full too.
     full: bool,
     /// The long form goes without its value too; the one-letter form never has one.
@@ -27,48 +29,53 @@ pub(super) struct Flag {
 
 impl Flag {
     /// A switch.
-    pub(super) const fn switch(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, aliases: &[], short: None, value: None, help, full: false, optional: false }
+    pub(crate) const fn switch(name: &'static str, help: &'static str) -> Flag {
+        Flag { name, aliases: &[], short: None, value: None, help, ready: true, full: false, optional: false }
     }
 
     /// An option with a value, that help calls `value`.
-    pub(super) const fn value(name: &'static str, value: &'static str, help: &'static str) -> Flag {
+    pub(crate) const fn value(name: &'static str, value: &'static str, help: &'static str) -> Flag {
         Flag { value: Some(value), ..Flag::switch(name, help) }
     }
 
     /// An option whose long form may have a value, behind `=`; without, the value is empty.
-    pub(super) const fn maybe(name: &'static str, value: &'static str, help: &'static str) -> Flag {
+    pub(crate) const fn maybe(name: &'static str, value: &'static str, help: &'static str) -> Flag {
         Flag { optional: true, ..Flag::value(name, value, help) }
     }
 
     /// Whether it is [`Flag::maybe`].
-    pub(super) fn is_maybe(&self) -> bool {
+    pub(crate) fn is_maybe(&self) -> bool {
         self.optional
     }
 
     /// With a one-letter form.
-    pub(super) const fn short(self, short: char) -> Flag {
+    pub(crate) const fn short(self, short: char) -> Flag {
         Flag { short: Some(short), ..self }
     }
 
     /// Without a one-letter form.
-    pub(super) const fn long_only(self) -> Flag {
+    pub(crate) const fn long_only(self) -> Flag {
         Flag { short: None, ..self }
     }
 
     /// With other long forms.
-    pub(super) const fn aliases(self, aliases: &'static [&'static str]) -> Flag {
+    pub(crate) const fn aliases(self, aliases: &'static [&'static str]) -> Flag {
         Flag { aliases, ..self }
     }
 
     /// With a long form that cannot be shortened: qemu-img has none, and its shortened forms must stay clear.
-    pub(super) const fn in_full(self) -> Flag {
+    pub(crate) const fn in_full(self) -> Flag {
         Flag { full: true, ..self }
     }
 
     /// Whether it is [`Flag::in_full`].
-    pub(super) fn is_in_full(&self) -> bool {
+    pub(crate) fn is_in_full(&self) -> bool {
         self.full
+    }
+
+    /// Known but not there yet.
+    pub(crate) const fn later(self) -> Flag {
+        Flag { ready: false, ..self }
     }
 
     fn is_named(&self, name: &str) -> bool {
@@ -78,7 +85,7 @@ impl Flag {
 
 /// What is wrong with a command line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Mistake {
+pub(crate) enum Mistake {
     #[error("unrecognized option '{0}'")]
     UnknownLong(String),
     #[error("invalid option -- '{0}'")]
@@ -94,7 +101,7 @@ pub(super) enum Mistake {
 }
 
 /// A command line that is being read.
-pub(super) struct Parser {
+pub(crate) struct Parser {
     flags: &'static [Flag],
     args: VecDeque<String>,
     /// Letters of a bundle that are still to be read.
@@ -108,7 +115,7 @@ pub(super) struct Parser {
 
 impl Parser {
     /// A line whose options and operands may be mixed.
-    pub(super) fn new(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
+    pub(crate) fn new(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
         Parser {
             flags,
             args: args.into_iter().collect(),
@@ -120,18 +127,18 @@ impl Parser {
     }
 
     /// A line whose first operand ends the options.
-    pub(super) fn up_to_operand(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
+    pub(crate) fn up_to_operand(flags: &'static [Flag], args: impl IntoIterator<Item = String>) -> Parser {
         Parser { stop_at_operand: true, ..Parser::new(flags, args) }
     }
 
     /// This line, where a word like `-5` right behind the first operand is an operand too, and no option counts behind
     /// a third operand, which is one too many.
-    pub(super) fn with_negative_second(self) -> Parser {
+    pub(crate) fn with_negative_second(self) -> Parser {
         Parser { second_may_be_negative: true, ..self }
     }
 
     /// The next option and its value (empty for a switch); `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(&'static str, String)>, Mistake> {
+    pub(crate) fn next(&mut self) -> Result<Option<(&'static str, String)>, Mistake> {
         if let Some(letter) = self.bundle.pop_front() {
             return self.letter(letter).map(Some);
         }
@@ -157,7 +164,7 @@ impl Parser {
     }
 
     /// What is not an option, once [`Parser::next`] has come to the end.
-    pub(super) fn operands(mut self) -> Vec<String> {
+    pub(crate) fn operands(mut self) -> Vec<String> {
         self.operands.extend(self.args);
         self.operands
     }

@@ -1,0 +1,142 @@
+//! A stream socket as tasks use it: what can be done at once is done inline, and else the engine waits until the
+//! socket is ready. A slow peer holds up its own tasks and no others.
+
+use super::Engine;
+use crate::block::Iov;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
+
+/// An open socket: connected, or listening.
+pub struct Socket {
+    engine: Rc<Engine>,
+    fd: Rc<OwnedFd>,
+}
+
+impl Socket {
+    /// A socket whose waits run on `engine`.
+    ///
+    /// # Errors
+    /// When the host refuses to make it non-blocking.
+    pub fn new(engine: &Rc<Engine>, fd: OwnedFd) -> io::Result<Socket> {
+        // SAFETY: plain system calls on a descriptor that is open.
+        let done = unsafe {
+            let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+        };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Socket { engine: engine.clone(), fd: Rc::new(fd) })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Rc<Engine> {
+        &self.engine
+    }
+
+    /// Receives what is there, at least one byte; 0 when the peer has ended the stream.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn recv(&self, into: &Iov) -> io::Result<usize> {
+        loop {
+            // SAFETY: the list keeps its ranges mapped during the call.
+            match self.message(into, |fd, message| unsafe { libc::recvmsg(fd, message, 0) }) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.engine.readable(&self.fd).await?;
+                }
+                done => return self.after(done).await,
+            }
+        }
+    }
+
+    /// Sends a part of the bytes, at least one. A peer that is gone is an error, never a signal.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn send(&self, from: &Iov) -> io::Result<usize> {
+        loop {
+            // SAFETY: as in `recv`.
+            let send = |fd, message: *mut _| unsafe { libc::sendmsg(fd, message, libc::MSG_NOSIGNAL) };
+            match self.message(from, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.engine.writable(&self.fd).await?;
+                }
+                done => return self.after(done).await,
+            }
+        }
+    }
+
+    /// Sends all of the bytes.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn send_all(&self, from: &Iov) -> io::Result<()> {
+        let mut done = 0;
+        while done < from.len() {
+            done += self.send(&from.slice(done, from.len() - done)).await?;
+        }
+        Ok(())
+    }
+
+    /// The next connection of a listening socket.
+    ///
+    /// # Errors
+    /// What the host says; a shortage of descriptors may pass.
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        loop {
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            // SAFETY: no address is asked for.
+            let fd = unsafe {
+                libc::accept4(self.fd.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags)
+            };
+            if fd >= 0 {
+                // SAFETY: a fresh descriptor that nobody else owns.
+                return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::WouldBlock => self.engine.readable(&self.fd).await?,
+                // The peer has given up meanwhile.
+                error if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                error => return Err(error),
+            }
+        }
+    }
+
+    /// Ends the stream both ways: whoever waits for it wakes up.
+    pub fn shutdown(&self) {
+        // SAFETY: a plain system call. A socket that is not connected any more is what is wanted.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    /// The descriptor, for another thread's engine; `None` while a wait is under way.
+    pub fn into_fd(self) -> Option<OwnedFd> {
+        Rc::try_unwrap(self.fd).ok()
+    }
+
+    async fn after(&self, done: io::Result<usize>) -> io::Result<usize> {
+        if self.engine.inline_budget_spent() {
+            self.engine.yield_now().await;
+        }
+        done
+    }
+
+    fn message(&self, iov: &Iov, call: impl Fn(i32, *mut libc::msghdr) -> isize) -> io::Result<usize> {
+        let parts = iov.parts_for_one_call();
+        // SAFETY: all-zero bytes are a valid `msghdr`.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_ptr().cast_mut();
+        message.msg_iovlen = parts.len() as _;
+        loop {
+            let done = call(self.fd.as_raw_fd(), &raw mut message);
+            match usize::try_from(done) {
+                Ok(done) => return Ok(done),
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+}

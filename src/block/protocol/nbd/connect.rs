@@ -1,0 +1,92 @@
+//! Connecting to a server, and listening: the part that names, addresses and the kernel have in it.
+//!
+//! Looking up a host and connecting can block, so both happen on a thread of the pool.
+
+use super::target::Address;
+use crate::block::aio::{Engine, Socket};
+use crate::block::error::errno_text;
+use crate::block::{Error, Kind, Result};
+use crate::util::text;
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long one address is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connects to a server.
+///
+/// # Errors
+/// In qemu-img's words: "Failed to connect to 'localhost:1': Connection refused".
+pub(super) async fn connect(engine: &Rc<Engine>, address: &Address) -> Result<Socket> {
+    let wanted = address.clone();
+    let fd = engine.offload(move || open(&wanted)).await?;
+    Ok(Socket::new(engine, fd)?)
+}
+
+fn open(address: &Address) -> Result<OwnedFd> {
+    let failed = |error| {
+        Error::from_io(error)
+            .context(format!("Failed to connect to '{address}'"))
+            .remedy("check the address, and that the server is running")
+    };
+    match address {
+        Address::Unix(path) => UnixStream::connect(text::to_path(path)).map(OwnedFd::from).map_err(failed),
+        Address::Tcp(host, port) => open_tcp(host, port).map_err(|error| match error {
+            Refusal::Unknown(why) => {
+                Error::new(Kind::NotFound, format!("address resolution failed for {address}: {why}"))
+            }
+            Refusal::Failed(error) => failed(error),
+        }),
+    }
+}
+
+enum Refusal {
+    /// The host or the port is not known.
+    Unknown(String),
+    Failed(io::Error),
+}
+
+fn open_tcp(host: &str, port: &str) -> std::result::Result<OwnedFd, Refusal> {
+    let port = port.parse::<u16>();
+    let port = port.map_err(|_| Refusal::Unknown("Servname not supported for ai_socktype".to_owned()))?;
+    let addresses = (host, port).to_socket_addrs().map_err(|error| Refusal::Unknown(lookup_text(&error)))?;
+    let mut last = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                prepare(&stream).map_err(Refusal::Failed)?;
+                return Ok(stream.into());
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(Refusal::Failed(last))
+}
+
+/// Small messages go at once, and a peer whose host is gone is noticed some day.
+///
+/// # Errors
+/// When the socket knows no such thing.
+pub fn prepare(socket: &impl AsRawFd) -> io::Result<()> {
+    for (level, option) in [(libc::IPPROTO_TCP, libc::TCP_NODELAY), (libc::SOL_SOCKET, libc::SO_KEEPALIVE)] {
+        let on: libc::c_int = 1;
+        let size = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the option's value is an int that lives during the call.
+        let done =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// What the C library says of a name that it cannot look up.
+pub fn lookup_text(error: &io::Error) -> String {
+    let text = errno_text(error);
+    text.rsplit_once(": ").map_or(text.clone(), |(_, why)| why.to_owned())
+}

@@ -1,0 +1,226 @@
+//! One request: what it does to the drive, and its reply.
+
+use super::budget::{PIECE, Permit};
+use super::status::{self, Extent};
+use super::transmit::Connection;
+use crate::block::{Error, Iov, Kind, Result};
+use crate::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
+use crate::util::nbd::{Command, Request, command, context, error};
+use std::rc::Rc;
+
+/// Most extents of a block status.
+const MAX_EXTENTS: usize = 1024;
+
+/// The answer to a request.
+pub(super) struct Answer {
+    connection: Rc<Connection>,
+    request: Request,
+    chunks: ChunkWriter,
+}
+
+impl Answer {
+    pub(super) fn new(connection: Rc<Connection>, request: Request) -> Answer {
+        let chunks =
+            ChunkWriter { headers: connection.headers, cookie: request.cookie, offset: request.offset };
+        Answer { connection, request, chunks }
+    }
+
+    pub(super) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Does what `command` says, and answers. Writes come through [`Answer::write`].
+    pub(super) async fn run(&self, command: Command, permit: Permit) {
+        let local = &self.connection.local;
+        let Request { offset, len, flags, .. } = self.request;
+        let done = match command {
+            Command::Read => return self.read(permit).await,
+            Command::BlockStatus => return self.status(permit).await,
+            Command::Flush => local.flush().await,
+            Command::Trim => local.discard(offset, len).await,
+            Command::Cache => self.cache().await,
+            Command::WriteZeroes if len == 0 => Ok(()),
+            Command::WriteZeroes => {
+                let may_unmap = flags & command::NO_HOLE == 0;
+                match flags & command::FAST_ZERO {
+                    0 => local.write_zeroes(offset, len, may_unmap).await,
+                    _ => local.write_zeroes_fast(offset, len, may_unmap).await,
+                }
+            }
+            Command::Write | Command::Disconnect => Ok(()),
+        };
+        self.finish_write(done, permit).await;
+    }
+
+    /// Writes a part of the request's data.
+    pub(super) async fn write(&self, at: u64, data: &Iov) -> Result<()> {
+        match data.len() {
+            0 => Ok(()),
+            _ => self.connection.local.write(self.request.offset + at, data).await,
+        }
+    }
+
+    /// Answers a request that changes something, once that is durable if it must be.
+    pub(super) async fn finish_write(&self, done: Result<()>, permit: Permit) {
+        let done = match done {
+            Ok(()) if self.request.flags & command::FUA != 0 => self.connection.local.flush().await,
+            other => other,
+        };
+        match done {
+            Ok(()) => self.push(&self.success(), None, permit),
+            Err(error) => self.fail(&error, permit),
+        }
+    }
+
+    /// Says no.
+    pub(super) fn refuse(&self, error: u32, why: &str, permit: Permit) {
+        let head = match self.connection.headers {
+            Headers::Simple => simple_reply(self.request.cookie, error),
+            _ => self.chunks.error(error, why),
+        };
+        self.push(&head, None, permit);
+    }
+
+    fn fail(&self, why: &Error, permit: Permit) {
+        let error = match why.kind() {
+            Kind::Unsupported => error::ENOTSUP,
+            _ => error::from_errno(why.errno()),
+        };
+        self.refuse(error, why.message(), permit);
+    }
+
+    fn success(&self) -> Vec<u8> {
+        match self.connection.headers {
+            Headers::Extended => self.chunks.none(),
+            _ => simple_reply(self.request.cookie, 0),
+        }
+    }
+
+    fn push(&self, head: &[u8], body: Option<Iov>, permit: Permit) {
+        self.connection.outbox.push(head, body, Some(permit));
+    }
+
+    async fn read(&self, permit: Permit) {
+        let whole = self.connection.headers == Headers::Simple || self.request.flags & command::DF != 0;
+        match (self.request.len as usize, whole) {
+            (0, true) if self.connection.headers == Headers::Simple => {
+                self.push(&self.success(), None, permit);
+            }
+            (0, _) => self.push(&self.chunks.none(), None, permit),
+            (len, true) if len > PIECE => {
+                drop(permit);
+                match self.connection.budget.take(len) {
+                    Some(permit) => self.read_whole(permit).await,
+                    None => {
+                        let permit = self.connection.budget.acquire(0).await;
+                        self.refuse(error::ENOMEM, "too many bytes in flight", permit);
+                    }
+                }
+            }
+            (_, true) => self.read_whole(permit).await,
+            (_, false) => self.read_in_pieces(permit).await,
+        }
+    }
+
+    /// Reads all into one message.
+    async fn read_whole(&self, permit: Permit) {
+        let (offset, len) = (self.request.offset, self.request.len);
+        let data = self.connection.buffers.take(len as usize);
+        match self.connection.local.read(offset, &data).await {
+            Err(error) => self.fail(&error, permit),
+            Ok(()) if self.connection.headers == Headers::Simple => {
+                self.push(&simple_reply(self.request.cookie, 0), Some(data), permit);
+            }
+            Ok(()) => self.push(&self.chunks.data(offset, len, true), Some(data), permit),
+        }
+    }
+
+    /// Reads piece by piece, each a few chunks; what is not there is not sent.
+    async fn read_in_pieces(&self, first: Permit) {
+        let (mut at, end) = (self.request.offset, self.request.offset + self.request.len);
+        let mut permit = Some(first);
+        while at < end {
+            let len = (end - at).min(PIECE as u64);
+            let permit = match permit.take() {
+                Some(permit) => permit,
+                None => self.connection.budget.acquire(len as usize).await,
+            };
+            match self.read_piece(at, len, at + len == end, permit).await {
+                Ok(()) => at += len,
+                Err((error, permit)) => return self.fail(&error, permit),
+            }
+        }
+    }
+
+    async fn read_piece(
+        &self,
+        at: u64,
+        len: u64,
+        last: bool,
+        permit: Permit,
+    ) -> std::result::Result<(), (Error, Permit)> {
+        let extents = match status::allocation(&self.connection.local, at, len, usize::MAX).await {
+            Ok(extents) => extents,
+            Err(error) => return Err((error, permit)),
+        };
+        let mut permit = Some(permit);
+        let (mut offset, count) = (at, extents.len());
+        for (index, extent) in extents.into_iter().enumerate() {
+            let done = last && index + 1 == count;
+            if extent.flags & context::ZERO != 0 {
+                let head = self.chunks.hole(offset, extent.len as u32, done);
+                self.connection.outbox.push(&head, None, None);
+            } else {
+                let data = self.connection.buffers.take(extent.len as usize);
+                if let Err(error) = self.connection.local.read(offset, &data).await {
+                    return match permit.take() {
+                        Some(permit) => Err((error, permit)),
+                        None => Ok(()),
+                    };
+                }
+                let head = self.chunks.data(offset, extent.len, done);
+                self.connection.outbox.push(&head, Some(data), None);
+            }
+            offset += extent.len;
+        }
+        // Behind all that it pays for.
+        self.connection.outbox.push(&[], None, permit);
+        Ok(())
+    }
+
+    async fn status(&self, permit: Permit) {
+        let one = self.request.flags & command::REQ_ONE != 0;
+        let limit = if one { 1 } else { MAX_EXTENTS };
+        let contexts = &self.connection.contexts;
+        let mut message = Vec::new();
+        for (index, (id, context)) in contexts.iter().enumerate() {
+            let (local, Request { offset, len, .. }) = (&self.connection.local, self.request);
+            match status::extents(local, context, offset, len, limit).await {
+                Ok(extents) => {
+                    let extents: Vec<(u64, u64)> =
+                        extents.iter().map(|&Extent { len, flags }| (len, flags)).collect();
+                    message.extend(self.chunks.status(*id, &extents, index + 1 == contexts.len()));
+                }
+                Err(error) => {
+                    message.extend(self.chunks.error(error::from_errno(error.errno()), error.message()));
+                    break;
+                }
+            }
+        }
+        self.push(&message, None, permit);
+    }
+
+    /// Reads a range for the host's page cache to have it.
+    async fn cache(&self) -> Result<()> {
+        let Request { offset, len, .. } = self.request;
+        let buffer = self.connection.buffers.take(len.min(PIECE as u64 / 4) as usize);
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let part = buffer.slice(0, (end - at).min(PIECE as u64 / 4) as usize);
+            self.connection.local.read(at, &part).await?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+}

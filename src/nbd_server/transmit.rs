@@ -1,0 +1,175 @@
+//! A connection in its transmission phase, on the thread of its drive: reads requests, starts a task for each.
+//!
+//! Requests run at the same time and are answered as they end. Only a write that is longer than [`PIECE`] is done
+//! while it is received, and holds up those behind it.
+
+use super::budget::{Budget, PIECE, Permit};
+use super::buffers::Buffers;
+use super::export::Context;
+use super::request::Answer;
+use crate::block::aio::{Inbox, Outbox, Socket};
+use crate::block::drive::Local;
+use crate::util::nbd::transmission::Headers;
+use crate::util::nbd::{Command, MAX_TRANSFER, Request, command, error};
+use futures_util::future::select;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::rc::Rc;
+
+/// A client that comes from its handshake.
+pub(super) struct Arrival {
+    pub(super) fd: OwnedFd,
+    /// What was received behind the handshake.
+    pub(super) ahead: Vec<u8>,
+    pub(super) headers: Headers,
+    pub(super) contexts: Vec<(u32, Context)>,
+    pub(super) read_only: bool,
+}
+
+/// What the requests of a connection share.
+pub(super) struct Connection {
+    pub(super) local: Rc<Local>,
+    pub(super) outbox: Outbox<Permit>,
+    pub(super) budget: Rc<Budget>,
+    pub(super) buffers: Buffers,
+    pub(super) headers: Headers,
+    pub(super) contexts: Vec<(u32, Context)>,
+    read_only: bool,
+}
+
+/// Serves a client until it leaves, or until `stop` is closed.
+pub(super) async fn transmit(local: &Rc<Local>, arrival: Arrival, stop: &async_channel::Receiver<()>) {
+    let Ok(socket) = Socket::new(local.engine(), arrival.fd) else { return };
+    let socket = Rc::new(socket);
+    let mut inbox = Inbox::with_ahead(&socket, &arrival.ahead);
+    let connection = Rc::new(Connection {
+        local: local.clone(),
+        outbox: Outbox::default(),
+        budget: Rc::default(),
+        buffers: Buffers::default(),
+        headers: arrival.headers,
+        contexts: arrival.contexts,
+        read_only: arrival.read_only,
+    });
+    let (sender, out) = (connection.clone(), socket.clone());
+    local.engine().spawn(async move {
+        if sender.outbox.run(&out).await.is_err() {
+            out.shutdown();
+        }
+    });
+    {
+        let (serving, stopped) = (pin!(serve(&connection, &mut inbox)), pin!(stop.recv()));
+        // However it ends, it is the end.
+        drop(select(serving, stopped).await);
+    }
+    connection.outbox.close();
+    socket.shutdown();
+}
+
+/// Takes requests until the client leaves or breaks the protocol.
+async fn serve(connection: &Rc<Connection>, inbox: &mut Inbox) -> io::Result<()> {
+    let mut header = [0; 32];
+    let header = &mut header[..connection.headers.request_size()];
+    loop {
+        inbox.exact(header).await?;
+        let Some(request) = Request::parse(header, connection.headers) else { return Ok(()) };
+        let command = Command::from_number(request.command);
+        if command == Some(Command::Disconnect) || !connection.take(inbox, request, command).await? {
+            return Ok(());
+        }
+    }
+}
+
+impl Connection {
+    /// Takes one request with its payload, and starts it. False: the connection cannot go on.
+    async fn take(
+        self: &Rc<Self>,
+        inbox: &mut Inbox,
+        request: Request,
+        command: Option<Command>,
+    ) -> io::Result<bool> {
+        // QEMU's client forgets the flag at writes.
+        let flagged = self.headers == Headers::Extended && request.flags & command::PAYLOAD_LEN != 0;
+        let has_payload = flagged || command == Some(Command::Write);
+        let answer = Answer::new(self.clone(), request);
+        if has_payload && request.len > u64::from(MAX_TRANSFER) {
+            // Nobody is waited for that long.
+            return Ok(false);
+        }
+        let refused = match command {
+            Some(command) => self.check(&request, command),
+            None => Some((error::EINVAL, "unknown command")),
+        };
+        if let Some((error, why)) = refused {
+            inbox.skip(if has_payload { request.len } else { 0 }).await?;
+            let permit = self.budget.acquire(0).await;
+            answer.refuse(error, why, permit);
+            return Ok(true);
+        }
+        match command {
+            Some(Command::Write) => self.take_write(inbox, answer).await?,
+            Some(command) => {
+                let held = if command == Command::Read { request.len.min(PIECE as u64) as usize } else { 0 };
+                let permit = self.budget.acquire(held).await;
+                self.local.engine().spawn(async move { answer.run(command, permit).await });
+            }
+            None => {}
+        }
+        Ok(true)
+    }
+
+    /// Receives the data of a write and starts it; a long one is done piece by piece.
+    async fn take_write(self: &Rc<Self>, inbox: &mut Inbox, answer: Answer) -> io::Result<()> {
+        let len = answer.request().len as usize;
+        let permit = self.budget.acquire(len.min(PIECE)).await;
+        let data = self.buffers.take(len.min(PIECE));
+        if len <= PIECE {
+            inbox.exact_iov(&data).await?;
+            self.local.engine().spawn(async move {
+                let done = answer.write(0, &data).await;
+                answer.finish_write(done, permit).await;
+            });
+            return Ok(());
+        }
+        let mut done = Ok(());
+        for at in (0..len).step_by(PIECE) {
+            let part = data.slice(0, (len - at).min(PIECE));
+            inbox.exact_iov(&part).await?;
+            if done.is_ok() {
+                done = answer.write(at as u64, &part).await;
+            }
+        }
+        answer.finish_write(done, permit).await;
+        Ok(())
+    }
+
+    /// Whether a request makes sense; the error and why, if it does not.
+    fn check(&self, request: &Request, command: Command) -> Option<(u32, &'static str)> {
+        use command::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
+        let chunks = self.headers != Headers::Simple;
+        let allowed = match command {
+            Command::Read if chunks => FUA | DF,
+            Command::WriteZeroes => FUA | NO_HOLE | FAST_ZERO,
+            Command::BlockStatus => FUA | REQ_ONE,
+            Command::Write if self.headers == Headers::Extended => FUA | PAYLOAD_LEN,
+            _ => FUA,
+        };
+        let changes = matches!(command, Command::Write | Command::WriteZeroes | Command::Trim);
+        let end = request.offset.checked_add(request.len);
+        if request.flags & !allowed != 0 {
+            Some((error::EINVAL, "unsupported flags"))
+        } else if self.read_only && changes {
+            Some((error::EPERM, "export is read-only"))
+        } else if command == Command::BlockStatus && (self.contexts.is_empty() || request.len == 0) {
+            Some((error::EINVAL, "need non-zero length and a negotiated context"))
+        } else if command == Command::Read && request.len > u64::from(MAX_TRANSFER) {
+            Some((error::EINVAL, "a read longer than the maximum block size"))
+        } else if end.is_none_or(|end| end > self.local.size()) {
+            let full = command == Command::Write || command == Command::WriteZeroes;
+            Some((if full { error::ENOSPC } else { error::EINVAL }, "operation past EOF"))
+        } else {
+            None
+        }
+    }
+}

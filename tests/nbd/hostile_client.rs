@@ -1,0 +1,196 @@
+//! Our server against clients that send nonsense, or nothing: the others are served.
+
+use crate::harness::{Folder, Server, random_file, seed};
+use cowvm::util::nbd::handshake::{contexts_data, go_data, option_message};
+use cowvm::util::nbd::transmission::Headers;
+use cowvm::util::nbd::{Command, Request, option};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// Most memory that the server may hold after all that, in bytes.
+const MEMORY: u64 = 200 << 20;
+
+fn served() -> (Folder, Server) {
+    let folder = Folder::new();
+    random_file(&folder.path("disk"), 1 << 20, 5);
+    let server = folder.serve("ours/qemu-nbd", "-t -e 4 -f raw disk");
+    (folder, server)
+}
+
+fn connect(folder: &Folder) -> UnixStream {
+    UnixStream::connect(folder.path("socket")).unwrap()
+}
+
+/// A client of good manners is served.
+fn serves_others(folder: &Folder, server: &Server) {
+    folder.run("qemu-img", &format!("compare -U -f raw -F raw {} disk", folder.uri("")));
+    let memory = server.memory();
+    assert!(memory < MEMORY, "{memory} bytes");
+}
+
+/// What a client says in a conversation, message by message.
+fn conversation(headers: Headers) -> Vec<Vec<u8>> {
+    let mut said = vec![3u32.to_be_bytes().to_vec(), option_message(option::LIST, &[])];
+    match headers {
+        Headers::Simple => {}
+        Headers::Structured => said.push(option_message(option::STRUCTURED_REPLY, &[])),
+        Headers::Extended => said.push(option_message(option::EXTENDED_HEADERS, &[])),
+    }
+    said.push(option_message(option::SET_META_CONTEXT, &contexts_data("", &["base:allocation"])));
+    said.push(option_message(option::INFO, &go_data("", &[3])));
+    said.push(option_message(option::GO, &go_data("", &[3])));
+    let request = |command: Command, flags, offset, len| {
+        Request { flags, command: command as u16, cookie: offset, offset, len }.to_bytes(headers)
+    };
+    said.push(request(Command::Read, 0, 4096, 65536));
+    said.push([request(Command::Write, 0, 0, 4096), vec![1; 4096]].concat());
+    said.push(request(Command::BlockStatus, 0, 0, 1 << 20));
+    said.push(request(Command::WriteZeroes, 1, 0, 4096));
+    said.push(request(Command::Trim, 0, 0, 4096));
+    said.push(request(Command::Cache, 0, 0, 1 << 20));
+    said.push(request(Command::Flush, 0, 0, 0));
+    said.push(request(Command::Disconnect, 0, 0, 0));
+    said
+}
+
+/// Says all of it and listens until the server hangs up.
+fn say(folder: &Folder, said: &[u8]) {
+    let mut stream = connect(folder);
+    let mut ear = stream.try_clone().unwrap();
+    let listener = std::thread::spawn(move || std::io::copy(&mut ear, &mut std::io::sink()));
+    // The server may have had enough.
+    let _ = stream.write_all(said);
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = listener.join().unwrap();
+}
+
+#[test]
+fn nonsense_at_any_point_of_a_conversation_ends_it_and_nothing_else() {
+    let seed = seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (folder, server) = served();
+    for round in 0..300 {
+        let mut said = conversation([Headers::Simple, Headers::Structured, Headers::Extended][round % 3]);
+        let which = rng.random_range(0..said.len());
+        let message = &mut said[which];
+        let at = rng.random_range(0..message.len().min(64));
+        match rng.random_range(0..5) {
+            0 => message[at] ^= 1 << rng.random_range(0..8),
+            1 => message[at..].iter_mut().take(8).for_each(|byte| *byte = 0xff),
+            2 => message.truncate(at),
+            3 => message.insert(at, rng.random()),
+            _ => said.truncate(which),
+        }
+        say(&folder, &said.concat());
+    }
+    serves_others(&folder, &server);
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_client_may_leave_at_every_byte() {
+    let (folder, server) = served();
+    let said = conversation(Headers::Structured).concat();
+    for len in (0..300).chain((300..said.len()).step_by(97)) {
+        let mut stream = connect(&folder);
+        let _ = stream.write_all(&said[..len]);
+    }
+    serves_others(&folder, &server);
+}
+
+#[test]
+fn names_longer_than_the_protocol_has_are_refused() {
+    let (folder, server) = served();
+    for len in [4097, 65_536, 1 << 20, u32::MAX as usize] {
+        let name = "a".repeat(len.min(1 << 20));
+        for which in [option::EXPORT_NAME, option::GO, option::SET_META_CONTEXT, 77] {
+            let mut message = option_message(which, name.as_bytes());
+            message[12..16].copy_from_slice(&(len as u32).to_be_bytes());
+            say(&folder, &[&3u32.to_be_bytes()[..], &message].concat());
+        }
+    }
+    serves_others(&folder, &server);
+}
+
+#[test]
+fn a_thousand_clients_that_say_nothing_do_not_keep_out_one_that_does() {
+    raise_file_limit();
+    let (folder, server) = served();
+    let silent: Vec<UnixStream> = (0..1000).map(|_| connect(&folder)).collect();
+    serves_others(&folder, &server);
+    drop(silent);
+    serves_others(&folder, &server);
+}
+
+#[test]
+fn a_client_that_reads_no_replies_holds_up_nobody_else() {
+    let (folder, server) = served();
+    let mut greedy = Vec::new();
+    for _ in 0..3 {
+        let mut stream = connect(&folder);
+        let start = conversation(Headers::Structured)[..6].concat();
+        stream.write_all(&start).unwrap();
+        let read = Request { flags: 0, command: 0, cookie: 1, offset: 0, len: 1 << 20 }
+            .to_bytes(Headers::Structured);
+        // As many as the server takes; then it listens no more.
+        stream.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+        for _ in 0..20_000 {
+            if stream.write_all(&read).is_err() {
+                break;
+            }
+        }
+        greedy.push(stream);
+    }
+    folder.run("qemu-img", &format!("compare -U -f raw -F raw {} disk", folder.uri("")));
+    let memory = server.memory();
+    assert!(memory < 3 * (64 << 20) + MEMORY, "{memory} bytes");
+}
+
+#[test]
+fn a_handshake_that_takes_too_long_is_ended() {
+    let folder = Folder::new();
+    random_file(&folder.path("disk"), 1 << 20, 5);
+    let _server = folder.serve("ours/qemu-nbd", "-t --handshake-limit=1 -f raw disk");
+    let mut stream = connect(&folder);
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).unwrap();
+    assert_eq!(&heard[..8], b"NBDMAGIC");
+}
+
+#[test]
+fn a_client_too_many_waits_for_a_place() {
+    let folder = Folder::new();
+    random_file(&folder.path("disk"), 1 << 20, 5);
+    let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
+    let enter = || {
+        let mut stream = connect(&folder);
+        let said = conversation(Headers::Simple);
+        stream.write_all(&[&said[0][..], &said[4]].concat()).unwrap();
+        stream
+    };
+    let entered = |mut stream: UnixStream| {
+        // Greeting, block sizes, size and flags, ACK.
+        let mut answer = [0; 18 + 34 + 32 + 20];
+        stream.read_exact(&mut answer).unwrap();
+        stream
+    };
+    let first = entered(enter());
+    let second = enter();
+    drop(first);
+    entered(second);
+}
+
+/// As many descriptors as the host allows.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is valid.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+}

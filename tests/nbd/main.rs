@@ -1,0 +1,12 @@
+//! NBD, client and server: against qemu-nbd, nbdkit, qemu-img and qemu-io, against a plain array of bytes, and against
+//! peers that mean harm.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod client;
+mod harness;
+mod hostile_client;
+mod hostile_server;
+mod restart;
+mod server;
+mod words;

@@ -1,0 +1,164 @@
+//! A server that dies and comes back under a client that verifies its data.
+
+use crate::harness::{BACKENDS, Folder, Image, Server, seed};
+use cowvm::block::Kind;
+use cowvm::block::aio::Backend;
+use cowvm::block::options::OpenOptions;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 512;
+
+/// Kills the server whenever `done` has gone on by some requests, and starts it again.
+fn kill_again_and_again(
+    folder: &Folder,
+    server: Server,
+    line: &str,
+    done: &AtomicUsize,
+    times: usize,
+) -> Server {
+    let mut server = server;
+    for round in 1..=times {
+        while done.load(Ordering::Relaxed) < round * 15 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        server.kill();
+        server = folder.serve("ours/qemu-nbd", line);
+    }
+    server
+}
+
+/// Random writes, each block with its number and a version of its own, read back at once or later; several at a time.
+fn survives(backend: Backend, image: &str, create: &str, times: usize) {
+    let seed = seed();
+    let folder = Arc::new(Folder::new());
+    folder.run("qemu-img", create);
+    let line = format!("-t -e 0 -f {image}");
+    let server = folder.serve("ours/qemu-nbd", &line);
+    let done = Arc::new(AtomicUsize::new(0));
+    let (over, is_over) = mpsc::channel();
+    let killer = {
+        let (folder, done, line) = (folder.clone(), done.clone(), line.clone());
+        std::thread::spawn(move || {
+            let server = kill_again_and_again(&folder, server, &line, &done, times);
+            over.send(()).unwrap();
+            server
+        })
+    };
+    let export = Image::open(backend, &folder.uri(""));
+    let (mut rng, mut model) = (StdRng::seed_from_u64(seed), vec![0u64; BLOCKS]);
+    let mut version = 0;
+    while is_over.try_recv().is_err() {
+        let batch: Vec<usize> = (0..8).map(|_| rng.random_range(0..BLOCKS)).collect();
+        for &block in &batch {
+            version += 1;
+            if rng.random_range(0..3) == 0 {
+                check(&export.read((block * BLOCK) as u64, BLOCK), model[block], block);
+            } else {
+                export.write((block * BLOCK) as u64, &content(version, block));
+                model[block] = version;
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+        if rng.random_range(0..4) == 0 {
+            export.flush();
+        }
+    }
+    export.flush();
+    let server = killer.join().unwrap();
+    for (block, &version) in model.iter().enumerate() {
+        check(&export.read((block * BLOCK) as u64, BLOCK), version, block);
+    }
+    export.close();
+    // A flush means what it says: nothing is lost now, whatever the server had in its caches.
+    server.kill();
+    let file = image.split_whitespace().last().unwrap();
+    folder.run("qemu-img", &format!("convert -f {} -O raw {file} content", image.split(' ').next().unwrap()));
+    let bytes = std::fs::read(folder.path("content")).unwrap();
+    for (block, &version) in model.iter().enumerate() {
+        check(&bytes[block * BLOCK..(block + 1) * BLOCK], version, block);
+    }
+}
+
+fn content(version: u64, block: usize) -> Vec<u8> {
+    let stamp = [version.to_le_bytes(), (block as u64).to_le_bytes()].concat();
+    stamp.iter().copied().cycle().take(BLOCK).collect()
+}
+
+fn check(bytes: &[u8], version: u64, block: usize) {
+    let expected = if version == 0 { vec![0; BLOCK] } else { content(version, block) };
+    let found = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert!(bytes == expected, "block {block}: version {version} expected, {found} found");
+}
+
+#[test]
+fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_raw_disk_dies_again_and_again() {
+    survives(Backend::Auto, "raw disk", &format!("create -q -f raw disk {}", BLOCK * BLOCKS), 12);
+}
+
+/// A server of a qcow2 image has acknowledged writes whose metadata are lost with it: the client makes them again.
+#[test]
+fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_qcow2_image_dies_again_and_again() {
+    for backend in BACKENDS {
+        survives(backend, "qcow2 disk", &format!("create -q -f qcow2 disk {}", BLOCK * BLOCKS), 12);
+    }
+}
+
+fn options(more: &str) -> OpenOptions {
+    let mut options = OpenOptions { format: Some("raw".into()), read_only: false, ..OpenOptions::default() };
+    options.protocol = cowvm::util::keyval::Options::parse(more, None);
+    options
+}
+
+#[test]
+fn without_patience_requests_fail_as_soon_as_the_server_is_gone() {
+    for backend in BACKENDS {
+        let folder = Folder::new();
+        folder.run("qemu-img", "create -q -f raw disk 1M");
+        let server = folder.serve("qemu-nbd", "-t -f raw disk");
+        let image = Image::try_open(backend, &folder.uri(""), &options("reconnect-delay=0")).unwrap();
+        server.kill();
+        let read = image.engine.block_on(image.node.read_bytes(0, 512)).unwrap();
+        let error = read.unwrap_err();
+        assert_eq!(error.errno(), libc::EIO, "{error:?}");
+        assert_eq!(error.file().unwrap().to_str().unwrap(), folder.uri(""));
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_yet_is_waited_for_if_that_is_wanted() {
+    let folder = Arc::new(Folder::new());
+    folder.run("qemu-img", "create -q -f raw disk 1M");
+    let starter = folder.clone();
+    let (go, wait) = mpsc::channel();
+    let server = std::thread::spawn(move || {
+        wait.recv().unwrap();
+        starter.serve("qemu-nbd", "-t -e 0 -f raw disk")
+    });
+    let refused = Image::try_open(Backend::Auto, &folder.uri(""), &options(""));
+    assert!(refused.err().unwrap().message().contains("Failed to connect"));
+    go.send(()).unwrap();
+    let image = Image::try_open(Backend::Auto, &folder.uri(""), &options("open-timeout=600")).unwrap();
+    assert_eq!(image.node.size(), 1 << 20);
+    drop(server.join().unwrap());
+}
+
+#[test]
+fn an_export_that_has_become_smaller_is_not_taken_for_the_same() {
+    let folder = Folder::new();
+    folder.run("qemu-img", "create -q -f raw disk 1M");
+    folder.run("qemu-img", "create -q -f raw small 512k");
+    let server = folder.serve("qemu-nbd", "-t -e 0 -f raw disk");
+    let image = Image::try_open(Backend::Auto, &folder.uri(""), &options("reconnect-delay=1")).unwrap();
+    image.write(0, &[1; 512]);
+    server.kill();
+    let _other = folder.serve("qemu-nbd", "-t -e 0 -f raw small");
+    let read = image.engine.block_on(image.node.read_bytes(0, 512)).unwrap();
+    assert_eq!(read.unwrap_err().kind(), Kind::Io);
+    assert_eq!(std::fs::read(folder.path("small")).unwrap(), vec![0; 512 << 10]);
+}
