@@ -314,7 +314,8 @@ fn growing_keeps_the_content_and_shows_zeros_behind_it() {
             (0..30).for_each(|_| model.step());
             let ahead = [Preallocation::Off, Preallocation::Metadata][model.rng.random_range(0..2)];
             let grown = model.disk.run(model.disk.node.truncate(4 << 20, ahead));
-            if version == 2 && backing.is_some() {
+            // Without zero clusters, only allocated ones hide what the backing file has there.
+            if version == 2 && backing.is_some() && ahead == Preallocation::Off {
                 assert_eq!(grown.unwrap_err().kind(), crate::block::Kind::Unsupported);
             } else {
                 grown.unwrap();
