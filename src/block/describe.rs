@@ -11,14 +11,17 @@
 
 use crate::block::open::FORMATS;
 use crate::block::options::{DetectZeroes, OpenOptions};
+use crate::block::protocol::vvfat::FatOptions;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{Options, parse_switch};
 use serde_json::Value;
 
 /// What a name begins with that is JSON.
 const JSON: &str = "json:";
-/// The protocol that there is.
+/// The protocol of host files.
 const FILE: &str = "file";
+/// The protocol of FAT disks.
+const FAT: &str = "vvfat";
 
 /// How an option changes the way that an image is opened.
 type Apply = fn(&mut OpenOptions, &str, &str) -> Result<()>;
@@ -93,16 +96,13 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
         return Err(invalid(format!("Cannot find device='{node}' nor node-name='{node}'")));
     }
     let driver = own.take("driver");
-    if let Some(driver) = &driver {
+    if let Some(driver) = driver.as_deref().filter(|driver| *driver != FAT) {
         known_driver(driver, FORMATS)?;
     }
     let mut options = OpenOptions { format: common.format.clone().or(driver), ..common.clone() };
-    let mut file = if options.format.as_deref() == Some(FILE) {
-        std::mem::take(&mut own)
-    } else {
-        own.take_group("file.")
-    };
-    if file.pairs().is_empty() && options.format.as_deref() != Some(FILE) {
+    let is_protocol = [Some(FILE), Some(FAT)].contains(&options.format.as_deref());
+    let mut file = if is_protocol { std::mem::take(&mut own) } else { own.take_group("file.") };
+    if file.pairs().is_empty() && !is_protocol {
         let what = "A block device must be specified for \"file\"";
         return Err(invalid(if options.format.is_some() {
             what
@@ -110,7 +110,11 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
             "Must specify either driver or file"
         }));
     }
-    let filename = take_file(&mut file, &mut options)?;
+    let is_fat = options.format.as_deref() == Some(FAT) || file.get("driver") == Some(FAT);
+    let filename = match is_fat {
+        true => take_fat(&mut file, &mut options)?,
+        false => take_file(&mut file, &mut options)?,
+    };
     apply(&mut own, COMMON, &mut options)?;
     if options.format.as_deref() == Some("qcow2") {
         apply(&mut own, OF_QCOW2, &mut options)?;
@@ -131,6 +135,23 @@ fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
         // A name is a file's here, whatever it looks like.
         None if filename.contains(':') => Ok(format!("file:{filename}")),
         None => Ok(filename),
+    }
+}
+
+/// Takes the options of a FAT disk; returns its name.
+fn take_fat(fat: &mut Options, options: &mut OpenOptions) -> Result<String> {
+    fat.take("driver");
+    let disk = FatOptions::take(fat)?;
+    apply(fat, COMMON, options)?;
+    match fat.pairs().first() {
+        Some((name, _)) => {
+            Err(invalid(format!("Block protocol 'vvfat' doesn't support the option '{name}'")))
+        }
+        None => {
+            let name = disk.name();
+            options.fat = Some(disk);
+            Ok(name)
+        }
     }
 }
 

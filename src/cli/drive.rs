@@ -152,6 +152,7 @@ impl DriveSpec {
             secrets: secrets.clone(),
             metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
+            fat: None,
             check: false,
         };
         let drive = Drive::open(id, &self.file, &options)?;

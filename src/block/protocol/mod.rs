@@ -1,3 +1,4 @@
 //! Protocol drivers: where the bytes of an image are.
 
 pub mod file;
+pub mod vvfat;
