@@ -49,14 +49,12 @@ pub(super) fn update(sync: &mut Sync<'_>, number: usize, id: Id) -> io::Result<b
     let (mut seen, mut replaced) = (node.seen, false);
     if !changes.is_empty() || resized || node.stale {
         let path = sync.volume.tree.path(id);
-        let (_, metadata) = sync.volume.root.file(&path, false)?;
-        if Seen::of(&metadata) != node.seen {
-            return Err(io::Error::other("the host changed it too; rename one of both"));
-        }
+        let old = unchanged(sync.volume, &path, &node)?;
         let bytes: u64 = changes.iter().map(|range| range.end - range.start).sum();
-        replaced = metadata.nlink() == 1 && bytes * 2 >= size && !(bytes == 0 && size > 0);
+        let most = bytes * 2 >= size && !(bytes == 0 && size > 0);
+        replaced = old.as_ref().is_none_or(|old| most && old.nlink() == 1);
         seen = match replaced {
-            true => replace(sync.volume, found, &path, Some(&metadata), sync.durable)?,
+            true => replace(sync.volume, found, &path, old.as_ref(), sync.durable)?,
             false => write_in_place(sync.volume, found, &path, &changes, sync.durable)?,
         };
     }
@@ -74,6 +72,16 @@ pub(super) fn update(sync: &mut Sync<'_>, number: usize, id: Id) -> io::Result<b
         (node.stale, node.warned) = (false, node.warned && !wrote);
     }
     Ok(replaced)
+}
+
+/// What the host has at `path`, if that is what we left there; `None` if it is gone.
+fn unchanged(volume: &Volume, path: &Path, node: &Node) -> io::Result<Option<Metadata>> {
+    match volume.root.file(path, false) {
+        Ok((_, metadata)) if Seen::of(&metadata) == node.seen => Ok(Some(metadata)),
+        Ok(_) => Err(io::Error::other("the host changed it too: move one of both away")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The ranges of a file, in bytes, that are not on the host yet.

@@ -32,7 +32,7 @@ impl Stamp {
             _ if done.is_null() => FIRST,
             ..80 => FIRST,
             80..=207 => Stamp {
-                time: (date.tm_hour << 11 | date.tm_min << 5 | date.tm_sec.min(59) / 2) as u16,
+                time: (date.tm_hour << 11 | date.tm_min << 5 | (date.tm_sec.min(59) / 2)) as u16,
                 date: ((date.tm_year - 80) << 9 | (date.tm_mon + 1) << 5 | date.tm_mday) as u16,
             },
             _ => LAST,

@@ -118,19 +118,33 @@ impl<'a> Sync<'a> {
         for (number, found) in
             state.found.iter().enumerate().filter(|(_, found)| !found.fields.is_directory())
         {
-            let node = self.plan.ids[number].and_then(|id| self.volume.tree.get(id));
-            let before = node.map(|node| node.chain.clone()).unwrap_or_default();
+            let before = self.plan.ids[number].map(|id| self.chain_of(id)).unwrap_or_default();
             if before == found.chain {
                 continue;
             }
             for moved in segments(&found.chain, &before).iter().filter(|segment| !segment.stayed()) {
                 self.keep(moved.now, moved.len)?;
             }
-            for left in segments(&before, &found.chain).iter().filter(|segment| !segment.stayed()) {
-                for cluster in left.now..left.now + left.len {
-                    if !state.is_claimed(cluster) && fat.entry(self.volume, cluster)? != 0 {
-                        self.keep(cluster, 1)?;
-                    }
+            self.keep_rest(&mut fat, &before, &found.chain)?;
+        }
+        for id in self.plan.gone.clone() {
+            if !self.plan.held.contains(&id) {
+                self.keep_rest(&mut fat, &self.chain_of(id), &Chain::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn chain_of(&self, id: Id) -> Chain {
+        self.volume.tree.get(id).map(|node| node.chain.clone()).unwrap_or_default()
+    }
+
+    /// Keeps what a file had in `before` and has no longer, where it is in use and nobody's.
+    fn keep_rest(&mut self, fat: &mut Fat, before: &Chain, now: &Chain) -> io::Result<()> {
+        for left in segments(before, now).iter().filter(|segment| !segment.stayed()) {
+            for cluster in left.now..left.now + left.len {
+                if !self.state.is_claimed(cluster) && fat.entry(self.volume, cluster)? != 0 {
+                    self.keep(cluster, 1)?;
                 }
             }
         }
@@ -142,14 +156,14 @@ impl<'a> Sync<'a> {
         let (mut at, end) = (start, start + len);
         while at < end {
             let (shows, count) = self.volume.runs.at(at);
-            let count = count.min(end - at);
+            let count = match shows {
+                Some(Shows::File { .. }) => count.min(end - at).min(KEEP),
+                _ => count.min(end - at),
+            };
             if matches!(shows, Some(Shows::File { .. })) {
-                let count = count.min(KEEP);
                 self.volume.keep_clusters(at, count)?;
-                at += count;
-            } else {
-                at += count;
             }
+            at += count;
         }
         Ok(())
     }
@@ -189,8 +203,7 @@ impl<'a> Sync<'a> {
     fn clear(&mut self, parent: Id, name: &OsString) -> io::Result<()> {
         let Some(id) = self.places.get(&(parent, name.clone())).copied() else { return Ok(()) };
         if self.plan.held.remove(&id) {
-            let chain = self.volume.tree.get(id).map(|node| node.chain.clone()).unwrap_or_default();
-            for (start, len) in chain {
+            for (start, len) in self.chain_of(id) {
                 self.keep(start, len)?;
             }
         }
