@@ -92,10 +92,11 @@ impl Bench {
         let volume = self.scratch("volume");
         let (from, to) = (File::open(self.image()).unwrap(), File::create(&volume).unwrap());
         to.set_len(self.disk.size() - self.start).unwrap();
-        for range in data(&from) {
-            let mut bytes = vec![0; (range.1 - range.0.max(self.start)) as usize];
-            from.read_exact_at(&mut bytes, range.0.max(self.start)).unwrap();
-            to.write_all_at(&bytes, range.0.max(self.start) - self.start).unwrap();
+        for (start, end) in data(&from).into_iter().filter(|(_, end)| *end > self.start) {
+            let start = start.max(self.start);
+            let mut bytes = vec![0; (end - start) as usize];
+            from.read_exact_at(&mut bytes, start).unwrap();
+            to.write_all_at(&bytes, start - self.start).unwrap();
         }
         let done = Command::new("fsck.fat").arg("-n").arg(&volume).env("PATH", path()).output().unwrap();
         let said =

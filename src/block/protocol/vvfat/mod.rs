@@ -6,7 +6,8 @@
 //!   driver ──read──▶ view ──▶ host file · overlay · made bytes  what a sector shows
 //!     │
 //!     ├──write─▶ overlay                                        a file without a name
-//!     └──flush─▶ sync: state ─▶ matching ─▶ content, host       what the guest did, done on the host
+//!     └──flush─▶ sync: state ─▶ matching ─▶ keep, place, content, delete
+//!                                                               what the guest did, done on the host
 //! ```
 //!
 //! Two things hold whatever the guest writes: no name leads out of the directory (module `host`), and nothing is done
@@ -14,15 +15,18 @@
 
 mod boot;
 mod content;
+mod delete;
 mod driver;
 mod entry;
 mod geometry;
 mod host;
+mod keep;
 mod matching;
 mod name;
 mod notices;
 mod options;
 mod overlay;
+mod place;
 mod runs;
 mod scan;
 mod sectors;
