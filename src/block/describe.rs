@@ -159,7 +159,7 @@ fn take_fat(fat: &mut Options, options: &mut OpenOptions) -> Result<String> {
     apply(fat, COMMON, options)?;
     match fat.pairs().first() {
         Some((name, _)) => {
-            Err(invalid(format!("Block protocol 'vvfat' doesn't support the option '{name}'")))
+            Err(Error::invalid_argument(format!("Block protocol 'vvfat' doesn't support the option '{name}'")))
         }
         None => {
             let name = disk.name();
