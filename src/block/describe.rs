@@ -12,6 +12,7 @@
 use crate::block::open::FORMATS;
 use crate::block::options::{DetectZeroes, OpenOptions};
 use crate::block::protocol::nbd::Target;
+use crate::block::protocol::vvfat::FatOptions;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{Options, parse_switch};
 use serde_json::Value;
@@ -21,6 +22,7 @@ const JSON: &str = "json:";
 /// The protocols that there are.
 const FILE: &str = "file";
 const NBD: &str = "nbd";
+const FAT: &str = "vvfat";
 
 /// How an option changes the way that an image is opened.
 type Apply = fn(&mut OpenOptions, &str, &str) -> Result<()>;
@@ -95,11 +97,11 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
         return Err(Error::invalid_argument(format!("Cannot find device='{node}' nor node-name='{node}'")));
     }
     let driver = own.take("driver");
-    if let Some(driver) = &driver {
+    if let Some(driver) = driver.as_deref().filter(|driver| *driver != FAT) {
         known_driver(driver, FORMATS)?;
     }
     let mut options = OpenOptions { format: common.format.clone().or(driver), ..common.clone() };
-    let protocol = options.format.as_deref().filter(|format| [FILE, NBD].contains(format)).map(str::to_owned);
+    let protocol = options.format.as_deref().filter(|format| [FILE, NBD, FAT].contains(format)).map(str::to_owned);
     let mut file = if let Some(protocol) = &protocol {
         own.set("driver", protocol);
         std::mem::take(&mut own)
@@ -126,7 +128,10 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
 /// Takes the options of a file node; returns its name.
 fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
     let driver = file.take("driver").unwrap_or_else(|| FILE.to_owned());
-    known_driver(&driver, &[FILE, NBD])?;
+    known_driver(&driver, &[FILE, NBD, FAT])?;
+    if driver == FAT {
+        return take_fat(file, options);
+    }
     if driver == NBD {
         apply(file, COMMON, options)?;
         let target = Target::take(file)?;
@@ -145,6 +150,22 @@ fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
         // A name is a file's here, whatever it looks like.
         None if filename.contains(':') => Ok(format!("file:{filename}")),
         None => Ok(filename),
+    }
+}
+
+/// Takes the options of a FAT disk; returns its name.
+fn take_fat(fat: &mut Options, options: &mut OpenOptions) -> Result<String> {
+    let disk = FatOptions::take(fat)?;
+    apply(fat, COMMON, options)?;
+    match fat.pairs().first() {
+        Some((name, _)) => {
+            Err(Error::invalid_argument(format!("Block protocol 'vvfat' doesn't support the option '{name}'")))
+        }
+        None => {
+            let name = disk.name();
+            options.fat = Some(disk);
+            Ok(name)
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::block::probe::{self, PROBE_LEN};
 use crate::block::protocol::Source;
 use crate::block::protocol::file::{Access, FileDriver};
 use crate::block::protocol::nbd::{NbdDriver, Target};
+use crate::block::protocol::vvfat::{FatOptions, Vvfat};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
@@ -40,6 +41,9 @@ pub async fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) ->
     let described = describe::from_name(filename, options)?;
     let (filename, options) =
         described.as_ref().map_or((filename, options), |(name, options)| (name, options));
+    if let Some(fat) = options.fat.clone().or_else(|| FatOptions::from_name(filename)) {
+        return open_fat(engine, filename, &fat, options).await;
+    }
     let (filename, faults) = take_blkdebug(filename)?;
     Opener { engine, chain: Vec::new(), faults }.open(filename, options).await
 }
@@ -61,6 +65,27 @@ pub(super) async fn open_over(
     image.set_options(qcow2::ImageOptions::take(&mut Options::default(), unmap)?)?;
     let driver = image.into_driver(engine, Some(backing.clone()), false).map_err(named)?;
     Ok(Node::new(filename, driver))
+}
+
+/// Opens a directory as a FAT disk, which is a raw one. Only a user's name leads here, never an image's.
+async fn open_fat(
+    engine: &Rc<Engine>,
+    filename: &str,
+    fat: &FatOptions,
+    options: &OpenOptions,
+) -> Result<Rc<Node>> {
+    let format = options.format.as_deref().unwrap_or("raw");
+    if !["raw", "vvfat"].contains(&format) {
+        return Err(unknown_format(format, filename, false).remedy("a FAT disk is raw: leave out the format"));
+    }
+    let disk = Node::new(filename, Box::new(Vvfat::open(engine, fat, options).await?));
+    if format == "vvfat" {
+        return Ok(disk);
+    }
+    let mut own = options.driver.clone();
+    let window = Window::take(&mut own, disk.size())?;
+    finish("raw", &own)?;
+    Ok(Node::new(filename, Box::new(Raw::new(disk, false, window, options.unmap))))
 }
 
 /// What is known while a chain is being opened.
@@ -310,6 +335,7 @@ impl Opener<'_> {
             lazy_refcounts: None,
             data_file: None,
             protocol: Options::default(),
+            fat: None,
             ..options.clone()
         };
         let opened = self.open(&name, &options).await;

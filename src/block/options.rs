@@ -1,5 +1,6 @@
 //! How an image is opened: format, access, cache mode.
 
+use crate::block::protocol::vvfat::FatOptions;
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
@@ -150,6 +151,8 @@ pub struct OpenOptions {
     pub backing: bool,
     /// The external data file, in place of the one that the top image names (`data-file.filename=`).
     pub data_file: Option<String>,
+    /// The FAT disk that is meant, not a file (`driver=vvfat`).
+    pub fat: Option<FatOptions>,
 }
 
 impl Default for OpenOptions {
@@ -173,6 +176,7 @@ impl Default for OpenOptions {
             errors: ErrorPolicy::default(),
             backing: true,
             data_file: None,
+            fat: None,
         }
     }
 }

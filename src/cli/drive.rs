@@ -166,6 +166,7 @@ impl DriveSpec {
             secrets: secrets.clone(),
             metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
+            fat: None,
             check: false,
             snapshot: self.snapshot,
             errors: self.errors,

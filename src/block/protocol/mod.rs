@@ -4,5 +4,6 @@ pub mod file;
 pub mod nbd;
 mod source;
 pub mod stream;
+pub mod vvfat;
 
 pub(crate) use source::Source;

@@ -1,0 +1,79 @@
+//! Deleting on the host what the guest deleted. What the host changed, or what holds files that the guest cannot see,
+//! stays there and is forgotten.
+
+use super::host::{Seen, shown};
+use super::sync::Sync;
+use super::tree::Id;
+use super::volume::Volume;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+impl Sync<'_> {
+    /// Deletes what is gone: what is in directories before the directories.
+    pub(super) fn delete(&mut self) {
+        let mut gone: Vec<(PathBuf, Id)> = self
+            .plan
+            .gone
+            .iter()
+            .copied()
+            .filter(|id| !self.plan.held.contains(id))
+            .map(|id| (self.volume.tree.path(id), id))
+            .collect();
+        gone.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        let mut children: HashMap<Id, usize> = HashMap::new();
+        for (_, node) in self.volume.tree.iter() {
+            *children.entry(node.parent).or_default() += 1;
+        }
+        for (path, id) in gone {
+            let Some(node) = self.volume.tree.get(id) else { continue };
+            let (parent, is_directory) = (node.parent, node.fields.is_directory());
+            // Something in it is held.
+            if is_directory && children.get(&id).is_some_and(|count| *count > 0) {
+                continue;
+            }
+            match self.volume.remove(id, &path, is_directory) {
+                Ok(()) => {
+                    self.touched.insert(parent);
+                    children.entry(parent).and_modify(|count| *count -= 1);
+                }
+                Err(error) => {
+                    let what = format!("Could not delete '{}' on the host", shown(&path));
+                    self.failure.get_or_insert((what, error));
+                }
+            }
+        }
+    }
+}
+
+impl Volume {
+    /// Deletes a file or an empty directory of the host; one that the host changed stays, and is forgotten.
+    fn remove(&mut self, id: Id, path: &Path, is_directory: bool) -> io::Result<()> {
+        let changed = match (is_directory, self.root.file(path, false)) {
+            (false, Ok((_, metadata))) => {
+                self.tree.get(id).is_some_and(|node| node.seen != Seen::of(&metadata))
+            }
+            _ => false,
+        };
+        if changed {
+            self.notices.say(format!(
+                "'{}' was deleted by the guest, but changed on the host: it stays",
+                shown(path)
+            ));
+        } else {
+            match self.root.remove(path, is_directory) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => {
+                    self.notices
+                        .say(format!("'{}' stays: it holds files that the guest cannot see", shown(path)));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if let Some(node) = self.tree.get(id) {
+            self.runs.forget(id, &node.chain);
+        }
+        self.tree.remove(id);
+        Ok(())
+    }
+}

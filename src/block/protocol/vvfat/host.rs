@@ -1,0 +1,183 @@
+//! The directory on the host. Every path is resolved below it by the kernel (openat2 with RESOLVE_BENEATH), in every
+//! call anew, so that a name that becomes a link meanwhile leads nowhere else.
+
+use std::ffi::{CString, OsStr};
+use std::fs::{File, Metadata};
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A FIFO that took a file's place is not waited for, and a terminal not taken over.
+const HARMLESS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
+
+/// How a file is opened: the argument of openat2.
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// A name in a directory that was opened: what a change of the tree works on.
+pub(super) struct Place {
+    pub(super) directory: OwnedFd,
+    name: CString,
+}
+
+/// The directory that is shown.
+pub(super) struct Root {
+    fd: OwnedFd,
+    /// Links are not followed, even those that stay inside.
+    no_links: bool,
+}
+
+impl Root {
+    /// Opens the directory itself; its name is the user's and may lead anywhere.
+    pub(super) fn open(path: &Path, no_links: bool) -> io::Result<Root> {
+        let fd = File::open(path)?;
+        match fd.metadata()?.is_dir() {
+            true => Ok(Root { fd: fd.into(), no_links }),
+            false => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+        }
+    }
+
+    /// Opens what is at `path` below the directory.
+    fn open_at(&self, path: &Path, flags: i32, mode: u64) -> io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let links = if self.no_links { libc::RESOLVE_NO_SYMLINKS } else { 0 };
+        let how = OpenHow {
+            flags: (flags | libc::O_CLOEXEC) as u64,
+            mode,
+            resolve: libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS | links,
+        };
+        loop {
+            // SAFETY: the path ends in NUL and the structure is as long as is said; both live through the call.
+            let fd = unsafe {
+                libc::syscall(
+                    libc::SYS_openat2,
+                    self.fd.as_raw_fd(),
+                    name.as_ptr(),
+                    &how,
+                    size_of::<OpenHow>(),
+                )
+            };
+            match i32::try_from(fd) {
+                // SAFETY: a new descriptor that nobody else owns.
+                Ok(fd) if fd >= 0 => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+                _ => match io::Error::last_os_error() {
+                    // EAGAIN: a rename on the way made the kernel unsure.
+                    error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// A directory below, to list it or to change it.
+    pub(super) fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_at(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+    }
+
+    /// A regular file below.
+    pub(super) fn file(&self, path: &Path, write: bool) -> io::Result<(File, Metadata)> {
+        let file = File::from(self.open_at(
+            path,
+            HARMLESS | if write { libc::O_RDWR } else { libc::O_RDONLY },
+            0,
+        )?);
+        let metadata = file.metadata()?;
+        match metadata.is_file() {
+            true => Ok((file, metadata)),
+            false => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    }
+
+    /// What is at `path`, following links only as far as they stay inside.
+    pub(super) fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        File::from(self.open_at(path, libc::O_PATH, 0)?).metadata()
+    }
+
+    /// The place of `path`, whose last part need not be there.
+    pub(super) fn place(&self, path: &Path) -> io::Result<Place> {
+        let name = path.file_name().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let directory = self.directory(path.parent().unwrap_or(Path::new("")))?;
+        Ok(Place { directory, name: CString::new(name.as_bytes())? })
+    }
+
+    /// Makes a file that must not be there.
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
+        self.open_at(path, flags, 0o666).map(File::from)
+    }
+
+    /// Makes a directory that must not be there.
+    pub(super) fn create_directory(&self, path: &Path) -> io::Result<()> {
+        let place = self.place(path)?;
+        // SAFETY: an open descriptor and a string that ends in NUL.
+        done(unsafe { libc::mkdirat(place.directory.as_raw_fd(), place.name.as_ptr(), 0o777) })
+    }
+
+    /// Renames; with `replace`, over what is there.
+    pub(super) fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+        let (from, to) = (self.place(from)?, self.place(to)?);
+        let flags = if replace { 0 } else { libc::RENAME_NOREPLACE };
+        // SAFETY: open descriptors and strings that end in NUL.
+        done(unsafe {
+            libc::renameat2(
+                from.directory.as_raw_fd(),
+                from.name.as_ptr(),
+                to.directory.as_raw_fd(),
+                to.name.as_ptr(),
+                flags,
+            )
+        })
+    }
+
+    /// Removes a file or an empty directory.
+    pub(super) fn remove(&self, path: &Path, is_directory: bool) -> io::Result<()> {
+        let place = self.place(path)?;
+        let flags = if is_directory { libc::AT_REMOVEDIR } else { 0 };
+        // SAFETY: an open descriptor and a string that ends in NUL.
+        done(unsafe { libc::unlinkat(place.directory.as_raw_fd(), place.name.as_ptr(), flags) })
+    }
+}
+
+fn done(result: i32) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The path below which an open directory can be listed by the standard library.
+pub(super) fn listing(directory: &OwnedFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string())
+}
+
+/// By what a file is known again: device, inode, size, modification time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    device: u64,
+    inode: u64,
+    size: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Seen {
+    pub(super) fn of(metadata: &Metadata) -> Seen {
+        Seen {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            seconds: metadata.mtime(),
+            nanoseconds: metadata.mtime_nsec(),
+        }
+    }
+}
+
+/// A name for messages.
+pub(super) fn shown(path: impl AsRef<OsStr>) -> String {
+    crate::util::text::from_os(path.as_ref())
+}

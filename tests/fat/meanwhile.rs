@@ -1,0 +1,94 @@
+//! What others do to the directory while it is shown.
+
+use crate::disk::said;
+use crate::harness::{Bench, SECTOR};
+use std::fs;
+use std::os::unix::fs::symlink;
+
+const CONTENT: [u8; 3000] = [7; 3000];
+
+fn bench(writable: bool) -> (Bench, u64) {
+    let bench = Bench::new("floppy", writable, |host| fs::write(host.join("A.BIN"), CONTENT).unwrap());
+    let image = fs::read(bench.image()).unwrap();
+    let at = image.chunks(SECTOR).position(|sector| sector.iter().all(|byte| *byte == 7)).unwrap();
+    (bench, (at * SECTOR) as u64)
+}
+
+#[test]
+fn a_file_that_shrank_ends_in_zeros() {
+    for cached in [false, true] {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("A.BIN"), CONTENT).unwrap();
+        let disk = crate::disk::Disk::open("floppy", scratch.path(), false);
+        let at = (0..disk.size()).step_by(SECTOR).find(|at| disk.read(*at, SECTOR) == [7; SECTOR]).unwrap();
+        let disk = match cached {
+            true => disk,
+            false => crate::disk::Disk::open("floppy", scratch.path(), false),
+        };
+        fs::File::options().write(true).open(scratch.path().join("A.BIN")).unwrap().set_len(600).unwrap();
+        let expected = [&[7; 600][..], &[0; 2400]].concat();
+        assert_eq!(disk.read(at, 3072)[..3000], expected);
+    }
+}
+
+#[test]
+fn a_file_that_vanished_or_became_a_link_outside_is_an_error_and_the_rest_goes_on() {
+    for becomes_link in [false, true] {
+        let scratch = tempfile::tempdir().unwrap();
+        let host = scratch.path().join("host");
+        fs::create_dir(&host).unwrap();
+        fs::write(host.join("A.BIN"), CONTENT).unwrap();
+        fs::write(host.join("B.BIN"), CONTENT).unwrap();
+        fs::write(scratch.path().join("secret"), [9; 3000]).unwrap();
+        let disk = crate::disk::Disk::open("floppy", &host, false);
+        fs::remove_file(host.join("A.BIN")).unwrap();
+        if becomes_link {
+            symlink("../secret", host.join("A.BIN")).unwrap();
+        }
+        let read = |at: u64| disk.try_read(at, SECTOR);
+        let sectors: Vec<_> = (0..disk.size()).step_by(SECTOR).map(read).collect();
+        assert_eq!(sectors.iter().filter(|read| read.is_err()).count(), 6);
+        let found = |byte| sectors.iter().flatten().filter(|sector| **sector == [byte; SECTOR]).count();
+        assert_eq!((found(7), found(9)), (5, 0));
+    }
+}
+
+#[test]
+fn a_file_that_the_host_changed_is_not_overwritten_and_the_flush_says_so() {
+    let (bench, at) = bench(true);
+    let file = bench.host().join("A.BIN");
+    fs::write(&file, b"the host's own").unwrap();
+    bench.disk.write(at, &[8; SECTOR]);
+    let refused = said(bench.disk.flush()).unwrap_err();
+    assert!(refused.contains("the host changed it too"), "{refused}");
+    assert_eq!(fs::read(&file).unwrap(), b"the host's own");
+    assert!(bench.disk.flush().is_err(), "it is not forgotten");
+}
+
+#[test]
+fn a_file_that_the_host_changed_is_not_deleted() {
+    let (bench, _) = bench(true);
+    fs::write(bench.host().join("A.BIN"), b"the host's own").unwrap();
+    bench.mtools("mdel", &["::A.BIN"]).unwrap();
+    bench.write(&bench.changed());
+    said(bench.disk.flush()).unwrap();
+    assert_eq!(fs::read(bench.host().join("A.BIN")).unwrap(), b"the host's own");
+}
+
+#[test]
+fn a_new_file_does_not_replace_one_that_the_host_made_meanwhile() {
+    let (bench, _) = bench(true);
+    fs::write(bench.host().join("NEW"), b"the host's own").unwrap();
+    fs::write(bench.scratch("new"), b"the guest's").unwrap();
+    bench.mtools("mcopy", &[bench.scratch("new").to_str().unwrap(), "::NEW"]).unwrap();
+    bench.write(&bench.changed());
+    assert!(bench.disk.flush().is_err());
+    assert_eq!(fs::read(bench.host().join("NEW")).unwrap(), b"the host's own");
+    // When the name is free again, what the guest wrote is still there.
+    fs::remove_file(bench.host().join("NEW")).unwrap();
+    let (at, sector) = (0, bench.disk.read(0, SECTOR));
+    bench.disk.write(at, &sector);
+    said(bench.disk.flush()).unwrap();
+    assert_eq!(fs::read(bench.host().join("NEW")).unwrap(), b"the guest's");
+    assert_eq!(fs::read_dir(bench.host()).unwrap().count(), 2, "no temporary file is left");
+}
