@@ -101,7 +101,8 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
         known_driver(driver, FORMATS)?;
     }
     let mut options = OpenOptions { format: common.format.clone().or(driver), ..common.clone() };
-    let protocol = options.format.as_deref().filter(|format| [FILE, NBD, FAT].contains(format)).map(str::to_owned);
+    let protocol =
+        options.format.as_deref().filter(|format| [FILE, NBD, FAT].contains(format)).map(str::to_owned);
     let mut file = if let Some(protocol) = &protocol {
         own.set("driver", protocol);
         std::mem::take(&mut own)
@@ -158,9 +159,9 @@ fn take_fat(fat: &mut Options, options: &mut OpenOptions) -> Result<String> {
     let disk = FatOptions::take(fat)?;
     apply(fat, COMMON, options)?;
     match fat.pairs().first() {
-        Some((name, _)) => {
-            Err(Error::invalid_argument(format!("Block protocol 'vvfat' doesn't support the option '{name}'")))
-        }
+        Some((name, _)) => Err(Error::invalid_argument(format!(
+            "Block protocol 'vvfat' doesn't support the option '{name}'"
+        ))),
         None => {
             let name = disk.name();
             options.fat = Some(disk);

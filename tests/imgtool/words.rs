@@ -92,7 +92,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
     let lab = Lab::new();
     lab.write("x", &[0; 512]);
     let cases = [
-        ("convert -O vdi x y", "qemu-img: Unknown file format 'vdi'\n"),
+        ("convert -O vdi x y", "qemu-img: the format 'vdi' is not supported yet\n"),
         ("create -f vdi y 1M", "qemu-img: y: the format 'vdi' is not supported yet\n"),
     ];
     for (line, message) in cases {

@@ -71,8 +71,8 @@ mod tests {
     fn whole_grains_of_data_and_the_gaps_between_them_make_up_all() {
         let runs = [(0..10, false), (10..20, true), (20..70, false), (70..130, true), (130..300, false)];
         let data = data_grains(&runs, 64);
-        assert_eq!(data, [0..192]);
-        assert_eq!(gaps(&data, 300), [192..300]);
+        assert_eq!(data, vec![0..192; 1]);
+        assert_eq!(gaps(&data, 300), vec![192..300; 1]);
         let runs = [(0..128, false), (128..129, true), (129..300, false), (300..310, true)];
         let data = data_grains(&runs, 64);
         assert_eq!(data, [128..192, 256..320]);
