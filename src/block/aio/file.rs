@@ -64,6 +64,11 @@ impl HostFile {
         &self.fd
     }
 
+    /// Whether no request is in flight.
+    pub fn is_idle(&self) -> bool {
+        Rc::strong_count(&self.fd) == 1
+    }
+
     /// Reads into all of `into`; what lies past the end of the file reads as zeros.
     pub async fn read(&self, offset: u64, into: &Iov) -> io::Result<()> {
         let mut done = 0;

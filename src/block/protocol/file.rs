@@ -246,6 +246,16 @@ impl FileDriver {
     }
 }
 
+impl Drop for FileDriver {
+    /// A ring lets go of a file some time after its last request; nobody shall find it locked meanwhile.
+    fn drop(&mut self) {
+        if self.locked.get().is_some() && self.file.is_idle() {
+            // The kernel does it later otherwise.
+            let _ = lock::release(self.file.fd());
+        }
+    }
+}
+
 #[async_trait(?Send)]
 impl Driver for FileDriver {
     fn format_name(&self) -> &'static str {
