@@ -202,9 +202,15 @@ impl Buffer {
         buffer
     }
 
+    /// Length in bytes, at least 1.
+    #[expect(clippy::len_without_is_empty, reason = "none is")]
+    pub fn len(&self) -> usize {
+        self.0.layout.size()
+    }
+
     /// The first `len` bytes as a list.
     pub fn iov(&self, len: usize) -> Iov {
-        let len = len.min(self.0.layout.size());
+        let len = len.min(self.len());
         // SAFETY: the memory lives as long as the `Rc` in the list; `bytes` hands out references only while
         // no list exists.
         unsafe { Iov::new([(self.0.base.as_ptr(), len)], self.0.clone()) }

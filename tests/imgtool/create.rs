@@ -75,11 +75,13 @@ fn data_files_are_made_beside_the_image() {
     let lab = Lab::new();
     lab.qemu_img("create -q b.raw 1M").qemu_io("raw", "b.raw", &["write -P 3 100k 300k"]);
     lab.write("old", &[7; 4096]);
+    lab.write("zeros", &[0; 8192]);
     let lines = [
         "create -f qcow2 -o data_file=d.raw x 1M",
         "create -f qcow2 -o data_file=d.raw,data_file_raw=on x 1M",
         "create -f qcow2 -o data_file=d.raw,data_file_raw=on,cluster_size=512 x 300k",
         "create -f qcow2 -o data_file=old,preallocation=metadata x 1M",
+        "convert -O qcow2 -o data_file=old,data_file_raw=on zeros x",
         "create -f qcow2 -o data_file=d.raw,preallocation=falloc x 1M",
         "create -f qcow2 -o data_file=d.raw,preallocation=full,lazy_refcounts=on x 1M",
         "create -f qcow2 -o data_file=d.raw -b b.raw -F raw x",

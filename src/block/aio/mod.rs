@@ -3,7 +3,7 @@
 //! ```text
 //!   tasks (executor) ──▶ HostFile ──▶ inline preadv2/pwritev      when the page cache serves it
 //!                           │    └──▶ ring: io_uring               else
-//!                           └───────▶ pool: worker threads         where io_uring is refused
+//!                           └───────▶ pool: worker threads         where io_uring is refused, and what computes
 //!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg, and poll where they would block
 //! ```
 //!
@@ -81,8 +81,9 @@ enum Reactor {
 pub struct Engine {
     executor: Executor,
     reactor: Reactor,
-    /// Work for other threads that the tasks of this turn have queued.
-    jobs: RefCell<Vec<pool::Job>>,
+    /// Work for other threads that the tasks of this turn have queued: what blocks, and what computes.
+    blocking: RefCell<Vec<pool::Job>>,
+    computing: RefCell<Vec<pool::Job>>,
     inline: Cell<u32>,
     /// System calls that worker threads carry out on memory of this thread's tasks.
     calls: Calls,
@@ -108,7 +109,8 @@ impl Engine {
         Ok(Rc::new(Engine {
             executor,
             reactor,
-            jobs: RefCell::default(),
+            blocking: RefCell::default(),
+            computing: RefCell::default(),
             inline: Cell::new(0),
             calls: Calls::default(),
             work: Work::default(),
@@ -137,7 +139,8 @@ impl Engine {
             if let Some(result) = self.executor.poll_woken(future.as_mut()) {
                 return Ok(result);
             }
-            pool::submit(&mut self.jobs.borrow_mut());
+            pool::BLOCKING.submit(&mut self.blocking.borrow_mut());
+            pool::COMPUTING.submit(&mut self.computing.borrow_mut());
             let wait = self.executor.prepare_to_wait();
             let turn = match &self.reactor {
                 Reactor::Ring(ring) => ring.turn(wait),
@@ -205,10 +208,17 @@ impl Engine {
         .await;
     }
 
-    /// Runs `work` on a thread of the pool: for work that burns CPU or blocks.
+    /// Runs `work` on another thread: for work that blocks.
     pub async fn offload<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (job, result) = pool::job(work);
-        self.jobs.borrow_mut().push(job);
+        self.blocking.borrow_mut().push(job);
+        result.await
+    }
+
+    /// Runs `work` on another thread: for work that only burns CPU. As many run at a time as there are processors.
+    pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (job, result) = pool::job(work);
+        self.computing.borrow_mut().push(job);
         result.await
     }
 
@@ -314,6 +324,8 @@ mod tests {
         for engine in engines() {
             let here = std::thread::current().id();
             let there = engine.block_on(engine.offload(|| std::thread::current().id())).unwrap();
+            assert_ne!(here, there);
+            let there = engine.block_on(engine.compute(|| std::thread::current().id())).unwrap();
             assert_ne!(here, there);
         }
     }

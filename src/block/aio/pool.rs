@@ -1,23 +1,27 @@
-//! Worker threads, shared by all engines of the process: for work that blocks or burns CPU, and for every
-//! request where io_uring is refused.
+//! Worker threads, shared by all engines of the process: one pool for work that burns CPU, one for work that blocks and
+//! for every request where io_uring is refused.
 //!
-//! Threads are started as work queues up, to [`MAX_THREADS`]; one that finds nothing to do for a while ends.
+//! * Threads are started as work queues up, to the pool's most; one that finds nothing to do for a while ends.
+//! * No more threads compute than there are processors: they would only take turns, and each change of turns costs
+//!   about as much as a small job.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
-/// As many requests as can be in flight at once.
-const MAX_THREADS: usize = 64;
 /// How long an idle thread stays.
 const IDLE: Duration = Duration::from_secs(10);
 
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-struct Pool {
+/// Threads for one kind of work.
+pub(super) struct Pool {
+    /// Most threads.
+    most: LazyLock<usize>,
     state: Mutex<State>,
     ready: Condvar,
 }
@@ -28,8 +32,11 @@ struct State {
     idle: usize,
 }
 
-static POOL: Pool =
-    Pool { state: Mutex::new(State { jobs: VecDeque::new(), threads: 0, idle: 0 }), ready: Condvar::new() };
+/// For work that waits: as many threads as requests can be in flight at once.
+pub(super) static BLOCKING: Pool = Pool::new(|| 64);
+/// For work that computes.
+pub(super) static COMPUTING: Pool =
+    Pool::new(|| available_parallelism().map_or(1, |processors| processors.get()));
 
 /// The result of a job, and who waits for it.
 struct Outcome<T> {
@@ -68,45 +75,52 @@ pub(super) fn job<T: Send + 'static>(
     (job, result)
 }
 
-/// Hands all of `jobs` to the threads, under one lock.
-pub(super) fn submit(jobs: &mut Vec<Job>) {
-    if jobs.is_empty() {
-        return;
+impl Pool {
+    const fn new(most: fn() -> usize) -> Pool {
+        let state = State { jobs: VecDeque::new(), threads: 0, idle: 0 };
+        Pool { most: LazyLock::new(most), state: Mutex::new(state), ready: Condvar::new() }
     }
-    let mut state = lock(&POOL.state);
-    state.jobs.extend(jobs.drain(..));
-    let short = state.jobs.len().saturating_sub(state.idle).min(MAX_THREADS - state.threads);
-    for _ in 0..short {
-        let started = std::thread::Builder::new().name("cowvm-pool".into()).spawn(work);
-        state.threads += usize::from(started.is_ok());
-    }
-    if state.threads == 0 {
-        // The host gives us no threads: slow is better than never.
-        let left = std::mem::take(&mut state.jobs);
-        drop(state);
-        left.into_iter().for_each(|job| job());
-    } else if state.jobs.len() > 1 {
-        POOL.ready.notify_all();
-    } else {
-        POOL.ready.notify_one();
-    }
-}
 
-fn work() {
-    let mut state = lock(&POOL.state);
-    loop {
-        while let Some(job) = state.jobs.pop_front() {
-            drop(state);
-            job();
-            state = lock(&POOL.state);
-        }
-        state.idle += 1;
-        let (guard, timeout) = POOL.ready.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
-        state = guard;
-        state.idle -= 1;
-        if timeout.timed_out() && state.jobs.is_empty() {
-            state.threads -= 1;
+    /// Hands all of `jobs` to the threads, under one lock.
+    pub(super) fn submit(&'static self, jobs: &mut Vec<Job>) {
+        if jobs.is_empty() {
             return;
+        }
+        let mut state = lock(&self.state);
+        let wanted = jobs.len().min(state.idle);
+        state.jobs.extend(jobs.drain(..));
+        let room = self.most.saturating_sub(state.threads);
+        for _ in 0..state.jobs.len().saturating_sub(state.idle).min(room) {
+            let started = std::thread::Builder::new().name("cowvm-pool".into()).spawn(|| self.work());
+            state.threads += usize::from(started.is_ok());
+        }
+        if state.threads == 0 {
+            // The host gives us no threads: slow is better than never.
+            let left = std::mem::take(&mut state.jobs);
+            drop(state);
+            return left.into_iter().for_each(|job| job());
+        }
+        drop(state);
+        (0..wanted).for_each(|_| self.ready.notify_one());
+    }
+
+    fn work(&self) {
+        let mut state = lock(&self.state);
+        loop {
+            while let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                job();
+                state = lock(&self.state);
+            }
+            state.idle += 1;
+            let (guard, timeout) =
+                self.ready.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            state.idle -= 1;
+            if timeout.timed_out() && state.jobs.is_empty() {
+                state.threads -= 1;
+                return;
+            }
         }
     }
 }

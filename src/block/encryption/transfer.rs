@@ -1,13 +1,15 @@
 //! Guest bytes to and from a file that holds them encrypted.
 //!
 //! Memory of the guest is never encrypted in place: it may change at any time, and the guest must never see
-//! ciphertext. All goes through buffers of our own.
+//! ciphertext. All goes through buffers of our own, which are used again: memory that is fresh from the host costs more
+//! than the cipher.
 
 use crate::block::aio::Engine;
 use crate::block::crypto::{SECTOR, Sectors};
 use crate::block::graph::Node;
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use futures_util::future::join_all;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,18 +18,23 @@ use std::sync::Arc;
 const INLINE: usize = 64 << 10;
 /// More are shared out in pieces of this many.
 const PIECE: usize = 128 << 10;
+/// Buffers that are kept for later requests: as many as a copy has in flight.
+const SPARES: usize = 16;
+/// Longer ones are not kept, in bytes.
+const LONGEST_SPARE: usize = 1 << 20;
 
 /// Moves sectors between memory and a file.
 #[derive(Clone)]
 pub struct Cipherer {
     engine: Rc<Engine>,
     sectors: Arc<Sectors>,
+    spares: Rc<RefCell<Vec<Buffer>>>,
 }
 
 impl Cipherer {
     /// Encryption and decryption by `sectors`.
     pub fn new(engine: &Rc<Engine>, sectors: Sectors) -> Cipherer {
-        Cipherer { engine: engine.clone(), sectors: Arc::new(sectors) }
+        Cipherer { engine: engine.clone(), sectors: Arc::new(sectors), spares: Rc::default() }
     }
 
     /// Reads whole sectors at `offset` of `file`, the first of which has the number `first`.
@@ -36,15 +43,18 @@ impl Cipherer {
     /// Those of the file; [`Kind::OutOfRange`] for parts of sectors.
     pub async fn read(&self, file: &Node, offset: u64, first: u64, into: &Iov) -> Result<()> {
         check_whole(offset, into)?;
-        let mut bounce = Buffer::new(into.len());
-        file.read(offset, &bounce.iov(into.len())).await?;
-        if into.len() > INLINE {
+        let len = into.len();
+        let mut bounce = self.buffer(len);
+        file.read(offset, &bounce.iov(len)).await?;
+        if len > INLINE {
             let decrypt = |sectors: &Sectors, first, data: &mut [u8]| sectors.decrypt(first, data);
-            return self.shared_out(first, &bounce.iov(into.len()), into, decrypt).await;
+            self.shared_out(first, &bounce.iov(len), into, decrypt).await?;
+        } else {
+            let bytes = &mut bounce.bytes().ok_or_else(still_held)?[..len];
+            self.sectors.decrypt(first, bytes);
+            into.copy_from(0, bytes);
         }
-        let bytes = bounce.bytes().ok_or_else(still_held)?;
-        self.sectors.decrypt(first, bytes);
-        into.copy_from(0, bytes);
+        self.keep(bounce);
         Ok(())
     }
 
@@ -55,16 +65,33 @@ impl Cipherer {
     pub async fn write(&self, file: &Node, offset: u64, first: u64, from: &Iov) -> Result<()> {
         check_whole(offset, from)?;
         let len = from.len();
-        let mut bounce = Buffer::new(len);
+        let mut bounce = self.buffer(len);
         if len > INLINE {
             let encrypt = |sectors: &Sectors, first, data: &mut [u8]| sectors.encrypt(first, data);
             self.shared_out(first, from, &bounce.iov(len), encrypt).await?;
         } else {
-            let bytes = bounce.bytes().ok_or_else(still_held)?;
+            let bytes = &mut bounce.bytes().ok_or_else(still_held)?[..len];
             from.copy_to(0, bytes);
             self.sectors.encrypt(first, bytes);
         }
-        file.write(offset, &bounce.iov(len)).await
+        file.write(offset, &bounce.iov(len)).await?;
+        self.keep(bounce);
+        Ok(())
+    }
+
+    /// At least `len` bytes, in which anything may stand.
+    fn buffer(&self, len: usize) -> Buffer {
+        let mut spares = self.spares.borrow_mut();
+        let fits = spares.iter().position(|spare| spare.len() >= len);
+        fits.map_or_else(|| Buffer::new(len), |at| spares.swap_remove(at))
+    }
+
+    /// Keeps a buffer for later, unless somebody else still has it.
+    fn keep(&self, mut buffer: Buffer) {
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < SPARES && buffer.len() <= LONGEST_SPARE && buffer.bytes().is_some() {
+            spares.push(buffer);
+        }
     }
 
     /// Lets worker threads apply `work` to copies of all pieces of `from` and puts the results into `into`.
@@ -78,7 +105,7 @@ impl Cipherer {
         let pieces = (0..from.len()).step_by(PIECE).map(|at| {
             let mut bytes = from.slice(at, PIECE).to_vec();
             let (sectors, first) = (self.sectors.clone(), first + (at / SECTOR) as u64);
-            let done = self.engine.offload(move || {
+            let done = self.engine.compute(move || {
                 work(&sectors, first, &mut bytes);
                 bytes
             });

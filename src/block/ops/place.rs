@@ -30,10 +30,13 @@ impl Place {
         }
     }
 
-    /// Reads the bytes `distance` further on. Zeros are not written: `into` holds nothing else then. Blocks.
+    /// Reads the bytes `distance` further on. Blocks.
     pub(super) fn read(&self, distance: u64, into: &mut [u8]) -> io::Result<()> {
         match self {
-            Place::Zeros => Ok(()),
+            Place::Zeros => {
+                into.fill(0);
+                Ok(())
+            }
             Place::File(file, offset) => file.read(offset + distance, into),
         }
     }

@@ -185,14 +185,16 @@ impl FileDriver {
         Ok(head)
     }
 
-    /// Empties the file. Not by truncation to nothing: ext4 takes that for a file that is being replaced and
-    /// writes all of it to disk at close. The byte that may stay is overwritten by any format's header.
+    /// Empties the file. Through the page cache not by truncation to nothing: ext4 takes that for a file that is being
+    /// replaced and writes all of it to disk at close. The byte that stays is made zero: nobody need write there.
     fn make_empty(&self) -> io::Result<()> {
-        if self.size.get() > 0 {
-            set_len(self.file.fd(), 1)?;
-            self.size.set(0);
+        if self.size.get() == 0 {
+            return Ok(());
         }
-        Ok(())
+        let left = u64::from(!self.cache.direct);
+        set_len(self.file.fd(), left)?;
+        self.size.set(0);
+        BulkFile::new(self.file.fd())?.write(0, &[0][..left as usize])
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {

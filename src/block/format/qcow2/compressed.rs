@@ -54,6 +54,8 @@ struct Part {
 #[derive(Default)]
 pub(super) struct Decompressed {
     kept: RefCell<VecDeque<(Compressed, Rc<Vec<u8>>)>>,
+    /// Memory for the next ones: fresh from the host it would cost a good part of what the codec does.
+    spare: RefCell<Vec<Vec<u8>>>,
     /// So that two requests do not decompress one cluster twice.
     turns: RangeLock,
 }
@@ -72,6 +74,13 @@ impl Decompressed {
         let mut kept = self.kept.borrow_mut();
         kept.push_front((data, cluster));
         kept.truncate(most);
+    }
+
+    fn give_back(&self, memory: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < 2 * JOBS && memory.capacity() as u64 <= KEPT / JOBS as u64 {
+            spare.push(memory);
+        }
     }
 
     /// Forgets what started at `host`: something else does now.
@@ -131,9 +140,11 @@ impl Qcow2 {
     async fn read_batch(&self, batch: Vec<Part>, single: bool) -> Result<()> {
         let data = batch.iter().map(|part| part.data).collect();
         let clusters = self.decompress(data, single).await?;
-        for (part, cluster) in batch.iter().zip(clusters.chunks(self.geometry.cluster_size() as usize)) {
+        let size = self.geometry.cluster_size() as usize;
+        for (part, cluster) in batch.iter().zip(clusters.chunks_exact(size)) {
             part.into.copy_from(0, cluster);
         }
+        self.decompressed.give_back(clusters);
         Ok(())
     }
 
@@ -160,8 +171,13 @@ impl Qcow2 {
         let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
         let alone = single && self.users.is_single();
         let inline = clusters.len() * size <= if alone { INLINE_ALONE } else { INLINE };
-        let work = move || decompress_all(codec, &packed, start, &clusters, size);
-        if inline { work() } else { self.engine.offload(work).await }
+        let mut out = self.decompressed.spare.borrow_mut().pop().unwrap_or_default();
+        out.resize(clusters.len() * size, 0);
+        let work = move || {
+            decompress_all(codec, &packed, start, &clusters, out.chunks_exact_mut(size))?;
+            Ok(out)
+        };
+        if inline { work() } else { self.engine.compute(work).await }
     }
 }
 
@@ -171,23 +187,22 @@ fn follows(last: &Part, next: &Part) -> bool {
     next >= last.offset.0 && next <= last.offset.0 + last.len + GAP
 }
 
-/// Decompresses clusters of `size` bytes; `packed` is what stands in the file from `start` on.
-fn decompress_all(
+/// Decompresses clusters `into` places for one each; `packed` is what stands in the file from `start` on.
+fn decompress_all<'a>(
     codec: Codec,
     packed: &[u8],
     start: u64,
     clusters: &[Compressed],
-    size: usize,
-) -> Result<Vec<u8>> {
-    let mut out = vec![0; clusters.len() * size];
-    for (data, cluster) in clusters.iter().zip(out.chunks_exact_mut(size)) {
+    into: impl Iterator<Item = &'a mut [u8]>,
+) -> Result<()> {
+    for (data, cluster) in clusters.iter().zip(into) {
         let from = (data.offset.0 - start) as usize;
         if !codec.decompress(&packed[from..from + data.len as usize], cluster) {
             let what = format!("compressed cluster at offset {:#x} cannot be decompressed", data.offset.0);
             return Err(Error::new(Kind::Io, what));
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Writing.
@@ -235,7 +250,7 @@ impl Qcow2 {
         // What lies behind the end of the disk reads as zeros, should it grow.
         bytes.resize(bytes.len().next_multiple_of(size), 0);
         self.engine
-            .offload(move || bytes.chunks_exact(size).map(|cluster| codec.compress(cluster)).collect())
+            .compute(move || bytes.chunks_exact(size).map(|cluster| codec.compress(cluster)).collect())
             .await
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Job {
     /// Bytes that are looked at together.
     pub(super) block: u64,
     pub(super) sparse: u64,
+    /// The file system does it.
+    pub(super) offload: bool,
     pub(super) grain: u64,
     pub(super) in_place: bool,
     /// What is left of the room.
@@ -63,8 +65,8 @@ impl Broken {
 impl Job {
     /// Moves everything. Blocks.
     pub(super) fn run(mut self) -> Moved<Job> {
-        match (self.sparse, self.source.clone()) {
-            (0, Place::File(file, offset)) => self.copy_all(&file, offset)?,
+        match (self.offload, self.source.clone()) {
+            (true, Place::File(file, offset)) => self.copy_all(&file, offset)?,
             _ => {
                 for start in (0..self.len).step_by(self.block as usize) {
                     self.copy_block(start, self.block.min(self.len - start))?;
@@ -74,7 +76,7 @@ impl Job {
         Ok(self)
     }
 
-    /// Copies as a whole, zeros too.
+    /// Lets the file system copy, zeros too.
     fn copy_all(&mut self, file: &BulkFile, offset: u64) -> Moved<()> {
         let mut done = 0;
         while let Some(mut room) = self.rooms.pop_front() {

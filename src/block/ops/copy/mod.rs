@@ -83,6 +83,9 @@ pub async fn copy(
             total += piece.counts;
         }
     }
+    // The file system locks the target for every copy of its own: two would only wait for each other.
+    let threads =
+        if options.offload { 1 } else { available_parallelism().map_or(1, |cores| cores.get() + 1) };
     let copy = Copy {
         engine,
         target,
@@ -96,7 +99,7 @@ pub async fn copy(
         filling,
         packer,
         spare: Spare::default(),
-        threads: Semaphore::new(available_parallelism().map_or(1, |cores| cores.get() + 1)),
+        threads: Semaphore::new(threads),
         pace: Pace::new(engine, options.rate),
         failed: RefCell::default(),
     };

@@ -176,7 +176,7 @@ impl<'a> Plan<'a> {
         let end = if end - at > tail { end - tail } else { end };
         let all = content == Content::Zero && self.options.sparse == 0;
         let (end, content) = self.whole_grains(end, size, if all { Content::Data } else { content });
-        let place = status.as_ref().and_then(place_of).filter(|place| matches!(place, Place::File(..)));
+        let place = status.as_ref().and_then(place_of);
         let run = Run { start: at, end, content, place, place_end: end.min(at + len) };
         self.known = Some(run.clone());
         Ok(run)
