@@ -11,18 +11,13 @@
 
 use crate::block::open::FORMATS;
 use crate::block::options::{DetectZeroes, OpenOptions};
-use crate::block::protocol::nbd::Target;
-use crate::block::protocol::vvfat::FatOptions;
+use crate::block::protocol::{FILE, Location};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{Options, parse_switch};
 use serde_json::Value;
 
 /// What a name begins with that is JSON.
 const JSON: &str = "json:";
-/// The protocols that there are.
-const FILE: &str = "file";
-const NBD: &str = "nbd";
-const FAT: &str = "vvfat";
 
 /// How an option changes the way that an image is opened.
 type Apply = fn(&mut OpenOptions, &str, &str) -> Result<()>;
@@ -54,12 +49,13 @@ const OF_QCOW2: &[(&str, Apply)] = &[
     ("data-file.filename", |options, _, value| set(&mut options.data_file, Some(value.to_owned()))),
 ];
 
-/// The file that `name` means and how it is to be opened, where it is JSON; `None` for any other name.
+/// What `name` means and how it is to be opened, where it is JSON; `None` for any other name, and where `common` is what
+/// a description said already.
 ///
 /// # Errors
 /// In qemu-img's words, for what is no JSON and for what cannot be opened as it is described.
 pub fn from_name(name: &str, common: &OpenOptions) -> Result<Option<(String, OpenOptions)>> {
-    let Some(text) = name.strip_prefix(JSON) else { return Ok(None) };
+    let Some(text) = name.strip_prefix(JSON).filter(|_| common.location.is_none()) else { return Ok(None) };
     let options = parse_json(text).map_err(|error| match error.kind() {
         Kind::InvalidFormat => error.context("Could not parse the JSON options"),
         _ => error,
@@ -97,77 +93,44 @@ fn resolve(mut own: Options, common: &OpenOptions) -> Result<(String, OpenOption
         return Err(Error::invalid_argument(format!("Cannot find device='{node}' nor node-name='{node}'")));
     }
     let driver = own.take("driver");
-    if let Some(driver) = driver.as_deref().filter(|driver| *driver != FAT) {
+    if let Some(driver) = driver.as_deref().filter(|driver| !Location::is_protocol(driver)) {
         known_driver(driver, FORMATS)?;
     }
     let mut options = OpenOptions { format: common.format.clone().or(driver), ..common.clone() };
-    let protocol =
-        options.format.as_deref().filter(|format| [FILE, NBD, FAT].contains(format)).map(str::to_owned);
-    let mut file = if let Some(protocol) = &protocol {
-        own.set("driver", protocol);
-        std::mem::take(&mut own)
-    } else {
-        own.take_group("file.")
+    let protocol = options.format.clone().filter(|format| Location::is_protocol(format));
+    let (driver, mut file) = match protocol {
+        Some(protocol) => (Some(protocol), std::mem::take(&mut own)),
+        None => {
+            let mut file = own.take_group("file.");
+            check_file(&options, &file)?;
+            (file.take("driver"), file)
+        }
     };
-    if file.pairs().is_empty() && protocol.is_none() {
-        let what = "A block device must be specified for \"file\"";
-        return Err(Error::invalid_argument(if options.format.is_some() {
-            what
-        } else {
-            "Must specify either driver or file"
-        }));
-    }
-    let filename = take_file(&mut file, &mut options)?;
+    let location = take_location(driver.as_deref().unwrap_or(FILE), &mut file, &mut options)?;
     apply(&mut own, COMMON, &mut options)?;
     if options.format.as_deref() == Some("qcow2") {
         apply(&mut own, OF_QCOW2, &mut options)?;
     }
-    options.driver = own;
-    Ok((filename, options))
+    let name = location.name();
+    Ok((name, OpenOptions { driver: own, location: Some(location), ..options }))
 }
 
-/// Takes the options of a file node; returns its name.
-fn take_file(file: &mut Options, options: &mut OpenOptions) -> Result<String> {
-    let driver = file.take("driver").unwrap_or_else(|| FILE.to_owned());
-    known_driver(&driver, &[FILE, NBD, FAT])?;
-    if driver == FAT {
-        return take_fat(file, options);
+/// A format stands on something.
+fn check_file(options: &OpenOptions, file: &Options) -> Result<()> {
+    match (file.pairs().is_empty(), options.format.is_some()) {
+        (false, _) => Ok(()),
+        (true, true) => Err(Error::invalid_argument("A block device must be specified for \"file\"")),
+        (true, false) => Err(Error::invalid_argument("Must specify either driver or file")),
     }
-    if driver == NBD {
-        apply(file, COMMON, options)?;
-        let target = Target::take(file)?;
-        options.protocol = std::mem::take(file);
-        return Ok(target.to_string());
-    }
-    let filename = file.take("filename").filter(|name| !name.is_empty());
-    let filename =
-        filename.ok_or_else(|| Error::invalid_argument("The 'file' block driver requires a file name"))?;
+}
+
+/// Takes the options of the node of the protocol `driver`: those of every node here, the others there.
+fn take_location(driver: &str, file: &mut Options, options: &mut OpenOptions) -> Result<Location> {
     apply(file, COMMON, options)?;
-    apply(file, OF_FILE, options)?;
-    match file.pairs().first() {
-        Some((name, _)) => {
-            Err(Error::invalid_argument(format!("Block protocol 'file' doesn't support the option '{name}'")))
-        }
-        // A name is a file's here, whatever it looks like.
-        None if filename.contains(':') => Ok(format!("file:{filename}")),
-        None => Ok(filename),
+    if driver == FILE {
+        apply(file, OF_FILE, options)?;
     }
-}
-
-/// Takes the options of a FAT disk; returns its name.
-fn take_fat(fat: &mut Options, options: &mut OpenOptions) -> Result<String> {
-    let disk = FatOptions::take(fat)?;
-    apply(fat, COMMON, options)?;
-    match fat.pairs().first() {
-        Some((name, _)) => Err(Error::invalid_argument(format!(
-            "Block protocol 'vvfat' doesn't support the option '{name}'"
-        ))),
-        None => {
-            let name = disk.name();
-            options.fat = Some(disk);
-            Ok(name)
-        }
-    }
+    Location::from_options(driver, std::mem::take(file))
 }
 
 fn apply(own: &mut Options, table: &[(&str, Apply)], options: &mut OpenOptions) -> Result<()> {
@@ -279,7 +242,8 @@ mod tests {
         let text = "driver=qcow2,file.driver=file,file.filename=a:b,file.locking=off,cache.direct=on,\
                     l2-cache-size=65536";
         for (file, options) in [named(json).unwrap(), from_options(text, &OpenOptions::default()).unwrap()] {
-            assert_eq!((file.as_str(), options.format.as_deref()), ("file:a:b", Some("qcow2")));
+            assert_eq!((file.as_str(), options.format.as_deref()), ("a:b", Some("qcow2")));
+            assert!(matches!(&options.location, Some(Location::File(name)) if name == "a:b"));
             assert!(options.cache.direct && options.force_share);
             assert_eq!(options.driver, Options::parse("l2-cache-size=65536", None));
         }

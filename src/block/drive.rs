@@ -20,7 +20,7 @@ use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
 use crate::block::graph::status::{ChainStatus, chain_status};
 use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
-use crate::block::{Error, Iov, Kind, Result};
+use crate::block::{Error, Iov, Kind, Result, describe};
 use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 use errors::Judge;
 use futures_util::future::LocalBoxFuture;
@@ -87,7 +87,9 @@ impl Drive {
         options: &OpenOptions,
         reshape: Option<Reshape>,
     ) -> Result<Arc<Drive>> {
-        let (name, own) = (filename.to_owned(), options.clone());
+        let described = describe::from_name(filename, options)?;
+        let (name, options) = described.unwrap_or_else(|| (filename.to_owned(), options.clone()));
+        let own = options.clone();
         let open = async move |engine: &Rc<Engine>| {
             let (root, below) = open_root(engine, &name, &own).await?;
             match reshape {
@@ -95,7 +97,7 @@ impl Drive {
                 None => Ok((root, below)),
             }
         };
-        Drive::start(id, options.clone(), move |engine| engine.block_on(open(engine))?)
+        Drive::start(id, options, move |engine| engine.block_on(open(engine))?)
     }
 
     /// A drive over the graph that `open` makes, on the drive's thread.

@@ -24,6 +24,7 @@ pub mod describe;
 pub mod drive;
 pub mod encryption;
 pub mod error;
+pub mod filename;
 pub mod filter;
 pub mod format;
 pub mod graph;

@@ -1,6 +1,6 @@
 //! How an image is opened: format, access, cache mode.
 
-use crate::block::protocol::vvfat::FatOptions;
+use crate::block::protocol::Location;
 use crate::block::secret::Secrets;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
@@ -137,8 +137,6 @@ pub struct OpenOptions {
     /// What is left to the drivers: options of the format by their names in QEMU, and those of the backing file
     /// with `backing.` in front. A name that a driver does not know is refused.
     pub driver: Options,
-    /// As `driver`, for the protocol of the top image.
-    pub protocol: Options,
     /// What passphrases are taken from.
     pub secrets: Secrets,
     /// Data will neither be read nor written: an encrypted image needs no key.
@@ -151,8 +149,8 @@ pub struct OpenOptions {
     pub backing: bool,
     /// The external data file, in place of the one that the top image names (`data-file.filename=`).
     pub data_file: Option<String>,
-    /// The FAT disk that is meant, not a file (`driver=vvfat`).
-    pub fat: Option<FatOptions>,
+    /// Where the top image is, if a description said it; else its name does.
+    pub location: Option<Location>,
 }
 
 impl Default for OpenOptions {
@@ -169,14 +167,13 @@ impl Default for OpenOptions {
             lazy_refcounts: None,
             check: false,
             driver: Options::default(),
-            protocol: Options::default(),
             secrets: Secrets::default(),
             metadata_only: false,
             snapshot: false,
             errors: ErrorPolicy::default(),
             backing: true,
             data_file: None,
-            fat: None,
+            location: None,
         }
     }
 }

@@ -166,11 +166,10 @@ impl DriveSpec {
             secrets: secrets.clone(),
             metadata_only: false,
             lazy_refcounts: self.lazy_refcounts,
-            fat: None,
+            location: None,
             check: false,
             snapshot: self.snapshot,
             errors: self.errors,
-            protocol: Options::default(),
         };
         let drive = Drive::open(id, &self.file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };

@@ -8,6 +8,7 @@ use crate::block::crypto::luks::STRIPES;
 use crate::block::graph::bitmaps::BitmapInfo;
 use crate::block::graph::driver::{EncryptionFacts, LuksFacts, Qcow2Specifics, SnapshotInfo, Specifics};
 use crate::block::ops::info::{NodeInfo, inspect};
+use crate::block::protocol::Location;
 use crate::util::keyval::Options;
 use crate::util::size::human_size;
 use crate::util::text;
@@ -65,8 +66,13 @@ fn collect(operand: &str, source: &Sources, chain: bool) -> Result<Vec<NodeInfo>
                 let message = format!("Backing file '{name}' creates an infinite loop.");
                 return Err(Failure::message(message));
             }
-            let image = inspect(&engine, &name, &options).await;
             let shown = if images.is_empty() { operand } else { &name };
+            if !images.is_empty() {
+                // A name that stands in an image.
+                let location = Location::from_image(&name).map_err(|error| Failure::open(shown, &error))?;
+                options.location = Some(location);
+            }
+            let image = inspect(&engine, &name, &options).await;
             let mut image = image.map_err(|error| Failure::open(shown, &error))?;
             next = None;
             if let (true, Some((_, full, format))) = (chain, image.backing()) {

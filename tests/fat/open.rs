@@ -71,7 +71,7 @@ fn what_cannot_be_opened_is_refused_in_qemus_words() {
         ("fat:/no/such".to_owned(), None, "Could not read directory /no/such".to_owned()),
         ("fat:".to_owned(), None, "Could not read directory ".to_owned()),
         (format!("fat:{path}/A.TXT"), None, format!("Could not read directory {path}/A.TXT")),
-        (format!("fat:{path}"), Some("qcow2"), "Unknown driver 'qcow2'".to_owned()),
+        (format!("fat:{path}"), Some("qcow2"), "Image is not in qcow2 format".to_owned()),
     ] {
         let options = OpenOptions { format: format.map(str::to_owned), ..OpenOptions::default() };
         let refused = Disk::named(&name, &options).err().unwrap();

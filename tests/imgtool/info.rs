@@ -48,6 +48,22 @@ fn chains_are_followed_from_where_each_image_is() {
 }
 
 #[test]
+fn a_chain_is_not_followed_to_what_is_no_file() {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("d")).unwrap();
+    for name in ["nbd://127.0.0.1:1/", "fat:d", "json:{\"driver\":\"vvfat\",\"dir\":\"d\"}"] {
+        let made = std::process::Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", name, "over", "1M"])
+            .current_dir(lab.path(""))
+            .status();
+        assert!(made.unwrap().success());
+        let output = lab.ours("info --backing-chain over");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("Unknown protocol"), "{name}: {said}");
+    }
+}
+
+#[test]
 fn snapshots_are_listed_with_local_dates() {
     let lab = Lab::new();
     lab.qemu_img("create -q -f qcow2 plain 4M");

@@ -118,6 +118,44 @@ fn a_disk_in_use_goes_on_in_a_new_overlay() {
 }
 
 #[test]
+fn a_second_overlay_stands_upon_the_first_as_what_it_is() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let image = place.raw("a.raw");
+    let (one, two) = (place.text("one.qcow2"), place.text("two.qcow2"));
+    let mut machine = Machine::start(&place, &["-drive", &format!("file={image},format=raw,id=hda")]);
+    let mut hmp = machine.hmp();
+    for (key, over) in [('a', &one), ('b', &two)] {
+        machine.key(key, ".");
+        assert_eq!(hmp.ask(&format!("snapshot_blkdev hda {over}")), "");
+        machine.key('0', &key.to_string());
+    }
+    machine.key('c', ".");
+    machine.quit();
+    let sectors =
+        [(&image, "raw"), (&one, "qcow2"), (&two, "qcow2")].map(|(name, format)| sector_1(name, format));
+    assert_eq!(sectors, [b'a', b'b', b'c']);
+}
+
+#[test]
+fn no_overlay_is_put_upon_a_directory() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let (image, over) = (place.raw("a.raw"), place.text("over.qcow2"));
+    std::fs::create_dir(place.path("shared")).unwrap();
+    let fat = format!("fat:rw:{}", place.text("shared"));
+    let machine = Machine::start(&place, &["-hda", &image, "-hdb", &fat]);
+    let refused = machine.hmp().ask(&format!("snapshot_blkdev hdb {over}"));
+    assert!(refused.contains("an image can only stand upon files"), "{refused}");
+    assert!(!place.path("over.qcow2").exists());
+    machine.quit();
+}
+
+#[test]
 fn a_client_that_never_reads_stops_nobody() {
     if !has_kvm() {
         return;

@@ -4,6 +4,8 @@ use crate::harness::{BACKENDS, seed};
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
+use cowvm::block::protocol::Location;
+use cowvm::block::protocol::nbd::Target;
 use cowvm::util::keyval::Options;
 use cowvm::util::nbd::handshake::{Info, context_data, reply_message};
 use cowvm::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
@@ -127,7 +129,8 @@ fn spoil_bytes(bytes: &mut Vec<u8>, rng: &mut StdRng) {
 /// Asks a few things of the server; whatever the answer, there is one.
 async fn ask(engine: &std::rc::Rc<Engine>, name: &str) {
     let mut options = OpenOptions { format: Some("raw".into()), read_only: false, ..OpenOptions::default() };
-    options.protocol = Options::parse("reconnect-delay=0", None);
+    let target = Target::from_name(name).unwrap().unwrap();
+    options.location = Some(Location::Nbd(target, Options::parse("reconnect-delay=0", None)));
     let Ok(node) = open(engine, name, &options).await else { return };
     for round in 0..3 {
         let _ = node.read_bytes(round * 8192, 8192).await;

@@ -4,6 +4,8 @@ use crate::harness::{BACKENDS, Folder, Image, Server, seed};
 use cowvm::block::Kind;
 use cowvm::block::aio::Backend;
 use cowvm::block::options::OpenOptions;
+use cowvm::block::protocol::Location;
+use cowvm::block::protocol::nbd::Target;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -109,9 +111,10 @@ fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_qcow2_image_dies_ag
     }
 }
 
-fn options(more: &str) -> OpenOptions {
+fn options(name: &str, more: &str) -> OpenOptions {
     let mut options = OpenOptions { format: Some("raw".into()), read_only: false, ..OpenOptions::default() };
-    options.protocol = cowvm::util::keyval::Options::parse(more, None);
+    let target = Target::from_name(name).unwrap().unwrap();
+    options.location = Some(Location::Nbd(target, cowvm::util::keyval::Options::parse(more, None)));
     options
 }
 
@@ -121,7 +124,8 @@ fn without_patience_requests_fail_as_soon_as_the_server_is_gone() {
         let folder = Folder::new();
         folder.run("qemu-img", "create -q -f raw disk 1M");
         let server = folder.serve("qemu-nbd", "-t -f raw disk");
-        let image = Image::try_open(backend, &folder.uri(""), &options("reconnect-delay=0")).unwrap();
+        let image = Image::try_open(backend, &folder.uri(""), &options(&folder.uri(""), "reconnect-delay=0"))
+            .unwrap();
         server.kill();
         let read = image.engine.block_on(image.node.read_bytes(0, 512)).unwrap();
         let error = read.unwrap_err();
@@ -140,10 +144,12 @@ fn a_server_that_is_not_there_yet_is_waited_for_if_that_is_wanted() {
         wait.recv().unwrap();
         starter.serve("qemu-nbd", "-t -e 0 -f raw disk")
     });
-    let refused = Image::try_open(Backend::Auto, &folder.uri(""), &options(""));
+    let refused = Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), ""));
     assert!(refused.err().unwrap().message().contains("Failed to connect"));
     go.send(()).unwrap();
-    let image = Image::try_open(Backend::Auto, &folder.uri(""), &options("open-timeout=600")).unwrap();
+    let image =
+        Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), "open-timeout=600"))
+            .unwrap();
     assert_eq!(image.node.size(), 1 << 20);
     drop(server.join().unwrap());
 }
@@ -154,7 +160,9 @@ fn an_export_that_has_become_smaller_is_not_taken_for_the_same() {
     folder.run("qemu-img", "create -q -f raw disk 1M");
     folder.run("qemu-img", "create -q -f raw small 512k");
     let server = folder.serve("qemu-nbd", "-t -e 0 -f raw disk");
-    let image = Image::try_open(Backend::Auto, &folder.uri(""), &options("reconnect-delay=1")).unwrap();
+    let image =
+        Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), "reconnect-delay=1"))
+            .unwrap();
     image.write(0, &[1; 512]);
     server.kill();
     let _other = folder.serve("qemu-nbd", "-t -e 0 -f raw small");

@@ -17,6 +17,7 @@ use crate::block::ops::commit::{CommitOptions, commit};
 use crate::block::ops::create::{Template, create};
 use crate::block::options::OpenOptions;
 use crate::block::protocol::file::{Access, FileDriver};
+use crate::block::protocol::{FILE, Location};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
@@ -110,7 +111,7 @@ impl Local {
                 let _ = std::fs::remove_file(text::to_path(filename));
             }
         })?;
-        let layer = Layer { filename: self.facts.filename(), options: self.facts.options.clone() };
+        let layer = self.layer_of_root();
         self.root.replace(top);
         self.facts.set_image(filename, "qcow2");
         // It stays open for writing where that fails, as after a commit.
@@ -127,6 +128,10 @@ impl Local {
             let what =
                 format!("'{}' writes to a temporary overlay, which no image can stand upon", self.facts.id);
             return Err(Error::new(Kind::Unsupported, what).remedy("run it without snapshot mode"));
+        }
+        if !stands_on_file(self.root()) {
+            let what = format!("'{}' is no file, and an image can only stand upon files", self.facts.id);
+            return Err(Error::new(Kind::Unsupported, what));
         }
         let length = std::fs::metadata(text::to_path(filename)).map(|found| found.len());
         match length {
@@ -155,6 +160,23 @@ impl Local {
         }
     }
 
+    /// How the image at the root is opened: as the user said, or as what an earlier [`Local::take_overlay`] put there.
+    fn layer_of_root(&self) -> Layer {
+        let (filename, options) = (self.facts.filename(), self.facts.options.clone());
+        if self.below.borrow().is_none() {
+            return Layer { filename, options };
+        }
+        let options = OpenOptions {
+            format: Some("qcow2".to_owned()),
+            location: Some(Location::File(filename.clone())),
+            driver: Options::default(),
+            lazy_refcounts: None,
+            data_file: None,
+            ..options
+        };
+        Layer { filename, options }
+    }
+
     /// How the image below the root is opened: as the drive opened it, or as the root's header says.
     fn layer_below(&self, below: &Node) -> Layer {
         if let Some(layer) = self.below.borrow().clone() {
@@ -164,6 +186,8 @@ impl Local {
         let _ = (driver.take("driver"), driver.take("file.filename"));
         let options = OpenOptions {
             format: Some(below.driver().format_name().to_owned()),
+            // An image named it.
+            location: Some(Location::File(below.filename().to_owned())),
             driver,
             lazy_refcounts: None,
             data_file: None,
@@ -190,6 +214,12 @@ impl Local {
             }
         }
     }
+}
+
+/// Whether the bytes of an image are in a file, not at a server or in a directory.
+fn stands_on_file(image: Rc<Node>) -> bool {
+    let below = std::iter::successors(Some(image), |node| node.child(ChildRole::File));
+    below.last().is_some_and(|node| node.driver().format_name() == FILE)
 }
 
 /// Snapshots in the top image read through to the backing file, which a commit changes.

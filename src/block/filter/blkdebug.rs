@@ -15,6 +15,7 @@
 mod config;
 mod rules;
 
+pub(crate) use config::from_name;
 pub use config::parse;
 pub use rules::{Action, Effect, Fault, Faults, RequestKind, Rule};
 

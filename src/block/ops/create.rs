@@ -5,9 +5,9 @@
 
 use super::encrypt_options;
 use crate::block::aio::Engine;
+use crate::block::filename::{check_protocol, sibling};
 use crate::block::format::{luks, qcow2};
 use crate::block::graph::{Driver, Node};
-use crate::block::open::{check_protocol, sibling};
 use crate::block::options::{CacheMode, OpenOptions, Preallocation, size_option};
 use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
 use crate::block::secret::Secrets;

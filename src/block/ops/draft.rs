@@ -9,7 +9,7 @@
 //! that fails, or is told to stop, removes it.
 
 use crate::block::aio::Engine;
-use crate::block::open::sibling;
+use crate::block::filename::sibling;
 use crate::block::protocol::file::FileDriver;
 use crate::block::{Error, Result};
 use crate::util::text;

@@ -2,9 +2,10 @@
 
 use crate::block::Result;
 use crate::block::aio::Engine;
+use crate::block::filename::beside;
 use crate::block::graph::driver::{Qcow2Specifics, Specifics};
 use crate::block::graph::{ChildRole, Node};
-use crate::block::open::{beside, open};
+use crate::block::open::open;
 use crate::block::options::OpenOptions;
 use std::rc::Rc;
 

@@ -42,6 +42,7 @@ pub(super) fn open_image(wish: &Wish) -> std::result::Result<Image, Failure> {
             cache: CacheMode { no_flush: true, ..options.cache },
             driver: Options::default(),
             read_only: false,
+            location: None,
             ..options
         };
         overlay = Some(folder);

@@ -10,11 +10,13 @@
 //! `immediately`; `set-state` takes `event`, `state` and `new_state`. State 0 is any. Lines that begin with `#` are
 //! comments.
 
-use super::rules::{Action, Effect, Fault, RequestKind, Rule};
+use super::rules::{Action, Effect, Fault, Faults, RequestKind, Rule};
 use crate::block::graph::Event;
 use crate::block::{Error, Result};
 use crate::util::keyval::parse_switch;
+use crate::util::text;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -27,6 +29,27 @@ const IOTYPES: &[RequestKind] = &[
     RequestKind::Flush,
     RequestKind::BlockStatus,
 ];
+
+/// The faults that a name of the form `blkdebug:CONFIG:FILE` asks for (no rules if CONFIG is empty), and FILE; any other
+/// name asks for none.
+///
+/// # Errors
+/// For a name without FILE, and for a configuration that cannot be read.
+pub(crate) fn from_name(filename: &str) -> Result<(&str, Option<Rc<Faults>>)> {
+    let Some(rest) = filename.strip_prefix("blkdebug:") else { return Ok((filename, None)) };
+    let Some((config, file)) = rest.split_once(':') else {
+        let message = "blkdebug requires both config file and image path";
+        return Err(Error::invalid_argument(message).remedy("name it as blkdebug:CONFIG:FILE"));
+    };
+    let text = match config {
+        "" => String::new(),
+        path => std::fs::read_to_string(text::to_path(path)).map_err(|error| {
+            Error::from_io(error).context("Could not read blkdebug config file").path(path)
+        })?,
+    };
+    let rules = parse(&text).map_err(|error| error.path(config))?;
+    Ok((file, Some(Faults::new(rules))))
+}
 
 /// One group of a configuration: its name and its values, in order.
 struct Group {

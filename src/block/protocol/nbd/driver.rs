@@ -6,7 +6,7 @@ use super::target::Target;
 use crate::block::aio::Engine;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{OpenOptions, Preallocation};
-use crate::block::{Buffer, Error, Iov, Kind, Result};
+use crate::block::{Error, Iov, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::nbd::{Command, MAX_TRANSFER, command, context, export};
 use async_trait::async_trait;
@@ -60,28 +60,6 @@ impl NbdDriver {
             },
             client,
         })
-    }
-
-    /// The name that it is known by: a URI.
-    pub fn filename(&self) -> &str {
-        &self.filename
-    }
-
-    /// The first bytes of the export, at most `len`; fewer if it is shorter.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub async fn head(&self, len: usize) -> Result<Vec<u8>> {
-        let align = u64::from(self.limits.request_alignment);
-        let whole = (len as u64).min(self.size()).next_multiple_of(align).min(self.size() / align * align);
-        if whole == 0 {
-            return Ok(Vec::new());
-        }
-        let iov = Buffer::new(whole as usize).iov(whole as usize);
-        self.read(0, &iov).await?;
-        let mut head = iov.to_vec();
-        head.truncate(len);
-        Ok(head)
     }
 
     /// Sends a request for a range, in pieces where it is long.
