@@ -86,3 +86,43 @@ fn cloud_localds_makes_a_seed_that_a_guest_finds() {
         }
     }
 }
+
+/// What guestfish is told: it asks the tool for formats and sizes, and has it make disks and overlays.
+const GUESTFISH: &str = "
+disk-create over.qcow2 qcow2 -1 backingfile:made.qcow2 backingformat:qcow2
+disk-create plain.qcow2 qcow2 64M preallocation:metadata compat:1.1 clustersize:4096
+disk-format over.qcow2
+disk-virtual-size plain.qcow2
+disk-has-backing-file over.qcow2
+disk-has-backing-file plain.qcow2
+add over.qcow2 format:qcow2
+add-ro made.qcow2
+run
+mount /dev/sda /
+cat /word
+write /another second
+umount-all
+mount-ro /dev/sdb /
+ls /
+";
+
+/// Not part of the suite: the Debian packages guestfs-tools and guestfish are a hundred, and their machine boots for a
+/// minute where the host cannot virtualize. `cargo test --test imgtool libguestfs -- --ignored`
+#[test]
+#[ignore = "needs guestfs-tools, guestfish and a kernel in /boot"]
+fn libguestfs_makes_and_fills_disks() {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("tree")).unwrap();
+    lab.write("tree/word", b"first\n").write("script", GUESTFISH.as_bytes());
+    let tools = lab.tool().parent().unwrap().to_owned();
+    let args = ["LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg", "TMPDIR=."];
+    let guestfs = |words: &[&str]| run("env", &[&args[..], words].concat(), &lab.path(""), Some(&tools));
+    let made = guestfs(&["virt-make-fs", "--format=qcow2", "--type=ext4", "tree", "made.qcow2"]);
+    assert!(made.status.success(), "{made:?}");
+    let told = guestfs(&["guestfish", "-f", "script"]);
+    let expect = "qcow2\n67108864\ntrue\nfalse\nfirst\n\nlost+found\nword\n";
+    assert_eq!(String::from_utf8_lossy(&told.stdout), expect, "{told:?}");
+    for image in ["made.qcow2", "over.qcow2", "plain.qcow2"] {
+        assert!(lab.real(&format!("check {image}")).status.success(), "{image}");
+    }
+}
