@@ -25,14 +25,13 @@ use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
 use errors::Judge;
 use futures_util::future::LocalBoxFuture;
 use layers::{Layer, open_root};
-use stats::Stats;
+use stats::{Moment, Stats};
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 type Job = Box<dyn FnOnce(Rc<Local>) -> LocalBoxFuture<'static, ()> + Send>;
 
@@ -230,9 +229,13 @@ fn run(
     jobs: &async_channel::Receiver<Job>,
     opened: &mpsc::Sender<Result<Arc<Facts>>>,
 ) -> Result<()> {
-    let engine = Engine::new(Backend::from_environment())?;
-    let local = match open(&engine) {
-        Ok((root, below)) => Local::new(&engine, id, root, below, options),
+    let start = || {
+        let engine = Engine::new(Backend::from_environment())?;
+        let (root, below) = open(&engine)?;
+        Ok((Local::new(&engine, id, root, below, options), engine))
+    };
+    let (local, engine) = match start() {
+        Ok(started) => started,
         Err(error) => {
             let _ = opened.send(Err(error));
             return Ok(());
@@ -315,7 +318,7 @@ impl Local {
     pub async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         self.check_range(offset, into.len() as u64)?;
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = self.root().read(offset, into).await;
         self.facts.stats.count(Operation::Read, into.len() as u64, since, &done);
         done
@@ -325,7 +328,7 @@ impl Local {
     pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_range(offset, from.len() as u64)?;
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = self.write_now(offset, from).await;
         self.facts.stats.count(Operation::Write, from.len() as u64, since, &done);
         done
@@ -346,7 +349,7 @@ impl Local {
     pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_range(offset, len)?;
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = match self.root().write_zeroes(offset, len, may_unmap).await {
             Ok(()) => self.write_through().await,
             failed => failed,
@@ -362,7 +365,7 @@ impl Local {
     pub async fn write_zeroes_fast(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         self.check_range(offset, len)?;
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = match self.root().write_zeroes_fast(offset, len, may_unmap).await {
             Ok(()) => self.write_through().await,
             failed => failed,
@@ -378,7 +381,7 @@ impl Local {
             return Ok(());
         }
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = self.root().discard(offset, len).await;
         self.facts.stats.count(Operation::Discard, len, since, &done);
         done
@@ -397,7 +400,7 @@ impl Local {
     /// Makes all completed writes durable.
     pub async fn flush(&self) -> Result<()> {
         let _entered = self.enter().await;
-        let since = Instant::now();
+        let since = Moment::now();
         let done = self.root().flush().await;
         self.facts.stats.count(Operation::Flush, 0, since, &done);
         done

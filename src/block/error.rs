@@ -33,6 +33,8 @@ pub enum Kind {
     OutOfRange,
     /// An option or a name that makes no sense.
     InvalidArgument,
+    /// A change that the host may or may not have made durable, and that cannot be taken back: it is there for now.
+    Undecided,
 }
 
 /// An error of the block layer.
@@ -46,6 +48,12 @@ pub struct Error {
 }
 
 impl Error {
+    /// The same, of a change that cannot be taken back: [`Kind::Undecided`].
+    #[must_use]
+    pub fn undecided(self) -> Error {
+        Error { kind: Kind::Undecided, ..self }
+    }
+
     /// An error of `kind` whose cause is `message` (no trailing full stop).
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
         Error { kind, message: message.into(), path: None, remedy: None, errno: None }
@@ -135,7 +143,7 @@ impl Error {
     /// The host's error number; kinds that never came from the host have the nearest one.
     pub fn errno(&self) -> i32 {
         self.errno.unwrap_or(match self.kind {
-            Kind::Io | Kind::Corrupt => libc::EIO,
+            Kind::Io | Kind::Corrupt | Kind::Undecided => libc::EIO,
             Kind::NoSpace => libc::ENOSPC,
             Kind::Locked => libc::EAGAIN,
             Kind::TooLarge => libc::EFBIG,

@@ -67,10 +67,15 @@ impl Control {
 
     /// What programs have not been told of yet, as QMP's events.
     pub fn take_events(&mut self) -> Vec<Value> {
+        self.hear_machine();
+        std::mem::take(&mut self.events)
+    }
+
+    /// Takes note of what has happened to the machine.
+    pub(super) fn hear_machine(&mut self) {
         for event in self.machine.take_events() {
             events::note(self, &event);
         }
-        std::mem::take(&mut self.events)
     }
 
     /// What a person should read at once.

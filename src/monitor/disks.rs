@@ -70,8 +70,8 @@ pub(super) const QMP: &[qmp::Command] = &[
         name: "block_resize",
         arguments: &[DEVICE, NODE, Argument::required("size", Kind::Number)],
         run: |control, arguments| {
-            let size = u64::try_from(arguments.number("size"));
-            let size = size.map_err(|_| Error::new("Parameter 'size' expects a >0 size"))?;
+            let size = arguments.number("size").and_then(|size| u64::try_from(size).ok());
+            let size = size.ok_or_else(|| Error::new("Parameter 'size' expects a >0 size"))?;
             Ok(Reply::Pending(resize(control, device(arguments)?, size)?))
         },
     },

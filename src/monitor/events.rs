@@ -33,6 +33,7 @@ fn event(name: &str, data: Option<Value>) -> Value {
 pub(super) fn note(control: &mut Control, event: &Event) {
     match event {
         Event::Stop => control.emit("STOP", None),
+        Event::Loaded => control.failing.clear(),
         Event::Resume => {
             control.failing.clear();
             control.emit("RESUME", None);

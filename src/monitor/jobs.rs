@@ -90,6 +90,8 @@ impl Control {
     ) {
         let index = self.begin_job(id, kind, false);
         let result = work(self);
+        // The machine's events belong between the job's.
+        self.hear_machine();
         self.conclude_job(index, result);
     }
 

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A topic (a file here) has the functions that do something and, for each language, a table of rows that call them:
-//! neither language can do what the other does otherwise. Nothing here waits for a disk or a client: the main thread
-//! runs all of it.
+//! neither language can do what the other does otherwise. The main thread runs all of it, and never waits for a client;
+//! for disks it waits only where the guest is stopped, until the requests in flight are done (docs/monitor.md).
 
 mod block_info;
 mod control;

@@ -3,7 +3,7 @@
 //! ```text
 //!   Control::start ─▶ a task on each drive's thread ─▶ result, wake ─▶ main loop ─▶ Pending::poll
 //! ```
-//! The main thread never waits for a disk; who gave the command waits for its answer.
+//! The main thread does not wait for the disk; who gave the command waits for its answer.
 
 use super::{Control, Error, Result};
 use crate::block;

@@ -5,7 +5,7 @@
 //!   event ───────────────▶ every client's dialogue
 //! ```
 //! A client is read only while no command of it is under way and it takes its answers, so that one that floods or
-//! sleeps costs a buffer and nothing else.
+//! sleeps costs a buffer and nothing else. A browser is no client: any page could have it send commands.
 
 use super::hmp::Hmp;
 use super::qmp::Qmp;
@@ -42,6 +42,8 @@ struct Client {
     stream: Stream,
     dialogue: Box<dyn Dialogue>,
     listener: u32,
+    /// It has sent something.
+    heard: bool,
     /// It sends no more, and goes when it has all answers.
     ended: bool,
     /// Nobody is there any more.
@@ -126,6 +128,7 @@ impl Server {
             stream,
             dialogue: language.dialogue(),
             listener: number,
+            heard: false,
             ended: false,
             gone: false,
             watched: EventSet::IN,
@@ -157,7 +160,11 @@ impl Server {
 impl Client {
     fn receive(&mut self, control: &mut Control) {
         match self.stream.receive(CHUNK) {
-            Received::Bytes(bytes) => self.talk(|dialogue, out| dialogue.feed(&bytes, control, out)),
+            Received::Bytes(bytes) if !self.heard && is_http(&bytes) => self.gone = true,
+            Received::Bytes(bytes) => {
+                self.heard = true;
+                self.talk(|dialogue, out| dialogue.feed(&bytes, control, out));
+            }
             Received::Nothing => {}
             Received::End => self.ended = true,
         }
@@ -185,4 +192,10 @@ impl Client {
         let answered = self.ended && !self.dialogue.is_busy() && self.stream.is_flushed();
         self.stream.is_broken() || self.gone || answered
     }
+}
+
+/// Whether a conversation begins as one with a web server does: `POST /`. No command does.
+fn is_http(bytes: &[u8]) -> bool {
+    let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    method > 0 && bytes[method..].starts_with(b" /")
 }

@@ -8,30 +8,9 @@ use crate::util::time::local_date;
 use crate::vm::snapshots::SnapshotList;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command {
-        name: "savevm",
-        arguments: "[tag]",
-        words: 0..=1,
-        flags: "",
-        help: "take a VM snapshot, or replace one",
-        run: Run::Tell(|control, call, _| save(control, call.word(0))),
-    },
-    Command {
-        name: "loadvm",
-        arguments: "tag|id",
-        words: 1..=1,
-        flags: "",
-        help: "go back to a VM snapshot",
-        run: Run::Tell(|control, call, _| load(control, call.word(0))),
-    },
-    Command {
-        name: "delvm",
-        arguments: "tag|id",
-        words: 1..=1,
-        flags: "",
-        help: "remove a VM snapshot",
-        run: Run::Tell(|control, call, _| delete(control, call.word(0))),
-    },
+    command("savevm", "[tag]", 0, "take a VM snapshot, or replace one", save),
+    command("loadvm", "tag|id", 1, "go back to a VM snapshot", load),
+    command("delvm", "tag|id", 1, "remove a VM snapshot", delete),
     Command::show("info snapshots", "show the VM snapshots", |control, out| {
         match control.machine.list_snapshots() {
             Ok(list) => out.push_str(&show(&list)),
@@ -40,6 +19,17 @@ pub(super) const COMMANDS: &[Command] = &[
         Ok(())
     }),
 ];
+
+/// A command that takes a name, which may be missing where `least` is 0.
+const fn command(
+    name: &'static str,
+    arguments: &'static str,
+    least: usize,
+    help: &'static str,
+    run: fn(&mut Control, &str) -> Result<()>,
+) -> Command {
+    Command { name, arguments, words: least..=1, flags: "", help, run: Run::Named(run) }
+}
 
 const JOB: Argument = Argument::required("job-id", Kind::Text);
 const TAG: Argument = Argument::required("tag", Kind::Text);

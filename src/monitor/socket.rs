@@ -10,8 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Bytes that may wait for a client.
@@ -61,8 +61,8 @@ impl Address {
 
 /// A socket that clients connect to. A socket in the file system is removed with it.
 pub enum Listener {
-    /// In the file system.
-    Unix(UnixListener, PathBuf),
+    /// In the file system: where, and which file that is (device and number).
+    Unix(UnixListener, PathBuf, (u64, u64)),
     /// On the network.
     Tcp(TcpListener),
 }
@@ -88,19 +88,22 @@ impl Listener {
     }
 
     fn unix(path: &Path) -> io::Result<Listener> {
-        // The rest of a process that was killed; a file of another kind is none of ours.
-        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        // The rest of a process that was killed: nobody listens there. A file of another kind is none of ours.
+        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+            && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        {
             fs::remove_file(path)?;
         }
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Listener::Unix(listener, path.to_owned()))
+        let found = fs::symlink_metadata(path)?;
+        Ok(Listener::Unix(listener, path.to_owned(), (found.dev(), found.ino())))
     }
 
     /// The next client, if there is one.
     pub fn accept(&self) -> Option<Stream> {
         let socket: OwnedFd = match self {
-            Listener::Unix(listener, _) => {
+            Listener::Unix(listener, ..) => {
                 let (socket, _) = listener.accept().ok()?;
                 socket.set_nonblocking(true).ok()?;
                 socket.into()
@@ -120,7 +123,7 @@ impl Listener {
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
         match self {
-            Listener::Unix(listener, _) => listener.as_raw_fd(),
+            Listener::Unix(listener, ..) => listener.as_raw_fd(),
             Listener::Tcp(listener) => listener.as_raw_fd(),
         }
     }
@@ -128,8 +131,10 @@ impl AsRawFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            // Whoever removed it before us did what we want.
+        // Whoever removed it before us did what we want, and may have put another there.
+        if let Listener::Unix(_, path, ours) = self
+            && fs::symlink_metadata(&*path).is_ok_and(|found| (found.dev(), found.ino()) == *ours)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -213,7 +218,6 @@ fn is_temporary(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn addresses_are_read_in_both_of_qemus_spellings() {
@@ -235,11 +239,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let address = Address::Unix(path.clone());
-        std::mem::forget(UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(&address).unwrap();
         assert!(UnixStream::connect(&path).is_ok());
+        assert!(Listener::bind(&address).is_err(), "taken away from a listener that lives");
         drop(listener);
         assert!(!path.exists());
+        let first = Listener::bind(&address).unwrap();
+        fs::rename(&path, folder.path().join("away")).unwrap();
+        let _second = Listener::bind(&address).unwrap();
+        drop(first);
+        assert!(UnixStream::connect(&path).is_ok());
+        fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();
         assert!(Listener::bind(&address).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"mine");

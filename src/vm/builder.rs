@@ -191,6 +191,8 @@ impl Parts {
             reset_by_user: false,
             clock: RunClock::default(),
             start_from: None,
+            begun: false,
+            broken: false,
         })
     }
 

@@ -12,17 +12,24 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     message: String,
     remedy: Option<String>,
+    /// A change of a disk that cannot be taken back ([`block::Kind::Undecided`]).
+    undecided: bool,
 }
 
 impl Error {
     /// An error whose cause is `message` (no trailing full stop).
     pub fn new(message: impl Into<String>) -> Error {
-        Error { message: message.into(), remedy: None }
+        Error { message: message.into(), remedy: None, undecided: false }
     }
 
     /// A refused KVM call: `what` could not be done.
     pub fn kvm(what: &str, source: kvm_ioctls::Error) -> Error {
         Error::new(format!("KVM cannot {what}: {}", block::error::errno_text(&source.into())))
+    }
+
+    /// Whether a disk was changed all the same, and cannot be put back.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.undecided
     }
 
     /// Puts `what` and a colon before the message.
@@ -68,7 +75,8 @@ impl From<block::Error> for Error {
             Some(name) if !source.message().contains(&name) => format!("{name}: {}", source.message()),
             _ => source.message().to_owned(),
         };
-        Error { message, remedy: source.hint().map(str::to_owned) }
+        let undecided = source.kind() == block::Kind::Undecided;
+        Error { message, remedy: source.hint().map(str::to_owned), undecided }
     }
 }
 

@@ -42,13 +42,14 @@ impl PowerOnState {
         ChipsV1 { chips: self.chips.iter().copied().map(Raw).collect(), pit: self.pit.map(Raw) }
     }
 
-    /// Whether chips could be in this state.
+    /// Whether these chips could be in this state: it is of the same ones.
     ///
     /// # Errors
-    /// When they could not.
-    pub fn check(state: &ChipsV1) -> vmstate::Result<()> {
-        let ids: Vec<u32> = state.chips.iter().map(|chip| chip.0.chip_id).collect();
-        match ids.iter().all(|id| CHIPS.contains(id)) && ids.len() <= CHIPS.len() {
+    /// When it is not.
+    pub fn check(&self, state: &ChipsV1) -> vmstate::Result<()> {
+        let own = self.chips.iter().map(|chip| chip.chip_id);
+        let theirs = state.chips.iter().map(|chip| chip.0.chip_id);
+        match own.eq(theirs) && self.pit.is_some() == state.pit.is_some() {
             true => Ok(()),
             false => Err(vmstate::Error::damaged("there are other interrupt controllers in it")),
         }

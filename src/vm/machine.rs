@@ -49,6 +49,8 @@ pub enum Event {
         /// By the guest, not by a user.
         guest: bool,
     },
+    /// The machine has gone back to a snapshot.
+    Loaded,
     /// A request to a disk failed.
     DiskError(DiskError),
 }
@@ -112,6 +114,10 @@ pub struct Machine {
     pub(super) clock: RunClock,
     /// The snapshot that the guest goes on from instead of booting.
     pub(super) start_from: Option<String>,
+    /// The guest has booted, or gone on from a snapshot.
+    pub(super) begun: bool,
+    /// It never runs again: its parts are of different moments.
+    pub(super) broken: bool,
 }
 
 impl Machine {
@@ -129,6 +135,7 @@ impl Machine {
             Some(snapshot) => self.load_snapshot(&snapshot)?,
             None => self.load()?,
         }
+        self.begun = true;
         self.status = Status::Running;
         self.resume();
         Ok(())
@@ -196,7 +203,9 @@ impl Machine {
 
     /// Lets the guest run on, with the requests that failed before all others. Does nothing to a running one.
     pub fn cont(&mut self) {
-        if self.status != Status::Running {
+        if self.status != Status::Running && !self.broken {
+            // What it is of is tried again now.
+            self.run_state().forget(&Request::DiskError);
             self.status = Status::Running;
             self.events.push(Event::Resume);
             self.resume();
@@ -215,7 +224,7 @@ impl Machine {
     pub fn reset(&mut self) -> Result<()> {
         self.pause();
         // What another vCPU asked for at the same time is this very reset.
-        self.run_state().forget_reset();
+        self.run_state().forget(&Request::Reset);
         lock(&self.pci).reset();
         lock(&self.power).reset();
         lock(&self.uart)

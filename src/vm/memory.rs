@@ -7,7 +7,6 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use std::io;
 use std::ops::Range;
-use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
@@ -28,13 +27,12 @@ pub fn allocate(layout: &Layout) -> Result<Arc<GuestMemory>> {
     map(&ranges)
 }
 
-/// Maps as much RAM again, at the same places of the guest's address map.
+/// Memory that is no guest's, of `len` bytes.
 ///
 /// # Errors
 /// When the host has no room for it.
-pub fn allocate_like(memory: &GuestMemory) -> Result<Arc<GuestMemory>> {
-    let ranges: Vec<_> = memory.iter().map(|region| (region.start_addr(), region.len() as usize)).collect();
-    map(&ranges)
+pub fn scratch(len: usize) -> Result<Arc<GuestMemory>> {
+    map(&[(GuestAddress(0), len)])
 }
 
 fn map(ranges: &[(GuestAddress, usize)]) -> Result<Arc<GuestMemory>> {
@@ -76,50 +74,19 @@ pub fn iov(memory: &Arc<GuestMemory>, range: Range<u64>) -> Option<Iov> {
     None
 }
 
-/// Exchanges the contents of two sets of RAM of one shape, by their page tables. Nobody may be using either.
+/// Makes all of RAM zeros, and gives its pages back to the host. Nobody may be using it.
 ///
 /// # Errors
-/// What the host says; both are what they were then.
-pub fn exchange(one: &GuestMemory, other: &GuestMemory) -> io::Result<()> {
-    let pairs: Vec<_> = one.iter().zip(other.iter()).collect();
-    for (done, (a, b)) in pairs.iter().enumerate() {
-        if let Err(error) = exchange_region(a, b) {
-            // It worked once, so it does back.
-            pairs[..done].iter().try_for_each(|(a, b)| exchange_region(a, b))?;
-            return Err(error);
+/// What the host says.
+pub fn clear(memory: &GuestMemory) -> io::Result<()> {
+    memory.iter().try_for_each(|region| {
+        let (start, len) = (MmapRegion::as_ptr(region), region.len() as usize);
+        // SAFETY: the range is the region's own mapping, private and anonymous: it stays, and reads as zeros.
+        match unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
-    }
-    Ok(())
-}
-
-fn exchange_region(one: &GuestRegionMmap, other: &GuestRegionMmap) -> io::Result<()> {
-    let (a, b, len) = (MmapRegion::as_ptr(one), MmapRegion::as_ptr(other), one.len() as usize);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping at a place that the kernel chooses.
-    let aside = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-    if aside == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let aside = aside.cast();
-    let moved = move_pages(a, aside, len).and_then(|()| {
-        move_pages(b, a, len).inspect_err(|_| {
-            // Back to where they came from.
-            let _ = move_pages(aside, a, len);
-        })
-    });
-    let moved = moved.and_then(|()| move_pages(aside, b, len));
-    // SAFETY: the mapping was made above; nothing points into it.
-    unsafe { libc::munmap(aside.cast(), len) };
-    moved
-}
-
-/// Moves what is mapped at `from` to `to`, over what is there. `from` stays mapped, and is empty.
-fn move_pages(from: *mut u8, to: *mut u8, len: usize) -> io::Result<()> {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    // SAFETY: both ranges are private anonymous mappings of ours that nobody uses meanwhile, and both stay mapped, so
-    // no other thread's mapping can come between.
-    let moved = unsafe { libc::mremap(from.cast(), len, len, flags, to) };
-    if moved == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    })
 }
 
 /// Shows `memory` to the guest of `vm`.

@@ -131,15 +131,23 @@ impl RunState {
         }
     }
 
-    /// Main thread, while it resets the machine: drops a second request for the same.
-    pub fn forget_reset(&self) {
-        let mut inner = self.lock();
-        inner.request.take_if(|request| *request == Request::Reset);
+    /// Main thread, while it does what was requested anyway: drops a second request for the same.
+    pub fn forget(&self, request: &Request) {
+        self.lock().request.take_if(|pending| pending == request);
     }
 
-    /// Main thread, while the machine becomes what it was: drops what the guest asked for since.
-    pub fn forget_requests(&self) {
+    /// Main thread: what is asked for and was not taken yet.
+    pub fn pending(&self) -> Option<Request> {
+        self.lock().request.clone()
+    }
+
+    /// Main thread, when the machine has become another: what the guest asked for since is void, and what the other one
+    /// had asked for is not.
+    pub fn replace_request(&self, request: Option<Request>) {
         self.lock().request = None;
+        if let Some(request) = request {
+            self.request(request);
+        }
     }
 
     /// Main thread: lets the guest run.

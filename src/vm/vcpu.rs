@@ -117,12 +117,14 @@ impl Vcpu {
 
     /// Whether it could be in this state.
     pub(super) fn check(&self, state: &VcpuV1) -> vmstate::Result<()> {
-        state.check(self.cpuid.as_slice())
+        state.check(self.cpuid.as_slice(), &self.msrs, &self.power_on)
     }
 
     /// Takes up a state that was checked. It is parked.
     pub(super) fn load(&self, state: &VcpuV1) -> Result<()> {
-        state.write(&self.fd())
+        let vcpu = self.fd();
+        self.power_on.restore_msrs_but(&vcpu, &state.msr_indices());
+        state.write(&vcpu)
     }
 }
 

@@ -1,13 +1,13 @@
 //! A vCPU in a VM state: all that KVM keeps of it.
 //!
-//! What this KVM cannot read is absent, and left as it is when a state without it is loaded. Of the model-specific
-//! registers those are saved that KVM lists and lets be read and written: what it refused to write at power-on it
+//! What this KVM cannot read is absent; model-specific registers that a state does not have become what they are at
+//! power-on. Of these registers those are saved that KVM lists and lets be read and written: what it refused to write at power-on it
 //! would refuse later. A refusal when a state is loaded is an error.
 //!
 //! The order is KVM's. Reading: the MP state first, as that may deliver an INIT. Writing: the local APIC before the
 //! registers that set its timer, the TSC before its deadline, pending events last, as general registers clear them.
 
-use crate::vm::vcpu_state::{read_listed_msrs, write_msrs};
+use crate::vm::vcpu_state::{PowerOnState, read_listed_msrs, write_msrs};
 use crate::vm::{Error, Result};
 use crate::vmstate::{self, Bytes, Raw};
 use kvm_bindings::{
@@ -16,6 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 const IA32_TSC: u32 = 0x10;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -115,17 +116,48 @@ impl VcpuV1 {
         })
     }
 
-    /// Whether a vCPU that was told of `cpuid` can go on from this state.
+    /// Whether a vCPU that was told of `cpuid` can go on from this state. It has the model-specific registers in
+    /// `msrs`, and the state has all parts that the one at power-on has.
     ///
     /// # Errors
     /// What it lacks.
-    pub(super) fn check(&self, cpuid: &[kvm_cpuid_entry2]) -> vmstate::Result<()> {
+    pub(super) fn check(
+        &self,
+        cpuid: &[kvm_cpuid_entry2],
+        msrs: &[u32],
+        power_on: &PowerOnState,
+    ) -> vmstate::Result<()> {
+        if self.parts().into_iter().zip(power_on.parts()).any(|(has, wanted)| wanted && !has) {
+            return Err(vmstate::Error::damaged("a vCPU's registers are not complete"));
+        }
+        let mut known: BTreeSet<u32> = msrs.iter().copied().chain([IA32_TSC]).collect();
+        if let Some((index, _)) = self.msrs.iter().find(|(index, _)| !known.remove(index)) {
+            let what = format!("it has the register {index:#x} twice, or this KVM does not have it");
+            return Err(vmstate::Error::mismatch(what));
+        }
         if let Some(fpu) = &self.fpu
             && (fpu.st.0.len(), fpu.xmm.0.len()) != (128, 256)
         {
             return Err(vmstate::Error::damaged("the FPU's registers have another size"));
         }
         features::check(&self.cpuid, cpuid)
+    }
+
+    /// Which parts there are, as [`PowerOnState::parts`].
+    fn parts(&self) -> [bool; 6] {
+        [
+            self.fpu.is_some() || self.xsave.is_some(),
+            self.xcrs.is_some(),
+            self.mp_state.is_some(),
+            self.lapic.is_some(),
+            self.events.is_some(),
+            self.debug.is_some(),
+        ]
+    }
+
+    /// The model-specific registers in it.
+    pub(super) fn msr_indices(&self) -> Vec<u32> {
+        self.msrs.iter().map(|(index, _)| *index).collect()
     }
 
     /// Puts a parked vCPU into this state.

@@ -3,14 +3,21 @@
 use crate::vm::{Error, Result};
 use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
+use std::ops::RangeInclusive;
 
 /// Left to run on: written one vCPU after the other, the counters would drift apart.
 const IA32_TSC: u32 = 0x10;
+/// Where the guest wants the time of day written. KVM does that when the register is written, and so guests write it
+/// whenever they want to know: it is no state, and a load must not write to RAM that it may have to leave alone.
+const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
 /// Registers that KVM takes at once.
 const BATCH: usize = 256;
+/// Memory types (Intel SDM volume 3, 12.11), which KVM does not list: of ranges of any size, of fixed ones.
+const MTRRS: [RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, MTRR_DEF_TYPE..=MTRR_DEF_TYPE];
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -27,7 +34,9 @@ const DELIVER_NMI: u32 = 4 << 8;
 pub struct PowerOnState {
     regs: kvm_regs,
     sregs: kvm_sregs,
+    /// One of the two, `xsave` where KVM has it.
     fpu: Option<kvm_fpu>,
+    xsave: Option<kvm_xsave>,
     xcrs: Option<kvm_xcrs>,
     msrs: Vec<kvm_msr_entry>,
     mp_state: Option<kvm_mp_state>,
@@ -42,10 +51,12 @@ impl PowerOnState {
     /// # Errors
     /// When KVM does not even give the general registers.
     pub fn read(kvm: &Kvm, vcpu: &VcpuFd) -> Result<PowerOnState> {
+        let xsave = vcpu.get_xsave().ok();
         Ok(PowerOnState {
             regs: vcpu.get_regs().map_err(|error| Error::kvm("read registers", error))?,
             sregs: vcpu.get_sregs().map_err(|error| Error::kvm("read registers", error))?,
-            fpu: vcpu.get_fpu().ok(),
+            fpu: if xsave.is_none() { vcpu.get_fpu().ok() } else { None },
+            xsave,
             xcrs: vcpu.get_xcrs().ok(),
             msrs: read_msrs(kvm, vcpu),
             mp_state: vcpu.get_mp_state().ok(),
@@ -66,10 +77,30 @@ impl PowerOnState {
         Ok(())
     }
 
-    /// The model-specific registers that KVM lets be read and, on `vcpu` as it is at power-on, written.
+    /// The model-specific registers that are state, and that KVM lets be read and, on `vcpu` as it is at power-on,
+    /// written.
     pub fn settable_msrs(&self, vcpu: &VcpuFd) -> Vec<u32> {
-        let refused = write_msrs(vcpu, &self.msrs);
-        self.msrs.iter().map(|entry| entry.index).filter(|index| !refused.contains(index)).collect()
+        let left_out = [write_msrs(vcpu, &self.msrs), WALL_CLOCKS.to_vec()].concat();
+        self.msrs.iter().map(|entry| entry.index).filter(|index| !left_out.contains(index)).collect()
+    }
+
+    /// Which of the parts there are that this KVM may lack: FPU, XCRs, MP state, APIC, events, debug registers.
+    pub(super) fn parts(&self) -> [bool; 6] {
+        [
+            self.fpu.is_some() || self.xsave.is_some(),
+            self.xcrs.is_some(),
+            self.mp_state.is_some(),
+            self.lapic.is_some(),
+            self.events.is_some(),
+            self.debug.is_some(),
+        ]
+    }
+
+    /// Puts those model-specific registers back that are not in `indices`.
+    pub(super) fn restore_msrs_but(&self, vcpu: &VcpuFd, indices: &[u32]) {
+        let others = self.msrs.iter().filter(|entry| !indices.contains(&entry.index)).copied();
+        // As at a reset.
+        write_msrs(vcpu, &others.collect::<Vec<_>>());
     }
 
     /// The order matters to KVM: the APIC base (in the special registers) before the APIC.
@@ -77,6 +108,10 @@ impl PowerOnState {
         vcpu.set_regs(&self.regs)?;
         vcpu.set_sregs(&self.sregs)?;
         self.fpu.iter().try_for_each(|state| vcpu.set_fpu(state))?;
+        if let Some(state) = &self.xsave {
+            // SAFETY: no feature that needs more than the 4096 bytes of the structure was ever asked for.
+            unsafe { vcpu.set_xsave(state) }?;
+        }
         self.xcrs.iter().try_for_each(|state| vcpu.set_xcrs(state))?;
         self.mp_state.iter().try_for_each(|state| vcpu.set_mp_state(*state))?;
         self.lapic.iter().try_for_each(|state| vcpu.set_lapic(state))?;
@@ -94,10 +129,12 @@ fn with_pins(mut apic: kvm_lapic_state) -> kvm_lapic_state {
     apic
 }
 
-/// All registers that KVM would save.
+/// All registers that KVM would save, and the memory types.
 fn read_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Vec<kvm_msr_entry> {
     let indices = kvm.get_msr_index_list().map(|list| list.as_slice().to_vec()).unwrap_or_default();
-    let indices: Vec<u32> = indices.into_iter().filter(|index| *index != IA32_TSC).collect();
+    let mut indices: Vec<u32> = indices.into_iter().filter(|index| *index != IA32_TSC).collect();
+    let missing = MTRRS.into_iter().flatten().filter(|index| !indices.contains(index)).collect::<Vec<_>>();
+    indices.extend(missing);
     read_listed_msrs(vcpu, &indices).iter().map(firmware_value).collect()
 }
 

@@ -61,9 +61,14 @@ impl Hasher {
     /// Adds grain `index` (below 16, each once, rising), unless it is all zeros.
     pub fn add(&mut self, index: usize, bytes: &[u8]) {
         if bytes.iter().fold(0, |seen, &byte| seen | byte) != 0 {
-            self.grains |= 1 << index;
-            self.state.update(bytes);
+            self.add_stored(index, bytes);
         }
+    }
+
+    /// Adds grain `index`, which is stored whatever it holds.
+    pub fn add_stored(&mut self, index: usize, bytes: &[u8]) {
+        self.grains |= 1 << index;
+        self.state.update(bytes);
     }
 
     /// What is stored of the block.

@@ -133,10 +133,14 @@ fn a_second_overlay_stands_upon_the_first_as_what_it_is() {
         machine.key('0', &key.to_string());
     }
     machine.key('c', ".");
+    assert_eq!(hmp.ask("commit hda"), "");
+    machine.key('0', "c");
+    machine.key('d', ".");
     machine.quit();
     let sectors =
         [(&image, "raw"), (&one, "qcow2"), (&two, "qcow2")].map(|(name, format)| sector_1(name, format));
-    assert_eq!(sectors, [b'a', b'b', b'c']);
+    assert_eq!(sectors, [b'a', b'c', b'd']);
+    tool("qemu-img", &["check", &one]);
 }
 
 #[test]
@@ -183,6 +187,24 @@ fn a_client_that_never_reads_stops_nobody() {
     let crowd: Vec<_> = (0..40).map(|_| connect(machine.hmp_path())).collect();
     assert_eq!(good.ask("info status"), "VM status: running\n");
     drop((crowd, dead));
+    assert_eq!(machine.hmp().ask("info status"), "VM status: running\n");
+    machine.quit();
+}
+
+#[test]
+fn a_browser_is_cut_off_and_its_page_does_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let machine = Machine::start(&place, &[&place.raw("a.raw")]);
+    let quits = ["quit\n", "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}"];
+    for (path, quit) in [machine.hmp_path(), machine.qmp_path()].into_iter().zip(quits) {
+        let mut stream = connect(path);
+        stream.write_all(format!("POST / HTTP/1.1\r\nHost: x\r\n\r\n{quit}").as_bytes()).unwrap();
+        // Whether it ends in an error depends on what was left to be read.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
     assert_eq!(machine.hmp().ask("info status"), "VM status: running\n");
     machine.quit();
 }

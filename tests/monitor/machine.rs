@@ -175,8 +175,8 @@ impl Machine {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` has been printed, and forgets all up to there.
-    pub(crate) fn expect(&mut self, text: &str) {
+    /// Waits until `text` has been printed, and forgets all up to there; returns it.
+    pub(crate) fn expect(&mut self, text: &str) -> String {
         while !self.seen.contains(text) {
             match self.output.recv_timeout(PATIENCE) {
                 Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
@@ -184,7 +184,7 @@ impl Machine {
             }
         }
         let end = self.seen.find(text).unwrap() + text.len();
-        self.seen.drain(..end);
+        self.seen.drain(..end).collect()
     }
 
     /// Types a key and waits for the guest's answer.

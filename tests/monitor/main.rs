@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod chapter;
 mod clients;
+mod demo;
 mod disk_errors;
 mod hmp;
 mod machine;

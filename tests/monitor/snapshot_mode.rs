@@ -144,6 +144,21 @@ fn a_folder_that_takes_no_overlay_is_named() {
 }
 
 #[test]
+fn a_vm_snapshot_of_disks_in_and_out_of_snapshot_mode_is_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let (first, second) = (place.qcow2("a.qcow2"), place.qcow2("b.qcow2"));
+    let drive = format!("file={second},format=qcow2,snapshot=on,id=hdb");
+    let machine = Machine::start(&place, &["-hda", &first, "-drive", &drive]);
+    let said = machine.hmp().ask("savevm s");
+    assert!(said.contains("'hda' and 'hdb' only one is in snapshot mode"), "{said}");
+    machine.quit();
+    assert_eq!(tool("qemu-img", &["snapshot", "-l", &first]), "");
+}
+
+#[test]
 fn vm_snapshots_can_be_taken_and_vanish_with_the_overlay() {
     if !has_kvm() {
         return;

@@ -1,6 +1,7 @@
 //! VM snapshots of a real Linux: two processors, two disks, processes that check all that they have.
 
 use super::harness::session::Session;
+use super::harness::site::is_campaign;
 
 /// How a script talks to guest and monitor.
 const WORDS: &str = r#"
@@ -33,6 +34,8 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
     for disk in ["one.qcow2", "two.qcow2"] {
         session.qemu_img(&["create", "-q", "-f", "qcow2", disk, "96M"]);
     }
+    // There and back.
+    let rounds = if is_campaign() { 50 } else { 3 };
     session.run(
         256,
         &format!(
@@ -45,7 +48,7 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
             count 2 1
             monitor 'savevm b'
             count 3 1
-            for round in 2 3 4; do
+            for round in $(seq 2 {}); do
                 monitor 'loadvm a'
                 count 2 $round
                 monitor 'loadvm b'
@@ -61,8 +64,11 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
             monitor 'delvm b'
             monitor 'loadvm c'
             count 3 1
+            monitor 'system_powerdown'
+            said POWER-BUTTON 1
             echo end >&3
-            finish"
+            finish",
+            1 + rounds
         ),
     );
     for guest in ["first", "second"] {
@@ -70,6 +76,8 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
         assert!(!console.contains("Error") && !console.contains("GUEST-WRONG"), "{console}");
         assert_eq!(session.said(guest, "DMESG"), [""; 0]);
     }
+    let lines = session.console("first").lines().filter(|line| line.starts_with("COUNT ")).count();
+    assert_eq!(lines, 3 + 2 * rounds);
     assert!(session.console("first").contains("Snapshot devices: hda hdb"));
     session.assert_image_is_clean("one.qcow2");
     session.assert_image_is_clean("two.qcow2");

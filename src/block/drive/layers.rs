@@ -102,12 +102,10 @@ impl Local {
         let below = self.root();
         self.check_overlay(filename, reuse)?;
         below.flush().await?;
-        if !reuse {
-            self.create_overlay(filename, &below).await?;
-        }
-        let top = self.open_overlay(filename, &below).await.inspect_err(|_| {
-            if !reuse {
-                // It was made above; who cannot remove it can still use it with `reuse`.
+        let ours = !text::to_path(filename).exists();
+        let top = self.make_overlay(filename, &below, reuse).await.inspect_err(|_| {
+            if ours {
+                // Who cannot remove it can still use it with `reuse`.
                 let _ = std::fs::remove_file(text::to_path(filename));
             }
         })?;
@@ -138,6 +136,13 @@ impl Local {
             Ok(1..) if !reuse => Err(refuse(filename, "there is a file of that name already")),
             _ => Ok(()),
         }
+    }
+
+    async fn make_overlay(&self, filename: &str, below: &Rc<Node>, reuse: bool) -> Result<Rc<Node>> {
+        if !reuse {
+            self.create_overlay(filename, below).await?;
+        }
+        self.open_overlay(filename, below).await
     }
 
     async fn create_overlay(&self, filename: &str, below: &Rc<Node>) -> Result<()> {
@@ -203,17 +208,34 @@ impl Local {
         let overlay = top.driver().overlay().ok_or_else(no_backing)?;
         old.close().await?;
         old.driver().set_locked(false)?;
-        match layer.open(&self.engine, read_only).await {
+        let opened = layer.open(&self.engine, read_only).await.and_then(|new| is_same(old, new));
+        match opened {
             Ok(new) => {
                 overlay.set_backing(new.clone());
                 Ok(new)
             }
             Err(error) => {
-                old.driver().set_locked(true)?;
+                old.driver().set_locked(true).map_err(|_| unguarded(old))?;
                 Err(error)
             }
         }
     }
+}
+
+/// An image that was opened again shows the same disk.
+fn is_same(old: &Node, new: Rc<Node>) -> Result<Rc<Node>> {
+    let facts = |node: &Node| (node.driver().format_name(), node.size());
+    match facts(old) == facts(&new) {
+        true => Ok(new),
+        false => Err(refuse(old.filename(), "it is not the same image any more")),
+    }
+}
+
+/// Somebody has locked the image while it was not locked here.
+fn unguarded(image: &Node) -> Error {
+    Error::new(Kind::Locked, "another program has begun to use the image below the disk")
+        .path(image.filename())
+        .remedy("end one of the two: nothing keeps the other from writing to it")
 }
 
 /// Whether the bytes of an image are in a file, not at a server or in a directory.

@@ -2,7 +2,8 @@
 //!
 //! A snapshot is the disk at one moment, and the VM state that was stored behind the disk before it was made.
 //! Operations that change snapshots leave the old or the new list whenever they fail or the process dies, and
-//! run while no request is in flight on the node.
+//! run while no request is in flight on the node. After an error the node has the old list, unless the error is
+//! [`Kind::Undecided`]: then it has the new one, and the file has either.
 
 use super::driver::SnapshotInfo;
 use super::node::Node;

@@ -112,7 +112,6 @@ impl PowerManagement {
         self.control = state.control | SCI_EN;
         self.update_sci();
         let now = Instant::now();
-        // A host that has not run for so long starts the timer anew.
         self.since = now.checked_sub(Duration::from_nanos(state.timer_nsec)).unwrap_or(now);
     }
 

@@ -233,8 +233,9 @@ fn to_bcd(value: u8) -> u8 {
     ((value / 10 % 10) << 4) | (value % 10)
 }
 
+/// Of 99 at most: digits beyond 9 count as 9.
 fn from_bcd(value: u8) -> u8 {
-    (value >> 4) * 10 + (value & 0xf)
+    (value >> 4).min(9) * 10 + (value & 0xf).min(9)
 }
 
 #[cfg(test)]

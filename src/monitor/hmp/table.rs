@@ -25,6 +25,8 @@ pub(in crate::monitor) struct Command {
 pub(in crate::monitor) enum Run {
     /// Needs no words and has nothing to say.
     Plain(fn(&mut Control) -> Result<()>),
+    /// Takes a name, or none, and has nothing to say.
+    Named(fn(&mut Control, &str) -> Result<()>),
     /// Needs no words and writes text.
     Show(fn(&mut Control, &mut String) -> Result<()>),
     /// Writes text.
@@ -105,6 +107,7 @@ pub(super) fn call(control: &mut Control, line: &str, out: &mut String) -> Resul
         }
         _ => match command.run {
             Run::Plain(run) => run(control).map(|()| None),
+            Run::Named(run) => run(control, call.word(0)).map(|()| None),
             Run::Show(run) => run(control, out).map(|()| None),
             Run::Tell(run) => run(control, &call, out).map(|()| None),
             Run::Begin(run) => run(control, &call).map(Some),

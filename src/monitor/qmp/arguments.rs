@@ -27,7 +27,8 @@ impl Kind {
     fn takes(self, value: &Value) -> bool {
         match self {
             Kind::Text => value.is_string(),
-            Kind::Number => value.is_i64() || value.is_u64(),
+            // Of 64 bits with a sign, as in QEMU.
+            Kind::Number => value.is_i64(),
             Kind::Switch => value.is_boolean(),
             Kind::List => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
         }
@@ -86,9 +87,8 @@ impl<'a> Arguments<'a> {
         self.0.get(name).and_then(Value::as_str)
     }
 
-    /// A number; 0 where there is none, and for one beyond 2^63.
-    pub(in crate::monitor) fn number(&self, name: &str) -> i64 {
-        self.0.get(name).and_then(Value::as_i64).unwrap_or(0)
+    pub(in crate::monitor) fn number(&self, name: &str) -> Option<i64> {
+        self.0.get(name).and_then(Value::as_i64)
     }
 
     pub(in crate::monitor) fn switch(&self, name: &str) -> Option<bool> {
@@ -116,6 +116,7 @@ mod tests {
         };
         assert_eq!(said(json!({"device": "hda"})), "Parameter 'size' is missing");
         assert_eq!(said(json!({"size": "1"})), "Invalid parameter type for 'size', expected: integer");
+        assert_eq!(said(json!({"size": 1u64 << 63})), "Invalid parameter type for 'size', expected: integer");
         assert_eq!(said(json!({"size": 1, "x": 1})), "Parameter 'x' is unexpected");
     }
 }

@@ -11,9 +11,11 @@
 //! ```
 //! * An error before that step undoes what was done. A process that dies there leaves snapshots of the other disks
 //!   that belong to none of the first one's: they cost space until the name is saved or deleted again.
-//! * A load that dies before its step is undone when the disks are opened next ([`Disks::recover`]): the first disk
+//! * A load that dies before its step is undone when the disks are opened next (module `recovery`): the first disk
 //!   has an undo snapshot still. A machine with one disk needs none, as the disk changes in one switch.
 //! * An error after the step is not reported: the snapshot is there, or gone.
+//! * An error of the step itself that leaves open whether it was done ([`Kind::Undecided`]) undoes nothing: whichever
+//!   it was, what belongs to it is there.
 
 use crate::block::drive::{Drive, Local};
 use crate::block::graph::Node;
@@ -21,14 +23,10 @@ use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
 use crate::block::{self, Kind};
 use crate::vm::snapshots::SnapshotList;
+use crate::vm::snapshots::recovery::{UNDO_OTHER, is_undo, undo_of_first};
 use crate::vm::{Error, Result};
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Undo snapshots of a load, on the first disk and on others: which disk was first must be told even if they are used
-/// apart.
-const UNDO: &str = "cowvm-loadvm-undo";
-const UNDO_OTHER: &str = "cowvm-loadvm-undo-other";
 
 /// The writable disks of a machine.
 pub(super) struct Disks {
@@ -88,7 +86,7 @@ impl Disks {
             lacking.into_iter().map(|snapshot| (self.first.id().to_owned(), snapshot)).collect();
         for (drive, list) in self.others.iter().zip(others) {
             let loose = |one: &SnapshotInfo| !complete.iter().any(|other| same(one, other));
-            let loose = list.into_iter().filter(|one| one.name != UNDO_OTHER && loose(one));
+            let loose = list.into_iter().filter(|one| !is_undo(&one.name) && loose(one));
             partial.extend(loose.map(|snapshot| (drive.id().to_owned(), snapshot)));
         }
         Ok(SnapshotList { devices: self.names(), complete, partial })
@@ -109,6 +107,26 @@ impl Disks {
         }
     }
 
+    /// Whether a snapshot could have that name, and be there as long as its parts are.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub(super) fn check_new(&self, name: &str) -> Result<()> {
+        if is_undo(name) {
+            return Err(Error::new(format!("the name '{name}' is cowvm's own")).remedy("take another one"));
+        }
+        let mode = |drive: &Arc<Drive>| drive.options().snapshot;
+        match self.others.iter().find(|drive| mode(drive) != mode(&self.first)) {
+            Some(other) => {
+                let (one, other) = (self.first.id(), other.id());
+                let what = format!("of the disks '{one}' and '{other}' only one is in snapshot mode");
+                Err(Error::new(format!("{what}, and its part would be gone at the end"))
+                    .remedy("start with all disks in snapshot mode, or none"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Makes a snapshot of all disks in place of any that has its name. The first disk has the VM state already.
     pub(super) fn store(&self, new: &NewSnapshot) -> Result<SnapshotInfo> {
         let mut made = Vec::new();
@@ -120,6 +138,7 @@ impl Disks {
         }
         let stored = match replace(&self.first, new) {
             Ok(stored) => stored,
+            Err(error) if error.is_undecided() => return Err(error),
             Err(error) => return Err(undone(error, &made)),
         };
         for (drive, snapshot) in made {
@@ -159,24 +178,36 @@ impl Disks {
 
     /// Makes all disks what they were, or none.
     pub(super) fn apply(&self, snapshot: &SnapshotInfo) -> std::result::Result<(), Failed> {
-        let whole = |error| Failed { error, torn: false };
         if self.others.is_empty() {
-            return apply(&self.first, &snapshot.id).map_err(whole);
+            return apply(&self.first, &snapshot.id)
+                .map_err(|error| Failed { torn: error.is_undecided(), error });
         }
-        self.recover().map_err(whole)?;
-        match self.apply_with_undo(snapshot) {
+        let undo = self.undo_of(snapshot);
+        let done = self.forget_undo().and_then(|()| self.apply_with_undo(snapshot, &undo));
+        match done {
             Ok(()) => {
-                self.others.iter().for_each(forget_undo);
+                // If not, the next load does it, or the next start.
+                let _ = self.forget_undo();
                 Ok(())
             }
-            Err(error) => Err(Failed { error, torn: self.roll_back().is_err() }),
+            Err(error) if error.is_undecided() => Err(Failed { error, torn: true }),
+            Err(error) => Err(Failed { error, torn: self.roll_back(&undo).is_err() }),
         }
     }
 
-    fn apply_with_undo(&self, snapshot: &SnapshotInfo) -> Result<()> {
-        let new = |name: &str| NewSnapshot { name: name.to_owned(), ..NewSnapshot::default() };
-        let undo = create(&self.first, &new(UNDO))?;
-        self.others.iter().try_for_each(|drive| create(drive, &new(UNDO_OTHER)).map(drop))?;
+    /// The undo snapshots of a load of `snapshot`, which have its date and clock: of the first disk, and of the others.
+    fn undo_of(&self, snapshot: &SnapshotInfo) -> [NewSnapshot; 2] {
+        [undo_of_first(1 + self.others.len()), UNDO_OTHER.to_owned()].map(|name| NewSnapshot {
+            name,
+            date: snapshot.date,
+            vm_clock_nsec: snapshot.vm_clock_nsec,
+            ..NewSnapshot::default()
+        })
+    }
+
+    fn apply_with_undo(&self, snapshot: &SnapshotInfo, [first, other]: &[NewSnapshot; 2]) -> Result<()> {
+        let undo = create(&self.first, first)?;
+        self.others.iter().try_for_each(|drive| create(drive, other).map(drop))?;
         for drive in &self.others {
             let list = list(drive)?;
             let theirs = list.iter().find(|other| same(snapshot, other));
@@ -187,31 +218,20 @@ impl Disks {
         delete(&self.first, &undo.id)
     }
 
-    /// Undoes a load that an earlier process did not come to the end of.
-    pub(super) fn recover(&self) -> Result<()> {
-        // Another disk decides, which is not here.
-        let foreign = self.first_has(UNDO_OTHER)?;
-        if foreign { Ok(()) } else { self.roll_back() }
+    /// Applies the undo snapshots and removes them.
+    fn roll_back(&self, [first, other]: &[NewSnapshot; 2]) -> Result<()> {
+        self.others.iter().try_for_each(|drive| apply_one(drive, |undo| undo.name == other.name))?;
+        apply_one(&self.first, |undo| undo.name == first.name)?;
+        self.forget_undo()
     }
 
-    /// Applies the undo snapshots if the load has not been done, and removes them.
-    fn roll_back(&self) -> Result<()> {
-        if self.first_has(UNDO)? {
-            self.others.iter().try_for_each(|drive| apply_named(drive, UNDO_OTHER))?;
-            apply_named(&self.first, UNDO)?;
-        }
-        for drive in &self.others {
-            delete_all(drive, |snapshot| snapshot.name == UNDO_OTHER)?;
-        }
-        delete_all(&self.first, |snapshot| snapshot.name == UNDO).map(drop)
-    }
-
-    fn first_has(&self, name: &str) -> Result<bool> {
-        Ok(list(&self.first)?.iter().any(|snapshot| snapshot.name == name))
+    /// Removes the undo snapshots, the first disk's before the others'.
+    fn forget_undo(&self) -> Result<()> {
+        self.all().try_for_each(|drive| delete_all(drive, |snapshot| is_undo(&snapshot.name)).map(drop))
     }
 
     fn first_list(&self) -> Result<Vec<SnapshotInfo>> {
-        Ok(list(&self.first)?.into_iter().filter(|snapshot| snapshot.name != UNDO).collect())
+        Ok(list(&self.first)?.into_iter().filter(|snapshot| !is_undo(&snapshot.name)).collect())
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Drive>> {
@@ -247,13 +267,9 @@ fn undone(error: Error, made: &[(&Arc<Drive>, SnapshotInfo)]) -> Error {
     error
 }
 
-fn forget_undo(drive: &Arc<Drive>) {
-    // If not, the next load does it, or the next start.
-    let _ = delete_all(drive, |snapshot| snapshot.name == UNDO_OTHER);
-}
-
 fn list(drive: &Arc<Drive>) -> Result<Vec<SnapshotInfo>> {
-    on(drive, |local| async move { Ok(snapshots(&local.root())?.list()) })
+    let list = drive.call(|local| async move { Ok(snapshots(&local.root())?.list()) });
+    list.flatten().map_err(|error| named(drive, error))
 }
 
 fn create(drive: &Arc<Drive>, new: &NewSnapshot) -> Result<SnapshotInfo> {
@@ -277,8 +293,9 @@ fn apply(drive: &Arc<Drive>, id: &str) -> Result<()> {
     })
 }
 
-fn apply_named(drive: &Arc<Drive>, name: &str) -> Result<()> {
-    match list(drive)?.iter().find(|snapshot| snapshot.name == name) {
+/// Applies the snapshot that `of` says yes to, if there is one.
+pub(super) fn apply_one(drive: &Arc<Drive>, of: impl Fn(&SnapshotInfo) -> bool) -> Result<()> {
+    match list(drive)?.iter().find(|snapshot| of(snapshot)) {
         Some(snapshot) => apply(drive, &snapshot.id),
         None => Ok(()),
     }
@@ -290,7 +307,7 @@ fn delete(drive: &Arc<Drive>, id: &str) -> Result<()> {
 }
 
 /// Deletes the snapshots that `of` says yes to; says how many.
-fn delete_all(drive: &Arc<Drive>, of: impl Fn(&SnapshotInfo) -> bool) -> Result<usize> {
+pub(super) fn delete_all(drive: &Arc<Drive>, of: impl Fn(&SnapshotInfo) -> bool) -> Result<usize> {
     let doomed: Vec<_> = list(drive)?.into_iter().filter(|snapshot| of(snapshot)).collect();
     doomed.iter().try_for_each(|snapshot| delete(drive, &snapshot.id))?;
     Ok(doomed.len())

@@ -2,27 +2,32 @@
 //!
 //! ```text
 //!   save   pause ─▶ sections, RAM ─▶ behind the first disk ─▶ snapshots of all disks ─▶ go on
-//!   load   pause ─▶ read and check everything ─▶ RAM, vCPUs, devices ─▶ disks ─▶ go on
-//!                                                 └── undone if the disks fail ──┘
+//!   load   pause ─▶ read and check everything ─▶ vCPUs, devices ─▶ disks ─▶ RAM, vCPUs, devices ─▶ go on
+//!                                                  └── undone if one refuses ──┘
 //! ```
 //! Invariant: whatever fails, the guest goes on as if nothing had been asked, and what snapshots there were load. So
-//! new VM state goes where no snapshot is, and the disks' part has one step that counts (module `disks`). A load puts
-//! RAM into memory of its own, compares all checksums, and exchanges the two sets by their page tables; the
-//! old one is kept until the disks have followed.
+//! new VM state goes where no snapshot is, and the disks' part has one step that counts (module `disks`).
 //!
-//! A load that cannot put the disks back ends the machine: its disks are of different moments then, and become what
-//! they were before the load at the next start.
+//! A load has no second set of RAM: all of it is read and compared with its checksums first, and read again into
+//! the guest's when nothing else can fail any more. A guest that has not begun has no RAM to lose: its is
+//! read once.
+//!
+//! Two failures end the machine: disks that cannot be put back (they are of different moments then, and become what
+//! they were before the load at the next start), and RAM that was read a moment ago and now cannot be (the disks are
+//! as in the snapshot).
 
 mod disks;
 mod ram;
+mod recovery;
 mod state;
 #[cfg(test)]
 mod tests;
 
+use crate::block::drive::Drive;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::NewSnapshot;
 use crate::util::time::local_date;
-use crate::vm::machine::{Machine, Status};
+use crate::vm::machine::{Event, Machine, Status};
 use crate::vm::memory::{self, GuestMemory};
 use crate::vm::run_state::Request;
 use crate::vm::{Error, Result};
@@ -51,6 +56,7 @@ impl Machine {
     pub fn save_snapshot(&mut self, tag: Option<&str>) -> Result<SnapshotInfo> {
         let disks = self.snapshot_disks()?;
         let tag = tag.filter(|tag| !tag.is_empty()).map_or_else(name_by_date, str::to_owned);
+        disks.check_new(&tag)?;
         self.while_paused(|machine| machine.save_paused(&disks, &tag))
             .map_err(|error| error.context(&format!("cannot take the snapshot '{tag}'")))
     }
@@ -64,7 +70,13 @@ impl Machine {
         let disks = self.snapshot_disks()?;
         let snapshot = disks.require(which)?;
         self.while_paused(|machine| machine.load_paused(&disks, &snapshot))
-            .map_err(|error| error.context(&format!("cannot load the snapshot '{which}'")))
+            .map_err(|error| error.context(&format!("cannot load the snapshot '{which}'")))?;
+        self.events.push(Event::Loaded);
+        if self.status == Status::IoError {
+            // What failed was forgotten with everything else.
+            self.status = Status::Paused;
+        }
+        Ok(())
     }
 
     /// Removes a VM snapshot. `which` is a tag or an ID.
@@ -90,20 +102,25 @@ impl Machine {
 
     /// Undoes a load that an earlier process did not come to the end of.
     pub(super) fn recover_disks(&self) -> Result<()> {
-        // A machine that cannot have VM snapshots has none to undo.
-        self.snapshot_disks().map_or(Ok(()), |disks| disks.recover())
+        recovery::recover(&self.drives())
     }
 
     fn snapshot_disks(&self) -> Result<Disks> {
-        let drives: Vec<_> = self.disks.iter().map(|disk| disk.drive.clone()).collect();
-        Disks::of(&drives)
+        Disks::of(&self.drives())
+    }
+
+    fn drives(&self) -> Vec<Arc<Drive>> {
+        self.disks.iter().map(|disk| disk.drive.clone()).collect()
     }
 
     fn while_paused<T>(&mut self, work: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
+        let running = self.status == Status::Running;
         self.pause();
+        self.events.extend(running.then_some(Event::Stop));
         let done = work(self);
         if self.status == Status::Running {
             self.resume();
+            self.events.push(Event::Resume);
         }
         done
     }
@@ -125,22 +142,35 @@ impl Machine {
     }
 
     fn load_paused(&mut self, disks: &Disks, snapshot: &SnapshotInfo) -> Result<()> {
-        let memory = self.memory.clone();
-        let (sections, loaded) = fetch(disks, snapshot, &memory)?;
+        let (sections, table) = read_head(disks, snapshot, memory::size(&self.memory))?;
         let state = self.check_state(sections)?;
-        let undo = self.check_state(self.capture()?)?;
-        memory::exchange(&memory, &loaded)
-            .map_err(|error| Error::new(format!("cannot exchange the guest's memory: {error}")))?;
-        let applied = self.apply_state(&state).map_err(|error| Failed { error, torn: false });
-        let Err(Failed { error, torn }) = applied.and_then(|()| disks.apply(snapshot)) else { return Ok(()) };
-        let undone = memory::exchange(&memory, &loaded).is_ok() && self.apply_state(&undo).is_ok();
-        if torn || !undone {
-            // Nothing may reach the disks any more.
-            self.status = Status::Paused;
-            let what = "a snapshot was loaded in part, and what was before cannot be put back";
-            self.run_state().request(Request::Failure(format!("{what}: {error}")));
+        let ram = |machine: &Machine| ram::load(&disks.first, &snapshot.id, &machine.memory, &table);
+        match self.begun {
+            true => ram::check(&disks.first, &snapshot.id, memory::size(&self.memory), &table)?,
+            false => ram(self)?,
         }
-        Err(error)
+        let undo = self.check_state(self.capture()?)?;
+        let applied = self.apply_state(&state).map_err(|error| Failed { error, torn: false });
+        if let Err(Failed { error, torn }) = applied.and_then(|()| disks.apply(snapshot)) {
+            let undone = self.apply_state(&undo);
+            return Err(if torn || undone.is_err() { self.give_up(&error) } else { error });
+        }
+        if self.begun {
+            // Once more, as KVM reads page tables of 32-bit guests when it takes registers up.
+            let loaded = ram(self).and_then(|()| self.apply_state(&state));
+            loaded.map_err(|error| self.give_up(&error))?;
+        }
+        self.run_state().replace_request(state.request());
+        Ok(())
+    }
+
+    /// Ends the machine: nothing of it may reach the disks any more.
+    fn give_up(&mut self, error: &Error) -> Error {
+        (self.status, self.broken) = (Status::Paused, true);
+        let what = "a snapshot was loaded in part, and what was before cannot be put back";
+        let error = Error::new(format!("{what}: {error}"));
+        self.run_state().request(Request::Failure(error.to_string()));
+        error
     }
 }
 
@@ -162,23 +192,17 @@ fn save(
     disks.store(&NewSnapshot { vm_state_size: stored, ..new })
 }
 
-/// Reads and checks VM state: the sections, and RAM in memory of the shape of `like`.
-fn fetch(
-    disks: &Disks,
-    snapshot: &SnapshotInfo,
-    like: &GuestMemory,
-) -> Result<(Vec<Section>, Arc<GuestMemory>)> {
+/// Reads and checks all VM state but RAM: the sections, and what is stored of so much RAM.
+fn read_head(disks: &Disks, snapshot: &SnapshotInfo, ram: u64) -> Result<(Vec<Section>, Arc<Table>)> {
     let read = |at, len| ram::read(&disks.first, &snapshot.id, at, len);
     let head = Head::decode(&read(0, HEAD_LEN)?)?;
     let sections = head.sections(&read(SECTIONS_AT, head.bodies_len())?)?;
-    if head.ram != memory::size(like) {
+    if head.ram != ram {
         let remedy = format!("start with -m {}k", head.ram >> 10);
         return Err(Error::new("the snapshot is of a machine with other memory").remedy(remedy));
     }
     let table = Table::decode(&read(TABLE_AT, Table::len_of(head.ram))?, head.ram, head.table)?;
-    let memory = memory::allocate_like(like)?;
-    ram::fetch(&disks.first, &snapshot.id, &memory, &Arc::new(table))?;
-    Ok((sections, memory))
+    Ok((sections, Arc::new(table)))
 }
 
 /// Seconds and nanoseconds since the epoch, the latter in whole microseconds as QEMU has them.

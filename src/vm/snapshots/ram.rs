@@ -2,10 +2,11 @@
 //! checksums; the rest in one piece.
 //!
 //! ```text
-//!   save   threads: block ─▶ grains that are not zeros, checksum ─▶ channel ─▶ drive's thread: writes of runs of grains
-//!   load   drive's thread: reads of runs of grains ─▶ channel ─▶ threads: block ─▶ the same again, compared
+//!   save    threads: block ─▶ grains that are not zeros, checksum ─▶ channel ─▶ drive's thread: writes of runs of grains
+//!   check   drive's thread: reads of runs of grains ─▶ a few blocks of scratch ─▶ threads: checksum, compared
+//!   load    drive's thread: reads of runs of grains ─▶ the guest's RAM         ─▶ threads: checksum, compared
 //! ```
-//! Bytes move between the file and RAM itself, without a copy of ours. A load goes to RAM that no guest has.
+//! Bytes move between the file and RAM itself, without a copy of ours.
 
 use crate::block::drive::{Drive, Local};
 use crate::block::graph::Node;
@@ -25,6 +26,8 @@ use std::thread;
 
 /// Requests in flight.
 const DEPTH: usize = 8;
+/// Blocks that a check has in memory: those in flight, and as many that are being compared.
+const SLOTS: usize = 2 * DEPTH;
 /// Threads beside the drive's at most.
 const MAX_THREADS: usize = 4;
 
@@ -33,13 +36,15 @@ const MAX_THREADS: usize = 4;
 /// # Errors
 /// What the host says.
 pub(super) fn store(drive: &Drive, memory: &Arc<GuestMemory>) -> Result<Table> {
-    let count = Table::blocks_of(memory::size(memory));
+    let size = memory::size(memory);
+    let count = Table::blocks_of(size);
     let (next, (sender, found)) = (AtomicUsize::new(0), async_channel::unbounded());
     let look = |sender: async_channel::Sender<(usize, Block)>| {
         let mut buffer = vec![0; GRAIN];
         while let index @ 0.. = next.fetch_add(1, Ordering::Relaxed)
             && index < count
-            && sender.send_blocking((index, block_of(memory, index, &mut buffer))).is_ok()
+            && let block = block_of(memory, &block_range(size, index), &mut buffer, Hasher::add)
+            && sender.send_blocking((index, block)).is_ok()
         {}
     };
     let ram = memory.clone();
@@ -49,7 +54,7 @@ pub(super) fn store(drive: &Drive, memory: &Arc<GuestMemory>) -> Result<Table> {
             scope.spawn(|| look(sender));
         }
         drop(sender);
-        drive.call(move |local| async move { write_blocks(&local, &ram, &found, count).await }).flatten()
+        drive.call(move |local| async move { write_blocks(&local, &ram, &found, size).await }).flatten()
     });
     written.map_err(|error| named(drive, error))
 }
@@ -58,11 +63,11 @@ async fn write_blocks(
     local: &Local,
     ram: &Arc<GuestMemory>,
     found: &async_channel::Receiver<(usize, Block)>,
-    count: usize,
+    size: u64,
 ) -> block::Result<Table> {
     let root = local.root();
     let state = vm_state(&root)?;
-    let (blocks, failed) = (RefCell::new(vec![Block::default(); count]), Cell::new(false));
+    let (blocks, failed) = (RefCell::new(vec![Block::default(); Table::blocks_of(size)]), Cell::new(false));
     let worker = async || {
         while let Ok((index, block)) = found.recv().await {
             if failed.get() {
@@ -71,7 +76,9 @@ async fn write_blocks(
                 return Ok(());
             }
             blocks.borrow_mut()[index] = block;
-            let done = each_run(ram, index, block, async |at, iov| state.write(at, iov).await).await;
+            let place = block_range(size, index);
+            let write = async |at, iov: &_| state.write(at, iov).await;
+            let done = each_run(ram, &place, place.start, block, write).await;
             failed.set(failed.get() | done.is_err());
             done?;
         }
@@ -81,25 +88,86 @@ async fn write_blocks(
     Ok(Table { blocks: blocks.into_inner() })
 }
 
-/// Reads RAM of a snapshot into `ram`, which is all zeros, and checks it.
+/// Reads RAM of a snapshot and compares its checksums; it goes nowhere.
 ///
 /// # Errors
 /// What the host says, or that a checksum does not fit.
-pub(super) fn fetch(drive: &Drive, id: &str, ram: &Arc<GuestMemory>, table: &Arc<Table>) -> Result<()> {
-    let (sender, read) = async_channel::unbounded::<usize>();
-    let damaged = AtomicBool::new(false);
+pub(super) fn check(drive: &Drive, id: &str, ram: u64, table: &Arc<Table>) -> Result<()> {
+    let (give_back, free) = async_channel::unbounded();
+    for slot in 0..SLOTS as u64 {
+        // The channel takes all there are.
+        let _ = give_back.try_send(slot * BLOCK);
+    }
+    let memory = memory::scratch(SLOTS * BLOCK as usize)?;
+    let target = Target { memory, size: ram, places: Some(Places { free, give_back }) };
+    read_blocks(drive, id, target, table)
+}
+
+/// Reads RAM of a snapshot into `ram`, whatever it held, and compares its checksums.
+///
+/// # Errors
+/// What the host says, or that a checksum does not fit; `ram` holds a part of it then.
+pub(super) fn load(drive: &Drive, id: &str, ram: &Arc<GuestMemory>, table: &Arc<Table>) -> Result<()> {
+    memory::clear(ram).map_err(|error| Error::new(format!("cannot clear the guest's memory: {error}")))?;
+    let target = Target { memory: ram.clone(), size: memory::size(ram), places: None };
+    read_blocks(drive, id, target, table)
+}
+
+/// Where the blocks go that are read.
+struct Target {
+    memory: Arc<GuestMemory>,
+    /// Bytes of RAM.
+    size: u64,
+    /// Without it, each block has its own place.
+    places: Option<Places>,
+}
+
+/// Offsets in the memory of a target, each for one block at a time.
+struct Places {
+    free: async_channel::Receiver<u64>,
+    give_back: async_channel::Sender<u64>,
+}
+
+impl Target {
+    /// The place of a block, as long as the block.
+    async fn place(&self, index: usize) -> Range<u64> {
+        let block = block_range(self.size, index);
+        let start = match &self.places {
+            // All that are taken are given back.
+            Some(places) => places.free.recv().await.unwrap_or_default(),
+            None => block.start,
+        };
+        start..start + (block.end - block.start)
+    }
+
+    fn give_back(&self, place: &Range<u64>) {
+        if let Some(places) = &self.places {
+            // It came from there, so it has room.
+            let _ = places.give_back.try_send(place.start);
+        }
+    }
+}
+
+fn read_blocks(drive: &Drive, id: &str, target: Target, table: &Arc<Table>) -> Result<()> {
+    let (sender, read) = async_channel::unbounded();
+    let (target, damaged) = (Arc::new(target), AtomicBool::new(false));
     let compare = || {
         let mut buffer = vec![0; GRAIN];
-        while let Ok(index) = read.recv_blocking() {
-            if block_of(ram, index, &mut buffer) != table.blocks[index] {
-                damaged.store(true, Ordering::Relaxed);
-            }
+        while let Ok((index, place)) = read.recv_blocking() {
+            let (place, block): (Range<u64>, Block) = (place, table.blocks[index]);
+            let found = block_of(&target.memory, &place, &mut buffer, |hasher, grain, bytes| {
+                if block.has(grain) {
+                    hasher.add_stored(grain, bytes);
+                }
+            });
+            damaged.fetch_or(found != block, Ordering::Relaxed);
+            target.give_back(&place);
         }
     };
-    let (id, into, blocks) = (id.to_owned(), ram.clone(), table.clone());
+    let (id, into, blocks) = (id.to_owned(), target.clone(), table.clone());
     let done = thread::scope(|scope| {
         (0..threads()).for_each(|_| drop(scope.spawn(compare)));
-        let job = |local: Rc<Local>| async move { read_blocks(&local, &id, &into, &blocks, &sender).await };
+        let job = |local: Rc<Local>| async move { read_stored(&local, &id, &into, &blocks, &sender).await };
         drive.call(job).flatten()
     });
     done.map_err(|error| named(drive, error))?;
@@ -109,61 +177,76 @@ pub(super) fn fetch(drive: &Drive, id: &str, ram: &Arc<GuestMemory>, table: &Arc
     }
 }
 
-async fn read_blocks(
+async fn read_stored(
     local: &Local,
     id: &str,
-    ram: &Arc<GuestMemory>,
+    target: &Target,
     table: &Table,
-    read: &async_channel::Sender<usize>,
+    read: &async_channel::Sender<(usize, Range<u64>)>,
 ) -> block::Result<()> {
     let view = view(local, id).await?;
     let (state, next) = (vm_state(&view)?, Cell::new(0));
     let worker = async || {
         while let Some(&block) = table.blocks.get(next.get()) {
             let index = next.replace(next.get() + 1);
-            each_run(ram, index, block, async |at, iov| state.read(at, iov).await)
+            if block == Block::default() {
+                continue;
+            }
+            let place = target.place(index).await;
+            let from = block_range(target.size, index).start;
+            each_run(&target.memory, &place, from, block, async |at, iov| state.read(at, iov).await)
                 .await
-                .inspect_err(|_| next.set(table.blocks.len()))?;
+                .inspect_err(|_| {
+                    next.set(table.blocks.len());
+                    target.give_back(&place);
+                })?;
             // The threads listen until the last one has been sent.
-            let _ = read.try_send(index);
+            let _ = read.try_send((index, place));
         }
         Ok(())
     };
     join_all((0..DEPTH).map(|_| worker())).await.into_iter().collect()
 }
 
-/// Calls `f` with the place and the memory of each run of grains of a block that are stored.
+/// Calls `f` with the place in the VM state and the memory of each run of grains of a block that are stored. The block
+/// is at `place` of the memory, and begins at byte `from` of RAM.
 async fn each_run(
-    ram: &Arc<GuestMemory>,
-    index: usize,
+    memory: &Arc<GuestMemory>,
+    place: &Range<u64>,
+    from: u64,
     block: Block,
     f: impl AsyncFn(u64, &block::Iov) -> block::Result<()>,
 ) -> block::Result<()> {
-    let range = block_range(ram, index);
     for (first, count) in block.runs() {
-        let start = range.start + (first * GRAIN) as u64;
-        let end = (start + (count * GRAIN) as u64).min(range.end);
-        let iov = memory::iov(ram, start..end).ok_or_else(|| block::Error::new(Kind::OutOfRange, "RAM"))?;
-        f(RAM_AT + start, &iov).await?;
+        let start = (first * GRAIN) as u64;
+        let end = (start + (count * GRAIN) as u64).min(place.end - place.start);
+        let iov = memory::iov(memory, place.start + start..place.start + end);
+        let iov = iov.ok_or_else(|| block::Error::new(Kind::OutOfRange, "RAM"))?;
+        f(RAM_AT + from + start, &iov).await?;
     }
     Ok(())
 }
 
-/// What is to be stored of a block.
-fn block_of(ram: &Arc<GuestMemory>, index: usize, buffer: &mut [u8]) -> Block {
+/// What `add` makes of the grains of the block at `place`.
+fn block_of(
+    memory: &Arc<GuestMemory>,
+    place: &Range<u64>,
+    buffer: &mut [u8],
+    add: impl Fn(&mut Hasher, usize, &[u8]),
+) -> Block {
     let mut hasher = Hasher::default();
-    if let Some(iov) = memory::iov(ram, block_range(ram, index)) {
+    if let Some(iov) = memory::iov(memory, place.clone()) {
         for (grain, at) in (0..iov.len()).step_by(GRAIN).enumerate() {
             let copied = iov.copy_to(at, buffer);
-            hasher.add(grain, &buffer[..copied]);
+            add(&mut hasher, grain, &buffer[..copied]);
         }
     }
     hasher.finish()
 }
 
-fn block_range(ram: &GuestMemory, index: usize) -> Range<u64> {
+fn block_range(ram: u64, index: usize) -> Range<u64> {
     let start = index as u64 * BLOCK;
-    start..(start + BLOCK).min(memory::size(ram))
+    start..(start + BLOCK).min(ram)
 }
 
 fn threads() -> usize {

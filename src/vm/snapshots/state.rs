@@ -19,6 +19,7 @@ use crate::vm::boot::bios::BiosV1;
 use crate::vm::irqchip::{ChipsV1, PowerOnState};
 use crate::vm::machine::{Machine, lock};
 use crate::vm::memory;
+use crate::vm::run_state::Request;
 use crate::vm::vcpu_section::VcpuV1;
 use crate::vm::{Error, Result};
 use crate::vmstate::{self, Section, Sections};
@@ -35,6 +36,16 @@ struct MachineV1 {
     /// Booted by the BIOS, not by a kernel of the command line.
     bios: bool,
     run_nsec: u64,
+    /// What the guest has asked for, and is to happen when it goes on.
+    request: Option<RequestV1>,
+}
+
+/// A wish of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RequestV1 {
+    Reset,
+    PowerOff,
 }
 
 /// KVM's clock, in nanoseconds; none where this KVM has no such.
@@ -57,6 +68,16 @@ pub(super) struct Checked {
     bios: Option<BiosV1>,
 }
 
+impl Checked {
+    /// What the guest has asked for.
+    pub(super) fn request(&self) -> Option<Request> {
+        self.machine.request.map(|request| match request {
+            RequestV1::Reset => Request::Reset,
+            RequestV1::PowerOff => Request::PowerOff,
+        })
+    }
+}
+
 impl Machine {
     /// The state of all but RAM. The machine is paused.
     pub(super) fn capture(&self) -> Result<Vec<Section>> {
@@ -66,6 +87,12 @@ impl Machine {
             vcpus: self.vcpus.len(),
             bios: bios.is_some(),
             run_nsec: u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX),
+            request: match self.run_state().pending() {
+                Some(Request::Reset) => Some(RequestV1::Reset),
+                Some(Request::PowerOff) => Some(RequestV1::PowerOff),
+                // Of the host's disks and KVM.
+                Some(Request::DiskError | Request::Failure(_)) | None => None,
+            },
         };
         // Before the vCPUs' TSC: the guest's clocks must not run ahead of each other by what reading takes.
         let clock = KvmClockV1 { nsec: self.vm.get_clock().ok().map(|clock| clock.clock) };
@@ -104,7 +131,7 @@ impl Machine {
         };
         sections.finish()?;
         self.vcpus.iter().zip(&state.vcpus).try_for_each(|(vcpu, state)| vcpu.check(state))?;
-        PowerOnState::check(&state.chips)?;
+        self.chips.check(&state.chips)?;
         Uart::check(&state.uart)?;
         Cmos::check(&state.cmos)?;
         state.bios.iter().try_for_each(BiosV1::check)?;
@@ -130,7 +157,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the machine, which is paused, into a state that was checked. Interrupt controllers come before devices,
+    /// Puts the machine, which is paused, into a state that was checked, as often as is wanted. Interrupt controllers come before devices,
     /// which may have one pending; the clock last, as it runs on.
     ///
     /// # Errors
@@ -146,7 +173,6 @@ impl Machine {
         lock(&self.power).load(&state.power);
         state.bios.iter().for_each(|bios| lock(&self.shared.boot).load(bios));
         self.clock.set(Duration::from_nanos(state.machine.run_nsec));
-        self.run_state().forget_requests();
         self.set_kvm_clock(&state.clock)
     }
 

@@ -23,6 +23,8 @@ use super::processors::Processor;
 
 /// No scenario takes as long, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
+/// And in a long campaign.
+const CAMPAIGN_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// Room for a session's files, in bytes; the image is sparse.
 const WORK_IMAGE_SIZE: u64 = 8 << 30;
 /// A path of the project, from the root of the repository.
@@ -66,6 +68,15 @@ impl Site {
     }
 }
 
+/// Whether scenarios are to do all they can (`COWVM_SWEEP=full`), as the crash tests of the library are.
+pub(crate) fn is_campaign() -> bool {
+    std::env::var("COWVM_SWEEP").as_deref() == Ok("full")
+}
+
+fn limit() -> Duration {
+    if is_campaign() { CAMPAIGN_LIMIT } else { LIMIT }
+}
+
 /// The path of a file of the project.
 pub(crate) fn project(path: &str) -> PathBuf {
     Path::new(PROJECT).join(path)
@@ -81,7 +92,7 @@ fn host_kvm_runs_linux() -> bool {
 fn run_here(folder: &Path, vmm: &Path, log: &Path) {
     let mut shell = Command::new("sh");
     shell.args(["-eu", "./run"]).current_dir(folder).env("COWVM", vmm);
-    run_within(&mut shell, LIMIT, log);
+    run_within(&mut shell, limit(), log);
 }
 
 fn run_emulated(folder: &Path, memory: u32, log: &Path, processor: &Processor) {
@@ -107,7 +118,7 @@ fn run_emulated(folder: &Path, memory: u32, log: &Path, processor: &Processor) {
         .arg(&initramfs)
         .arg("-drive")
         .arg(format!("file={},format=raw,if=virtio,cache=unsafe", work.display()));
-    run_within(&mut machine, LIMIT, log);
+    run_within(&mut machine, limit(), log);
     image_to_folder(&work, folder);
 }
 

@@ -263,7 +263,7 @@ impl Qcow2 {
             return Ok(Ok(()));
         };
         let back = self.change_header(|header| *header = old).await;
-        if back.is_ok() { Err(error) } else { Ok(Err(error)) }
+        if back.is_ok() { Err(error) } else { Ok(Err(error.undecided())) }
     }
 
     /// Memory follows the switch.

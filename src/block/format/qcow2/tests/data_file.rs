@@ -19,22 +19,29 @@ const CLUSTER: usize = 512;
 const SIZE: usize = 40 * CLUSTER + 100 * 512;
 
 /// A file, what was made of it, and how many entries its log had at each moment.
-struct Logged {
-    state: Rc<State>,
-    log: Rc<Log>,
-    node: Rc<Node>,
+pub(super) struct Logged {
+    pub(super) state: Rc<State>,
+    pub(super) log: Rc<Log>,
+    pub(super) node: Rc<Node>,
 }
 
 impl Logged {
-    fn new(engine: &Rc<Engine>, bytes: Vec<u8>) -> Logged {
+    pub(super) fn new(engine: &Rc<Engine>, bytes: Vec<u8>) -> Logged {
         let state = Rc::new(State { bytes: RefCell::new(bytes), ..State::default() });
         let log = Rc::new(Log::default());
         let filter = LogWrites::new(MemoryFile::node(engine, &state), log.clone());
         Logged { state, log, node: Node::new("log", Box::new(filter)) }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         self.state.bytes.borrow().clone()
+    }
+
+    /// The image in it, over `backing`.
+    pub(super) fn open(&self, engine: &Rc<Engine>, backing: Option<Rc<Node>>) -> Rc<Node> {
+        let image = engine.block_on(Image::read(&self.node)).unwrap().unwrap();
+        let image = engine.block_on(image.made_right(engine)).unwrap().unwrap();
+        Node::new("disk", image.into_driver(engine, backing, false).unwrap())
     }
 }
 

@@ -3,6 +3,7 @@
 mod amend;
 mod bitmaps;
 mod caches;
+mod commit;
 mod compressed;
 mod crash;
 mod damaged;
