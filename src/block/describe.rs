@@ -211,16 +211,21 @@ fn flatten(name: &str, value: &Value, options: &mut Options) {
     }
 }
 
-/// Strings may stand in single quotes, as QEMU takes them.
+/// Strings may stand in single quotes, as QEMU takes them; in any string, a single quote may have a backslash in front.
 fn with_double_quotes(text: &str) -> String {
     let (mut out, mut open, mut escaped) = (String::with_capacity(text.len()), None, false);
     for char in text.chars() {
-        let (is_quote, inside) = (!escaped && (char == '"' || char == '\''), open.is_some());
-        escaped = inside && char == '\\' && !escaped;
-        match (is_quote, open) {
-            (true, None) => (open, _) = (Some(char), out.push('"')),
-            (true, Some(quote)) if quote == char => (open, _) = (None, out.push('"')),
-            (true, Some(_)) if char == '"' => out.push_str("\\\""),
+        match open {
+            _ if escaped => {
+                escaped = false;
+                // JSON does not know this one.
+                out.extend((char != '\'').then_some('\\'));
+                out.push(char);
+            }
+            Some(_) if char == '\\' => escaped = true,
+            Some(quote) if quote == char => (open, _) = (None, out.push('"')),
+            Some(_) if char == '"' => out.push_str("\\\""),
+            None if char == '"' || char == '\'' => (open, _) = (Some(char), out.push('"')),
             _ => out.push(char),
         }
     }
@@ -253,6 +258,9 @@ mod tests {
     fn strings_may_stand_in_single_quotes() {
         assert_eq!(named("{'file':{'filename':'a\"b'}}").unwrap().0, "a\"b");
         assert_eq!(named(r#"{"file.filename":"it's"}"#).unwrap().0, "it's");
+        assert_eq!(named(r#"{'file.filename':'it\'s'}"#).unwrap().0, "it's");
+        assert_eq!(named(r#"{"file.filename":"it\'s \"\u0041\\"}"#).unwrap().0, "it's \"A\\");
+        assert!(named(r#"{'file.filename':'it\"#).is_err());
     }
 
     #[test]

@@ -2,16 +2,17 @@
 
 use super::create_options::{OptionLists, show_help};
 use super::getopt::{Flag, Parser};
+use super::interrupt::Interrupts;
 use super::open::define;
 use super::output::{self, Failure, Form, OUTPUT};
 use super::{Command, HELP, engine, json, size_argument};
+use crate::block::Error;
 use crate::block::aio::Engine;
-use crate::block::filename::beside;
+use crate::block::filename::{beside, check_protocol};
 use crate::block::open::open;
 use crate::block::ops::create::{Template, Values, create};
 use crate::block::options::OpenOptions;
 use crate::block::secret::Secrets;
-use crate::block::{Error, Kind};
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
 
@@ -55,9 +56,11 @@ struct Request {
 
 fn run(parser: Parser) -> Result<u8, Failure> {
     let Some(request) = read(parser)? else { return Ok(0) };
+    // Before there are threads: they must hold them back too.
+    let interrupts = Interrupts::hold()?;
     let engine = engine()?;
     let prefix = request.filename.clone();
-    let made = engine.block_on(make(&engine, &request))?;
+    let made = engine.block_on(interrupts.run(&engine, make(&engine, &request)))?;
     made.map_err(|error| Failure::block(&prefix, &error))?;
     Ok(0)
 }
@@ -94,7 +97,7 @@ fn read(mut parser: Parser) -> Result<Option<Request>, Failure> {
 
 async fn make(engine: &Rc<Engine>, request: &Request) -> Result<(), Error> {
     let template = Template::new(&request.format, true)?;
-    check_filename(&request.filename)?;
+    check_protocol(&request.filename)?;
     let mut values = template.values(request.options.options())?;
     set_size(&mut values, request.size)?;
     set_backing(&template, &mut values, request)?;
@@ -127,16 +130,6 @@ fn to_json(request: &Request, values: &Values) -> Value {
         "virtual-size": values.size(),
         "options": options,
     })
-}
-
-/// A new image is a file: a name with a protocol in front is refused.
-pub(super) fn check_filename(filename: &str) -> Result<(), Error> {
-    match filename.split_once(':') {
-        Some((protocol, _)) if protocol != "file" && !protocol.contains('/') => {
-            Err(Error::new(Kind::Unsupported, format!("Unknown protocol '{protocol}'")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn set_size(values: &mut Values, size: Option<u64>) -> Result<(), Error> {

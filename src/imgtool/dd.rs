@@ -3,7 +3,6 @@
 //! Deliberate differences from qemu-img: `count` counts the blocks that are copied, as the manual and dd(1) have
 //! it, not the skipped ones too; zeros stay holes; an output that is its own input is refused, not emptied.
 
-use super::create::check_filename;
 use super::getopt::{Flag, Parser};
 use super::interrupt::Interrupts;
 use super::numbers::{number, size};
@@ -13,12 +12,11 @@ use super::progress::{PROGRESS_IN_FULL, Progress, Wanted};
 use super::{Command, HELP, engine};
 use crate::block::aio::Engine;
 use crate::block::error::errno_text;
+use crate::block::filename::check_protocol;
 use crate::block::filter::Window;
 use crate::block::graph::Node;
-use crate::block::open::open;
 use crate::block::ops::copy::{CopyOptions, Reports, copy};
-use crate::block::ops::create::{Template, Values, create};
-use crate::block::ops::draft::Draft;
+use crate::block::ops::create::{NewImage, Template};
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
 use crate::util::keyval::Options;
@@ -149,25 +147,23 @@ async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Resu
     };
     let source = request.source.open(engine, input).await?;
     let template = Template::new(&request.format, true).map_err(unknown_format)?;
-    check_filename(output).map_err(|error| Failure::message(error.message()))?;
+    check_protocol(output).map_err(|error| Failure::message(error.message()))?;
     let (start, len) = request.range();
     let skips_too_far = start > source.size();
     let source = Node::new(input.clone(), Box::new(Window::new(source, start, len)));
     let size = source.size();
+    let new = make(engine, request, &template, output, size).await;
     let what = format!("{output}: error while creating output image");
-    let draft = Draft::new(engine, output, false).map_err(|error| Failure::block(&what, &error))?;
-    let part = draft.as_ref().map_or_else(|| output.clone(), |draft| draft.part().to_owned());
-    let values = make(engine, request, &template, &part, size).await;
-    let values = values.map_err(|error| Failure::block(&what, &told(draft.as_ref(), error)))?;
-    let target = open_target(engine, request, &part).await;
-    let target = target.map_err(|error| Failure::open(output, &told(draft.as_ref(), error)))?;
+    let new = new.map_err(|error| Failure::block(&what, &error))?;
+    let options = OpenOptions { unmap: true, ..OpenOptions::default() };
+    let target = new.open(engine, options).await.map_err(|error| Failure::open(output, &error))?;
     let options = CopyOptions {
         sparse: SPARSE,
         workers: WORKERS,
         out_of_order: false,
         compress: false,
         offload: false,
-        target_is_zero: values.reads_as_zeros(),
+        target_is_zero: new.values().reads_as_zeros(),
         target_is_new: true,
         target_backing: None,
         salvage: false,
@@ -177,9 +173,8 @@ async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Resu
     let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
     let reports = Reports { progress: shown, warn: &|_, _, _| {} };
     copy(engine, &[source], &target, &options, &reports).await.map_err(|error| failed(&error))?;
-    let flushed = target.flush().await;
-    let done = flushed.and(target.close().await);
-    done.and_then(|()| draft.map_or(Ok(()), Draft::publish)).map_err(|error| failed(&error))?;
+    let done = new.finish(engine, &target).await;
+    done.map_err(|error| Failure::block(&format!("Could not write '{output}'"), &error))?;
     match skips_too_far {
         // Said, but no failure.
         true => Err(Failure::message(format!("{input}: cannot skip to specified offset")).with_code(0)),
@@ -194,14 +189,6 @@ fn unknown_format(error: Error) -> Failure {
     }
 }
 
-/// An error that names the output as users do.
-fn told(draft: Option<&Draft>, error: Error) -> Error {
-    match draft {
-        Some(draft) => draft.told(error),
-        None => error,
-    }
-}
-
 /// Makes the output, for a disk of `size` bytes.
 async fn make(
     engine: &Rc<Engine>,
@@ -209,21 +196,10 @@ async fn make(
     template: &Template,
     output: &str,
     size: u64,
-) -> Result<Values, Error> {
+) -> Result<NewImage, Error> {
     let mut values = template.values(&Options::default())?;
     values.set("size", &size.to_string())?;
-    create(engine, output, &values, &request.source.options.secrets).await?;
-    Ok(values)
-}
-
-async fn open_target(engine: &Rc<Engine>, request: &Request, output: &str) -> Result<Rc<Node>, Error> {
-    let options = OpenOptions {
-        format: Some(request.format.clone()),
-        read_only: false,
-        unmap: true,
-        ..OpenOptions::default()
-    };
-    open(engine, output, &options).await
+    NewImage::make(engine, output, &values, &request.source.options.secrets).await
 }
 
 /// In the words of this command; the copy's own say on which side it was.

@@ -10,7 +10,7 @@ use crate::block::filename::beside;
 use crate::block::graph::Node;
 use crate::block::graph::overlay::BackingName;
 use crate::block::open::open;
-use crate::block::ops::create::{Template, is_known_format};
+use crate::block::ops::create::is_known_format;
 use crate::block::ops::rebase::{merge, rename};
 use crate::block::options::{CacheMode, OpenOptions};
 use crate::block::{Error, Kind};
@@ -125,8 +125,7 @@ async fn rebase(
     request: &Request,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let target = image.driver().format_name();
-    if request.compress && !Template::new(target, false).is_ok_and(|format| format.has_compression()) {
+    if request.compress && !image.driver().clusters().is_some_and(|clusters| clusters.compressed) {
         return Err(Failure::message("Compression not supported for this file format"));
     }
     if let Some(format) = request.format.as_ref().filter(|format| !is_known_format(format)) {

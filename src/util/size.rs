@@ -45,20 +45,34 @@ pub fn parse_size_in(text: &str, unit: u64) -> Result<u64, SizeError> {
 /// # Errors
 /// [`SizeError::Malformed`] for anything else, [`SizeError::OutOfRange`] for what 63 bits and a sign do not hold.
 pub fn parse_integer(text: &str) -> Result<i64, SizeError> {
+    let (negative, magnitude) = sign_and_magnitude(text)?;
+    let number = if negative { -i128::from(magnitude) } else { i128::from(magnitude) };
+    i64::try_from(number).map_err(|_| SizeError::OutOfRange)
+}
+
+/// Reads a whole number as [`parse_integer`] does, of 64 bits without a sign: negative ones count down from 2^64. What
+/// comes out is those bits as a signed number, which is how qemu-img shows them.
+///
+/// # Errors
+/// As for [`parse_integer`], with more room.
+pub fn parse_wrapping(text: &str) -> Result<i64, SizeError> {
+    let (negative, magnitude) = sign_and_magnitude(text)?;
+    Ok(if negative { magnitude.wrapping_neg() } else { magnitude } as i64)
+}
+
+/// Whether a number has a minus in front, and the rest of it.
+fn sign_and_magnitude(text: &str) -> Result<(bool, u64), SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => ("-", digits),
-        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
-    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(digits) => (16, digits),
-        None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
-        None => (10, digits),
-    };
-    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
-        return Err(SizeError::Malformed);
+    match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => parse_digits(digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => parse_digits(&digits[1..], 8),
+        None => parse_digits(digits, 10),
     }
-    i64::from_str_radix(&format!("{sign}{digits}"), radix).map_err(|_| SizeError::OutOfRange)
+    .map(|magnitude| (negative, magnitude))
 }
 
 /// What a number is multiplied with.

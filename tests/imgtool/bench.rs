@@ -129,3 +129,14 @@ fn what_makes_no_sense_is_refused_in_the_same_words() {
         ],
     );
 }
+
+#[test]
+fn requests_that_need_more_memory_than_there_is_are_refused() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q raw 1M");
+    for line in ["bench -c 2000000000 -d 2000000000 -s 1", "bench -c 2000000 -d 2000000 -s 1"] {
+        let done = lab.ours(&format!("{line} -f raw raw"));
+        assert_eq!(done.status.code(), Some(1), "{line}");
+        assert!(String::from_utf8(done.stderr).unwrap().contains("need too much memory"), "{line}");
+    }
+}

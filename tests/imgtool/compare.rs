@@ -146,6 +146,7 @@ fn what_cannot_be_opened_or_read_has_its_own_exit_status() {
         "compare --image-opts driver=qcow2,file.filename=x y",
         "compare --object bogus x y",
         "compare --a raw --b qcow2 --c none --i --s x y",
+        "compare -f raw -F raw blkdebug:rule:x x",
         "compare --a",
         "compare --cache",
         "compare --x",

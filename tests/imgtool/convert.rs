@@ -2,6 +2,7 @@
 
 use crate::harness::Lab;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::os::unix::fs::MetadataExt;
 
 /// Sources of every kind.
 fn sources() -> Lab {
@@ -96,6 +97,45 @@ fn compressed_output_holds_the_same() {
 }
 
 #[test]
+fn zeros_are_left_out_where_they_are_as_long_as_was_asked_for() {
+    let lab = Lab::new();
+    let mut bytes = vec![0; 256 << 10];
+    bytes.chunks_mut(16 << 10).for_each(|part| part[..8 << 10].fill(1));
+    lab.write("thin", &bytes);
+    for line in ["-S 4k", "-S 8k", "-S 12k", "-S 16k", "-S 0"] {
+        let line = format!("convert {line} -f raw thin");
+        lab.qemu_img(&format!("{line} real"));
+        assert!(lab.ours(&format!("{line} ours")).status.success());
+        let blocks = |name: &str| std::fs::metadata(lab.path(name)).unwrap().blocks();
+        // The host's own blocks that say where they are do not count.
+        assert!(
+            blocks("ours").abs_diff(blocks("real")) <= 16,
+            "{line}: {} {}",
+            blocks("ours"),
+            blocks("real")
+        );
+    }
+}
+
+#[test]
+fn clusters_of_zeros_are_not_stored_compressed() {
+    let lab = Lab::new();
+    let seed = rand::rng().random();
+    println!("seed {seed}");
+    let mut bytes = vec![0; 4 << 20];
+    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
+    bytes.chunks_mut(64 << 10).for_each(|part| part[8 << 10..].fill(0));
+    lab.write("thin", &bytes);
+    for line in ["-W -S 1M", "-S 1M", "-S 64k", "-S 4k", "-S 512"] {
+        let line = format!("convert -c {line} -O qcow2 -o cluster_size=4k -f raw thin");
+        lab.qemu_img(&format!("{line} real"));
+        assert!(lab.ours(&format!("{line} ours")).status.success());
+        assert_eq!(lab.qemu_map("ours").as_array().unwrap().len(), 128, "{line}");
+        lab.qemu_img("compare ours real");
+    }
+}
+
+#[test]
 fn an_output_with_a_backing_file_holds_only_what_differs() {
     let lab = sources();
     let lines = [
@@ -155,6 +195,8 @@ fn progress_is_the_same_bytes() {
 #[test]
 fn what_cannot_be_converted_is_refused_in_the_same_words() {
     let lab = sources();
+    let rule = "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nonce = \"off\"\n";
+    lab.write("rule", rule.as_bytes());
     let lines = [
         "convert nofile out",
         "convert -q nofile out",
@@ -182,6 +224,8 @@ fn what_cannot_be_converted_is_refused_in_the_same_words() {
         "convert -c -O raw -B plain -F qcow2 top out",
         "convert -c -O qcow2 -o preallocation=metadata top out",
         "convert -c -O qcow2 -o compression_type=zstd,compat=0.10 top out",
+        "convert -m 1 -f raw blkdebug:rule:random out",
+        "convert -m 1 -f raw -O qcow2 blkdebug:rule:holes out",
     ];
     lab.same_result(&lines, None);
 }

@@ -2,6 +2,7 @@
 
 use crate::harness::Lab;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Output, Stdio};
 
 fn sources() -> Lab {
@@ -93,6 +94,35 @@ fn a_disk_comes_from_a_pipe() {
 }
 
 #[test]
+fn zeros_between_data_are_left_out_of_a_stream_as_of_a_file() {
+    let lab = Lab::new();
+    let mut bytes = vec![0; 16 << 20];
+    bytes.chunks_mut(256 << 10).for_each(|part| part[..4096].fill(1));
+    lab.write("thin", &bytes);
+    let allocated = |name: &str| std::fs::metadata(lab.path(name)).unwrap().blocks() * 512;
+    for target in ["raw", "qcow2", "raw -S 64k", "raw -S 512k", "raw -S 0", "qcow2 -c", "qcow2 -c -S 1M"] {
+        let line = format!("convert -f raw -O {target}");
+        must(&run(&lab, &format!("{line} - piped"), Some("thin"), None), &line);
+        must(&lab.ours(&format!("{line} thin copied")), &line);
+        let (piped, copied) = (allocated("piped"), allocated("copied"));
+        assert!(piped.abs_diff(copied) <= 256 << 10, "{line}: {piped} of a pipe, {copied} of a file");
+        lab.qemu_img(&format!("compare -f raw -F {} thin piped", target.split(' ').next().unwrap()));
+    }
+}
+
+#[test]
+fn a_raw_file_grows_no_further_than_its_stream() {
+    let lab = sources();
+    let script = "ulimit -f 204800; head -c 1000000 /dev/zero | \"$T\" convert -f raw -O raw - out";
+    let mut shell = Command::new("sh");
+    must(
+        &shell.args(["-ec", script]).current_dir(lab.path("")).env("T", lab.tool()).output().unwrap(),
+        script,
+    );
+    assert_eq!(std::fs::metadata(lab.path("out")).unwrap().len(), 1_000_448);
+}
+
+#[test]
 fn standard_input_that_is_a_file_may_have_any_format() {
     let lab = sources();
     let mut command = Command::new(lab.tool());
@@ -109,6 +139,8 @@ fn what_no_stream_can_do_is_refused_and_leaves_nothing() {
         "convert -f qcow2 - out",
         "convert - out",
         "convert -c -O qcow2 holes -",
+        "convert -f raw -o preallocation=falloc - out",
+        "convert -f raw -O qcow2 -o preallocation=metadata - out",
         "convert -f raw - -",
         "convert -f raw - holes out",
         "convert -n -f raw - out",

@@ -39,6 +39,7 @@ mod manual;
 mod map;
 mod measure;
 mod names;
+mod outputs;
 mod progress;
 mod rebase;
 mod resize;

@@ -12,8 +12,9 @@ fn chosen_events_are_told_and_no_others() {
     lab.qemu_img("create -q small 1M").qemu_io("raw", "small", &["write 0 64k"]);
     let told = said(&lab, "-T image_* convert -f raw -O qcow2 small out");
     assert!(told.contains("image_open file=\"small\" format=\"raw\" read_only=true\n"), "{told}");
+    assert!(told.contains("image_create file=\"out\" format=\"qcow2\"\n"), "{told}");
     // It has its name when it is complete.
-    assert!(told.contains("image_create file=\".out."), "{told}");
+    assert!(told.contains("/.out.") && told.contains(".part\" format=\"qcow2\" read_only=false"), "{told}");
     assert!(told.lines().all(|line| line.starts_with("image_")), "{told}");
     assert_eq!(said(&lab, "-T bogus info small"), "qemu-img: warning: trace event 'bogus' does not exist\n");
     assert_eq!(said(&lab, "info small"), "");

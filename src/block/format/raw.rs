@@ -113,11 +113,13 @@ impl Driver for Raw {
     }
 
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
+        self.file.debug_event(Event::ReadAio);
         self.file.read(self.at(offset), into).await
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_first_sector(offset, from).await?;
+        self.file.debug_event(Event::WriteAio);
         self.file.write(self.at(offset), from).await
     }
 

@@ -30,6 +30,9 @@ pub trait Bitmaps {
     /// All bitmaps, in the order of the image.
     fn list(&self) -> Vec<BitmapInfo>;
 
+    /// Whether the image's version of the format has room for any.
+    fn have_room(&self) -> bool;
+
     /// Adds an empty bitmap. Without `granularity` it is the cluster size, but 4 KiB at least and 64 KiB at most.
     ///
     /// # Errors

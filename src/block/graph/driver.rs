@@ -43,6 +43,17 @@ pub struct Limits {
     pub growable: bool,
 }
 
+/// The clusters that a format maps the disk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clusters {
+    /// Bytes of a cluster: what is best read and written as a whole.
+    pub size: u64,
+    /// Bytes that are allocated at once: a cluster, or a part of one.
+    pub allocated: u64,
+    /// They can be stored compressed.
+    pub compressed: bool,
+}
+
 /// What the first bytes of a range are, in one layer.
 #[derive(Clone)]
 pub struct BlockStatus {
@@ -157,6 +168,11 @@ pub trait Driver {
 
     /// Bytes up to `end` are written through [`Driver::bulk_file`], or may be from now on.
     fn written_elsewhere(&self, _end: u64) {}
+
+    /// The clusters of the disk, where it has some: it is no run of bytes of a file then.
+    fn clusters(&self) -> Option<Clusters> {
+        None
+    }
 
     /// How to fill the disk from several threads, where that can be done now.
     fn filling(&self) -> Option<&dyn Filling> {

@@ -117,9 +117,8 @@ impl Opener<'_> {
         })?;
         let opened = Location::File(name.clone()).open(self.engine, options).await;
         let file = opened.map_err(|error| {
-            Error::new(error.kind(), error.message())
-                .path(&name)
-                .remedy("put the data file back beside the image, or name it with data-file.filename=")
+            let remedy = no_data_file(image.data_file().filter(|_| given.is_none()));
+            Error::new(error.kind(), error.message()).path(&name).remedy(remedy)
         })?;
         if self.chain.contains(&file.identity()) {
             return Err(Error::new(
@@ -172,5 +171,17 @@ fn is_base(base: &Base, overlay: &str, name: &str) -> bool {
     match base {
         Base::Nearest => true,
         Base::Named(wanted) => file(wanted).is_some_and(|wanted| Some(wanted) == file(name)),
+    }
+}
+
+/// What to do about a data file that is not beside its image, whose header names it so.
+fn no_data_file(named: Option<String>) -> String {
+    match named.filter(|name| text::to_path(name).is_file()) {
+        // QEMU looks for it there.
+        Some(name) => format!(
+            "the name is relative to the image's folder; the file '{name}' of this folder is taken with \
+             data-file.filename={name}"
+        ),
+        None => "put the data file back beside the image, or name it with data-file.filename=".to_owned(),
     }
 }

@@ -1,6 +1,7 @@
 //! A simple benchmark: equal requests at regular steps, some of them at a time.
 
 use crate::block::graph::Node;
+use crate::block::iov::BUFFER_ALIGN;
 use crate::block::{Buffer, Error, Kind, Result};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::rc::Rc;
@@ -35,7 +36,10 @@ pub struct Load {
 /// The first failure; a request that reaches behind the end of the disk is one.
 pub async fn run(node: &Rc<Node>, load: &Load) -> Result<()> {
     let slots = load.depth.min(load.count);
-    if slots.saturating_mul(load.len) > MAX_MEMORY {
+    // Each has a buffer of whole pages, and what it takes to wait for its end.
+    let waiting = size_of_val(&act(node, load, Action::Flush)) as u64;
+    let buffer = load.len.checked_next_multiple_of(BUFFER_ALIGN as u64).unwrap_or(u64::MAX);
+    if slots.saturating_mul(buffer.saturating_add(waiting)) > MAX_MEMORY {
         let message = format!("{slots} requests of {} bytes at a time need too much memory", load.len);
         return Err(Error::new(Kind::InvalidArgument, message).remedy("choose a smaller depth"));
     }

@@ -9,6 +9,7 @@
 //! Steps are looked at in parallel and judged in the order of the disk, so that the first difference is the one
 //! that is told. What reads as zeros is never read. Memory: two blocks a step in flight.
 
+use super::SECTOR;
 use super::place::{Extent, Place};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
@@ -19,8 +20,6 @@ use std::future::Future;
 use std::rc::Rc;
 use std::thread::available_parallelism;
 
-/// Unit in which differences are told, in bytes.
-const SECTOR: usize = 512;
 /// Most bytes of a step: a read error is told with the place where its step began, which is qemu-img's.
 const STEP: u64 = 2 << 20;
 /// What is read of each image at once, in bytes: two of these stay in a processor's cache.
@@ -251,6 +250,7 @@ fn first_difference(one: &[u8], other: &[u8]) -> Option<usize> {
     if one == other {
         return None;
     }
-    let mut sectors = one.chunks(SECTOR).zip(other.chunks(SECTOR));
-    sectors.position(|(one, other)| one != other).map(|sector| sector * SECTOR)
+    let sector = SECTOR as usize;
+    let mut sectors = one.chunks(sector).zip(other.chunks(sector));
+    sectors.position(|(one, other)| one != other).map(|at| at * sector)
 }

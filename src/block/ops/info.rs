@@ -1,5 +1,6 @@
 //! What an image says of itself, without a look at the disk in it.
 
+use super::SECTOR;
 use crate::block::Result;
 use crate::block::aio::Engine;
 use crate::block::filename::beside;
@@ -8,9 +9,6 @@ use crate::block::graph::{ChildRole, Node};
 use crate::block::open::open;
 use crate::block::options::OpenOptions;
 use std::rc::Rc;
-
-/// Sizes are counted in these, in bytes.
-const SECTOR: u64 = 512;
 
 /// Facts of one node.
 #[derive(Clone, Debug)]

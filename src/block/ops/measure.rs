@@ -3,19 +3,17 @@
 //! Both sizes are upper bounds of the file's length. The preallocation `metadata` makes a file of full length that
 //! is mostly holes; unlike qemu-img, that length is what is required of it.
 
+use super::SECTOR;
 use super::create::Values;
 use super::encrypt_options::{luks, passphrase};
 use super::place::Extent;
 use crate::block::format::qcow2::{CreateOptions, EncryptOptions};
 use crate::block::graph::Node;
-use crate::block::graph::bitmaps::BitmapInfo;
-use crate::block::graph::driver::Specifics;
+use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::secret::Secrets;
 use crate::block::{Error, Result};
 use std::rc::Rc;
 
-/// Unit of a raw disk's size, in bytes.
-const SECTOR: u64 = 512;
 /// The first version of qcow2, which has no bitmaps and refcounts of 16 bits.
 const OLD: &str = "0.10";
 
@@ -94,10 +92,7 @@ async fn measure_qcow2(values: &Values, content: Content<'_>, secrets: &Secrets)
 
 /// The persistent bitmaps of an image that can have some.
 fn bitmaps_of(image: &Node) -> Option<Vec<BitmapInfo>> {
-    match image.driver().specifics() {
-        Some(Specifics::Qcow2(facts)) if facts.compat != OLD => Some(facts.bitmaps),
-        _ => None,
-    }
+    image.driver().bitmaps().filter(|bitmaps| bitmaps.have_room()).map(Bitmaps::list)
 }
 
 /// What of a qcow2 image decides about its size.

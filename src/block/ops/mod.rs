@@ -7,7 +7,7 @@ pub mod commit;
 pub mod compare;
 pub mod copy;
 pub mod create;
-pub mod draft;
+mod draft;
 pub mod encrypt_options;
 pub mod info;
 pub mod map;
@@ -17,12 +17,9 @@ mod place;
 pub mod rebase;
 pub mod streams;
 
-use crate::block::graph::driver::Specifics;
+use crate::block::format::raw::SECTOR;
 use crate::block::graph::{BlockStatus, ChildRole, Node};
 use crate::block::{Error, Iov, Kind, Result};
-
-/// Unit of disk sizes and of zero runs, in bytes.
-const SECTOR: u64 = 512;
 
 /// What the first bytes of `[offset, offset + len)` are, to one layer: as [`Node::block_status`], and zeros
 /// where the layer has nothing and no backing file has either.
@@ -39,11 +36,8 @@ async fn layer_status(node: &Node, offset: u64, len: u64) -> Result<BlockStatus>
 
 /// What an image is best read and written in, in bytes.
 fn cluster_size(image: &Node) -> u64 {
-    let limits = image.driver().limits();
-    match image.driver().specifics() {
-        Some(Specifics::Qcow2(facts)) => facts.cluster_size,
-        _ => u64::from(limits.request_alignment).max(SECTOR),
-    }
+    let block = u64::from(image.driver().limits().request_alignment).max(SECTOR);
+    image.driver().clusters().map_or(block, |clusters| clusters.size)
 }
 
 /// Writes data: whole clusters compressed, parts of clusters at its ends as they are.

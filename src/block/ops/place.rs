@@ -2,15 +2,13 @@
 //! thread can fetch them; nowhere, because they are zeros; or only the driver knows (compressed, encrypted,
 //! behind a filter).
 
+use super::pieces::STATUS_REACH;
 use crate::block::Result;
 use crate::block::aio::BulkFile;
 use crate::block::graph::status::{ChainStatus, chain_status};
 use crate::block::graph::{BlockStatus, Node};
 use std::io;
 use std::rc::Rc;
-
-/// How far one question for the allocation status reaches, in bytes.
-const STATUS_REACH: u64 = 1 << 30;
 
 /// Where bytes are that need no driver to be read.
 #[derive(Clone, Debug)]

@@ -13,7 +13,6 @@
 
 use super::pieces::{PIECE, Pieces, STATUS_REACH, Scratch, in_flight};
 use super::{cluster_size, is_zero, unsupported, write_clusters};
-use crate::block::graph::driver::Specifics;
 use crate::block::graph::overlay::BackingName;
 use crate::block::graph::status::{ChainStatus, chain_status};
 use crate::block::graph::{ChildRole, Node};
@@ -50,22 +49,14 @@ pub async fn merge(
 ) -> Result<()> {
     let old = overlay.child(ChildRole::Backing);
     let cluster = cluster_size(overlay);
-    let grain = if compress { cluster } else { unit_of_allocation(overlay) };
+    let allocated = overlay.driver().clusters().map_or(cluster, |clusters| clusters.allocated);
+    let grain = if compress { cluster } else { allocated };
     let merge =
         Merge { overlay, backings: [old.as_ref(), new], grain, compress: compress.then_some(cluster) };
     let walk =
         Walk { merge: &merge, at: 0, run: 0..0, steps: 0, counted: 0, same_files: HashMap::new(), progress };
     in_flight(walk, async |piece, scratch| merge.piece(piece, scratch).await).await?;
     overlay.flush().await.map_err(not_written)
-}
-
-/// What an overlay allocates at once, in bytes.
-fn unit_of_allocation(overlay: &Node) -> u64 {
-    let cluster = cluster_size(overlay);
-    match overlay.driver().specifics() {
-        Some(Specifics::Qcow2(facts)) if facts.extended_l2 => cluster / 32,
-        _ => cluster,
-    }
 }
 
 struct Merge<'a> {
@@ -231,8 +222,8 @@ impl Walk<'_> {
     /// Whether two chains have their bytes from one place: from one cluster of a layer that both have, or from one
     /// place of a file.
     fn is_one(&mut self, old: &ChainStatus, new: &ChainStatus) -> bool {
-        let is_qcow2 = |status: &ChainStatus| status.node.driver().format_name() == "qcow2";
-        if is_qcow2(old) && is_qcow2(new) && self.is_one_file(&old.node, &new.node) {
+        let is_mapped = |status: &ChainStatus| status.node.driver().clusters().is_some();
+        if is_mapped(old) && is_mapped(new) && self.is_one_file(&old.node, &new.node) {
             return true;
         }
         match (&old.status.mapped, &new.status.mapped) {

@@ -1,9 +1,8 @@
 //! Disks from and to pipes, which are read or written once from start to end.
 
-use super::copy::{CopyOptions, Reports, copy, data_clusters, total_size};
+use super::copy::{CopyOptions, Reports, copy, data_clusters, find_runs, piece_len, total_size};
 use super::create::{Values, stream_options};
-use super::pieces::PIECE;
-use super::{SECTOR, cluster_size, is_zero, write_clusters};
+use super::{SECTOR, cluster_size, write_clusters};
 use crate::block::aio::Engine;
 use crate::block::format::qcow2::write_metadata;
 use crate::block::graph::Node;
@@ -15,7 +14,7 @@ use std::io::{self, Read};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// What a target is made larger by at least, in bytes, while nobody knows how much is to come.
+/// What a table of clusters is made larger by at least, in bytes of the disk, while nobody knows how much is to come.
 const GROWTH: u64 = 1 << 30;
 
 /// Writes the disks of `sources` to `out`, as an image of the kind that `values` describe; their map is read before, so
@@ -48,9 +47,8 @@ pub async fn write_stream(
     Ok(size)
 }
 
-/// Copies what comes from `input` to `target`, which grows with it, until the end. `compress` stores whole clusters
-/// compressed, `target_is_zero` says that the target reads as zeros where nothing was written. `accept` sees the first
-/// bytes, before anything is written. Returns the disk's size.
+/// Copies what comes from `input` to `target`, which is new and grows with it, until the end. `accept` sees the first bytes,
+/// before anything is written. Returns the disk's size.
 ///
 /// # Errors
 /// What cannot be read or written.
@@ -58,11 +56,10 @@ pub async fn read_stream(
     engine: &Rc<Engine>,
     input: File,
     target: &Rc<Node>,
-    compress: bool,
-    target_is_zero: bool,
+    options: &CopyOptions,
     accept: impl Fn(&[u8]) -> Result<()>,
 ) -> Result<u64> {
-    let block = PIECE.max(cluster_size(target)) as usize;
+    let block = piece_len(options, cluster_size(target)) as usize;
     let input = Arc::new(input);
     let mut at = 0;
     let mut next = read_block(engine, &input, block).await?;
@@ -72,18 +69,30 @@ pub async fn read_stream(
         if bytes.len() < block {
             let size = (at + bytes.len() as u64).next_multiple_of(SECTOR);
             target.truncate(size, Preallocation::Off).await?;
-            write_block(target, at, &bytes, compress, target_is_zero).await?;
+            write_block(target, at, &bytes, options).await?;
             return Ok(size);
         }
         let end = at + block as u64;
         if target.size() < end {
-            target.truncate(end + (end / 2).max(GROWTH), Preallocation::Off).await?;
+            grow(target, end).await?;
         }
-        let write = write_block(target, at, &bytes, compress, target_is_zero);
+        let write = write_block(target, at, &bytes, options);
         let (written, read) = futures_util::future::join(write, read_block(engine, &input, block)).await;
         written?;
         (next, at) = (read?, end);
     }
+}
+
+/// Makes the target at least `end` bytes long: tables of clusters grow by much at a time, if there is room; a file that is
+/// as long as the disk does not grow ahead of it.
+async fn grow(target: &Node, end: u64) -> Result<()> {
+    if target.driver().clusters().is_some() {
+        let ahead = end + (end / 2).max(GROWTH);
+        if target.truncate(ahead, Preallocation::Off).await.is_ok() {
+            return Ok(());
+        }
+    }
+    target.truncate(end, Preallocation::Off).await
 }
 
 /// The next bytes of a stream; fewer only at its end.
@@ -97,23 +106,22 @@ async fn read_block(engine: &Rc<Engine>, input: &Arc<File>, len: usize) -> Resul
     read.await.map_err(|error| Error::from_io(error).context("error while reading standard input"))
 }
 
-async fn write_block(
-    target: &Rc<Node>,
-    at: u64,
-    bytes: &[u8],
-    compress: bool,
-    target_is_zero: bool,
-) -> Result<()> {
-    if bytes.is_empty() || target_is_zero && is_zero(bytes) {
-        return Ok(());
-    }
+async fn write_block(target: &Rc<Node>, at: u64, bytes: &[u8], options: &CopyOptions) -> Result<()> {
     // The last sector is a whole one.
     let len = bytes.len().next_multiple_of(SECTOR as usize);
-    let buffer = Buffer::new(len).iov(len);
+    let (buffer, cluster) = (Buffer::new(len).iov(len), cluster_size(target));
     buffer.copy_from(0, bytes);
-    let done = match compress {
-        true => write_clusters(target, cluster_size(target), at, &buffer).await,
-        false => target.write(at, &buffer).await,
-    };
-    done.map_err(|error| error.context(format!("error while writing at byte {at}")))
+    buffer.fill(bytes.len(), len - bytes.len(), 0);
+    for (run, data) in find_runs(bytes, at, options.shortest_zeros(cluster)) {
+        let (start, end) = (at + run.start, run.end.next_multiple_of(SECTOR));
+        let from = buffer.slice(run.start as usize, (end - run.start) as usize);
+        let done = match data {
+            true if options.compress => write_clusters(target, cluster, start, &from).await,
+            true => target.write(start, &from).await,
+            false if options.target_is_zero => Ok(()),
+            false => target.write_zeroes(start, end - run.start, true).await,
+        };
+        done.map_err(|error| error.context(format!("error while writing at byte {start}")))?;
+    }
+    Ok(())
 }

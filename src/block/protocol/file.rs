@@ -17,11 +17,13 @@ use crate::block::options::{CacheMode, OpenOptions, Preallocation};
 use crate::block::{Buffer, Error, Iov, Kind, Result};
 use crate::util::text;
 use async_trait::async_trait;
+use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::{File, Metadata, OpenOptions as HostOpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::rc::Rc;
 
 /// Longest request handed to the host at once, in bytes.
@@ -70,11 +72,22 @@ impl FileDriver {
     /// # Errors
     /// As [`FileDriver::open`], and those of [`FileDriver::lock`].
     pub fn create(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
-        let mut host = HostOpenOptions::new();
-        host.read(true).write(true).create(true).truncate(false).mode(0o644);
-        let driver = FileDriver::open_to_replace(engine, filename, options, &mut host)?;
-        driver.make_empty().map_err(|error| driver.failed("Could not create", error))?;
+        let driver = FileDriver::open_to_replace(engine, filename, options)?;
+        driver.empty()?;
         Ok(driver)
+    }
+
+    /// Opens and locks the file that is there, or makes one, for a new image that will take all of it: after
+    /// [`FileDriver::empty`].
+    ///
+    /// # Errors
+    /// As [`FileDriver::create`].
+    pub fn open_to_replace(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
+        let mut host = HostOpenOptions::new();
+        // Who asks for a file that is there to be made may be refused it in a folder with the sticky bit.
+        let is_there = path_of(filename).exists();
+        host.read(true).write(true).create(!is_there).truncate(false).mode(0o644);
+        FileDriver::open_alone(engine, filename, options, &mut host)
     }
 
     /// Locks the file that is there against all who would use it while another one is made that takes its place.
@@ -84,10 +97,18 @@ impl FileDriver {
     pub fn claim(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
         let mut host = HostOpenOptions::new();
         host.read(true).write(true);
-        FileDriver::open_to_replace(engine, filename, &OpenOptions::default(), &mut host)
+        FileDriver::open_alone(engine, filename, &OpenOptions::default(), &mut host)
     }
 
-    fn open_to_replace(
+    /// Gives up all that is in the file.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn empty(&self) -> Result<()> {
+        self.make_empty().map_err(|error| self.failed("Could not create", error))
+    }
+
+    fn open_alone(
         engine: &Rc<Engine>,
         filename: &str,
         options: &OpenOptions,
@@ -106,12 +127,11 @@ impl FileDriver {
         host: &mut HostOpenOptions,
         doing: &str,
     ) -> Result<FileDriver> {
-        let path = text::to_path(filename.strip_prefix("file:").unwrap_or(filename));
         let direct = if options.cache.direct { libc::O_DIRECT } else { 0 };
         // Without O_NONBLOCK the open of a FIFO would wait for a writer.
         let file = host
             .custom_flags(direct | libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
+            .open(path_of(filename))
             .map_err(|error| failed_to(doing, filename, error, options))?;
         FileDriver::of(engine, filename, options, file)
     }
@@ -390,6 +410,11 @@ impl Driver for FileDriver {
     fn allocated_size(&self) -> Option<u64> {
         FileDriver::allocated_size(self).ok()
     }
+}
+
+/// What a name leads to.
+fn path_of(filename: &str) -> Cow<'_, Path> {
+    text::to_path(filename.strip_prefix("file:").unwrap_or(filename))
 }
 
 fn failed_to(doing: &str, filename: &str, error: io::Error, options: &OpenOptions) -> Error {

@@ -4,7 +4,6 @@ use super::super::output::Failure;
 use super::super::warn;
 use crate::block::graph::Node;
 use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
-use crate::block::graph::driver::Specifics;
 use std::rc::Rc;
 
 /// Refuses sources without bitmaps, or with some that nobody can read.
@@ -26,8 +25,7 @@ pub(super) fn check_source(sources: &[Rc<Node>], skip_broken: bool) -> Result<()
 
 /// Whether an image can hold bitmaps.
 pub(super) fn are_stored_by(image: &Node) -> bool {
-    let is_old = matches!(image.driver().specifics(), Some(Specifics::Qcow2(facts)) if facts.compat != "1.1");
-    image.driver().bitmaps().is_some() && !is_old
+    image.driver().bitmaps().is_some_and(Bitmaps::have_room)
 }
 
 /// Copies all bitmaps but the broken ones, of which it warns.

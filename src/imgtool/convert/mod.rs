@@ -18,11 +18,12 @@ use super::{Command, HELP, engine, snapshot_param};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::ops::copy::{CopyOptions, Reports, copy, total_size};
+use crate::block::ops::create::Values;
 use crate::block::{Error, graph::ChildRole};
 use request::{Request, read};
 use serde_json::json;
 use std::rc::Rc;
-use target::{Made, Target};
+use target::Target;
 
 pub(super) const COMMAND: Command = Command {
     name: "convert",
@@ -105,11 +106,11 @@ async fn convert(engine: &Rc<Engine>, request: &Request, progress: &Progress) ->
     let size = total_size(&sources);
     let target = Target::make(engine, request, &images, size).await?;
     let options = copy_options(request, &target);
-    copy_all(engine, request, &sources, &target.node, &options, progress).await?;
+    copy_all(engine, request, &sources, &target, &options, progress).await?;
     if request.bitmaps {
         bitmaps::copy(&images[0], &target.node, request.skip_broken_bitmaps).await?;
     }
-    target.finish(request).await?;
+    target.finish(engine, request).await?;
     progress.finish();
     Ok(size)
 }
@@ -136,8 +137,9 @@ async fn open_sources(engine: &Rc<Engine>, request: &Request) -> Result<Sources,
 }
 
 fn copy_options(request: &Request, target: &Target) -> CopyOptions {
-    let made = target.made.as_ref();
-    let has_backing = made.is_some_and(Made::has_backing);
+    let made = target.values();
+    let has_backing = made.is_some_and(|values| values.get("backing_file").is_some());
+    let is_empty = |values: &Values| values.get("preallocation").is_none_or(|mode| mode == "off");
     let backing = target.node.child(ChildRole::Backing);
     let left_to_backing = if made.is_some() { has_backing } else { request.backing.is_some() };
     CopyOptions {
@@ -146,9 +148,8 @@ fn copy_options(request: &Request, target: &Target) -> CopyOptions {
         out_of_order: request.out_of_order,
         compress: request.compress,
         offload: request.offload,
-        target_is_zero: request.target_is_zero
-            || made.is_some_and(|made| made.values.reads_as_zeros()) && !has_backing,
-        target_is_new: made.is_some_and(Made::is_empty),
+        target_is_zero: request.target_is_zero || made.is_some_and(Values::reads_as_zeros) && !has_backing,
+        target_is_new: made.is_some_and(is_empty),
         // A backing file that is not there has an end that nobody knows.
         target_backing: left_to_backing.then(|| backing.map_or(u64::MAX, |backing| backing.size())),
         salvage: request.salvage,
@@ -160,7 +161,7 @@ async fn copy_all(
     engine: &Rc<Engine>,
     request: &Request,
     sources: &[Rc<Node>],
-    target: &Rc<Node>,
+    target: &Target,
     options: &CopyOptions,
     progress: &Progress,
 ) -> Result<(), Failure> {
@@ -172,6 +173,6 @@ async fn copy_all(
         }
     };
     let reports = Reports { progress: shown, warn: &warn };
-    let done = copy(engine, sources, target, options, &reports).await;
-    done.map_err(|error| Failure::plain(&error))
+    let done = copy(engine, sources, &target.node, options, &reports).await;
+    done.map_err(|error| Failure::plain(&target.told(error)))
 }

@@ -37,6 +37,7 @@ pub(super) fn check(request: &Request) -> Result<(), Failure> {
         (reads && request.sources.len() > 1, "more than one source with standard input"),
         (reads && request.snapshot.is_some(), "-l with standard input"),
         (request.backing.is_some(), "-B with a stream"),
+        (reads && is_preallocated(request), "preallocation with standard input"),
         (reads && request.salvage, "--salvage with standard input"),
         (reads && request.rate > 0, "-r with standard input"),
         (reads && request.source.is_described(), "--image-opts with standard input"),
@@ -61,6 +62,11 @@ pub(super) fn check(request: &Request) -> Result<(), Failure> {
         )),
         None => Ok(()),
     }
+}
+
+/// Whether the output is to have its space before it has its data.
+fn is_preallocated(request: &Request) -> bool {
+    request.options.options().get("preallocation").is_some_and(|mode| mode != "off")
 }
 
 async fn write(engine: &Rc<Engine>, request: &Request) -> Result<u64, Failure> {
@@ -88,26 +94,17 @@ async fn read(engine: &Rc<Engine>, request: &Request) -> Result<u64, Failure> {
     let target = Target::make(engine, request, &[], 0).await?;
     let options = copy_options(request, &target);
     let guesses = request.source_format().is_none();
-    let done = read_stream(
-        engine,
-        input,
-        &target.node,
-        options.compress,
-        options.target_is_zero && options.sparse > 0,
-        |head| {
-            let found = probe::looks_like(head).filter(|_| guesses);
-            match found {
-                Some(format) => Err(Error::new(
-                    Kind::Unsupported,
-                    format!("an image of format {format} cannot be read from a pipe"),
-                )
-                .remedy("use a file; or say -f raw, if these are the bytes of the disk")),
-                None => Ok(()),
-            }
-        },
-    );
-    let size = done.await.map_err(|error| Failure::plain(&error))?;
-    target.finish(request).await?;
+    let accept = |head: &[u8]| match probe::looks_like(head).filter(|_| guesses) {
+        Some(format) => {
+            let message = format!("an image of format {format} cannot be read from a pipe");
+            let remedy = "use a file; or say -f raw, if these are the bytes of the disk";
+            Err(Error::new(Kind::Unsupported, message).remedy(remedy))
+        }
+        None => Ok(()),
+    };
+    let done = read_stream(engine, input, &target.node, &options, accept);
+    let size = done.await.map_err(|error| Failure::plain(&target.told(error)))?;
+    target.finish(engine, request).await?;
     Ok(size)
 }
 

@@ -1,54 +1,21 @@
 //! The output of `convert`: a new image under a name of its own until it is complete, or one that is there.
 
-use super::super::create::check_filename;
 use super::super::output::Failure;
 use super::request::Request;
 use crate::block::Error;
 use crate::block::aio::Engine;
+use crate::block::filename::check_protocol;
 use crate::block::graph::Node;
 use crate::block::open::open;
-use crate::block::ops::create::{Template, Values, create};
-use crate::block::ops::draft::Draft;
-use crate::block::ops::encrypt_options::key_option;
+use crate::block::ops::create::{NewImage, Template, Values};
 use crate::block::options::OpenOptions;
-use crate::util::keyval::Options;
 use std::rc::Rc;
 
 /// An image that is written to.
 pub(super) struct Target {
     pub(super) node: Rc<Node>,
-    /// What it was made with, if it was.
-    pub(super) made: Option<Made>,
-}
-
-/// An image that was made for this.
-pub(super) struct Made {
-    pub(super) values: Values,
-    /// Where it stands until it is complete, if not under its own name.
-    draft: Option<Draft>,
-}
-
-impl Made {
-    pub(super) fn has_backing(&self) -> bool {
-        self.values.get("backing_file").is_some()
-    }
-
-    /// Nothing was allocated in advance.
-    pub(super) fn is_empty(&self) -> bool {
-        self.values.get("preallocation").is_none_or(|mode| mode == "off")
-    }
-
-    /// The new file's name for now.
-    fn filename(&self, request: &Request) -> String {
-        self.draft.as_ref().map_or_else(|| request.output.clone(), |draft| draft.part().to_owned())
-    }
-
-    fn told(&self, error: Error) -> Error {
-        match &self.draft {
-            Some(draft) => draft.told(error),
-            None => error,
-        }
-    }
+    /// It was made for this.
+    new: Option<NewImage>,
 }
 
 impl Target {
@@ -64,23 +31,37 @@ impl Target {
             super::bitmaps::check_source(sources, request.skip_broken_bitmaps)?;
         }
         request.output_cache()?;
-        let made = match values {
-            Some(values) => Some(make(engine, request, values).await?),
+        let new = match values {
+            Some(values) => Some(make(engine, request, &values).await?),
             None => None,
         };
-        let node = open_target(engine, request, made.as_ref()).await?;
+        let node = open_target(engine, request, new.as_ref()).await?;
         check(request, &node, size)?;
-        Ok(Target { node, made })
+        Ok(Target { node, new })
+    }
+
+    /// What it was made with, if it was.
+    pub(super) fn values(&self) -> Option<&Values> {
+        self.new.as_ref().map(NewImage::values)
+    }
+
+    /// A failure to fill it, that names it as users do.
+    pub(super) fn told(&self, error: Error) -> Error {
+        match &self.new {
+            Some(new) => new.told(error),
+            None => error,
+        }
     }
 
     /// Brings everything to the file, which then gets its name.
-    pub(super) async fn finish(self, request: &Request) -> Result<(), Failure> {
-        let flushed = self.node.flush().await;
-        let done = flushed.and(self.node.close().await);
-        let done = done.and_then(|()| match self.made.and_then(|made| made.draft) {
-            Some(draft) => draft.publish(),
-            None => Ok(()),
-        });
+    pub(super) async fn finish(self, engine: &Rc<Engine>, request: &Request) -> Result<(), Failure> {
+        let done = match self.new {
+            Some(new) => new.finish(engine, &self.node).await,
+            None => {
+                let flushed = self.node.flush().await;
+                flushed.and(self.node.close().await)
+            }
+        };
         done.map_err(|error| Failure::block(&format!("Could not write '{}'", request.output), &error))
     }
 }
@@ -96,7 +77,7 @@ fn check(request: &Request, target: &Node, size: u64) -> Result<(), Failure> {
     if request.bitmaps && !super::bitmaps::are_stored_by(target) {
         return Err(Failure::message(format!("Format driver '{format}' does not support bitmaps")));
     }
-    if request.compress && !Template::new(format, true).is_ok_and(|format| format.has_compression()) {
+    if request.compress && !target.driver().clusters().is_some_and(|clusters| clusters.compressed) {
         return Err(Failure::message("Compression not supported for this file format"));
     }
     match target.size() < size {
@@ -106,59 +87,39 @@ fn check(request: &Request, target: &Node, size: u64) -> Result<(), Failure> {
 }
 
 /// Makes the new image.
-async fn make(engine: &Rc<Engine>, request: &Request, values: Values) -> Result<Made, Failure> {
+async fn make(engine: &Rc<Engine>, request: &Request, values: &Values) -> Result<NewImage, Failure> {
     let what = format!("{}: error while converting {}", request.output, request.format);
-    let failed = |error: Error| Failure::block(&what, &error);
-    // The data file is made at once: what would replace it must not be about.
-    let draft = match values.get("data_file") {
-        Some(_) => None,
-        None => Draft::new(engine, &request.output, values.get("backing_file").is_some()).map_err(failed)?,
-    };
-    let made = Made { values, draft };
-    let secrets = &request.source.options.secrets;
-    let created = create(engine, &made.filename(request), &made.values, secrets).await;
-    created.map_err(|error| failed(made.told(error)))?;
-    Ok(made)
+    let made = NewImage::make(engine, &request.output, values, &request.source.options.secrets).await;
+    made.map_err(|error| Failure::block(&what, &error))
 }
 
 async fn open_target(
     engine: &Rc<Engine>,
     request: &Request,
-    made: Option<&Made>,
+    new: Option<&NewImage>,
 ) -> Result<Rc<Node>, Failure> {
-    let mut driver = Options::default();
-    if let Some((option, id)) = made.and_then(|made| key_option(&made.values)) {
-        driver.set(option, id);
-    }
     let options = OpenOptions {
-        driver,
         secrets: request.source.options.secrets.clone(),
         read_only: false,
         cache: request.output_cache()?,
         unmap: request.sparse > 0,
         ..OpenOptions::default()
     };
-    let (filename, options) = match made {
-        Some(made) => {
-            (made.filename(request), OpenOptions { format: Some(request.format.clone()), ..options })
+    let opened = match new {
+        Some(new) => new.open(engine, options).await,
+        None => {
+            let (filename, options) = request.described_target(&options)?;
+            open(engine, &filename, &options).await
         }
-        None => request.described_target(&options)?,
     };
-    let opened = open(engine, &filename, &options).await;
-    opened.map_err(|error| {
-        let error = match made {
-            Some(made) => made.told(error),
-            None => error,
-        };
-        Failure::open(&request.output, &error)
-    })
+    opened.map_err(|error| Failure::open(&request.output, &error))
 }
 
 /// The options of the new image.
 pub(super) fn prepare(request: &Request, size: u64) -> Result<Values, Failure> {
     let plain = |error: Error| Failure::message(error.message());
     let template = Template::new(&request.format, true).map_err(plain)?;
-    check_filename(&request.output).map_err(plain)?;
+    check_protocol(&request.output).map_err(plain)?;
     let mut values = template.values(request.options.options()).map_err(plain)?;
     if request.backing.is_some() && !template.has_backing() {
         let message = format!("Backing file not supported for file format '{}'", request.format);

@@ -101,7 +101,7 @@ pub(super) const LIST: &[Difference] = &[
     Difference {
         is_about: |run| run.line.contains("nbd:") || run.has_word(&["remote.qcow2"]),
         excused: Excused { stderr: true, ..NOTHING },
-        reason: "Names with a network protocol are refused",
+        reason: "New images with a network protocol in their names are refused, and so are protocols other than NBD",
     },
     Difference {
         is_about: |run| {
@@ -135,6 +135,11 @@ pub(super) const LIST: &[Difference] = &[
         is_about: |run| !run.real.status.success() && run.has_word(&["create", "convert", "dd"]),
         excused: Excused { files: true, ..NOTHING },
         reason: "A refused `create`, `convert` or `dd` leaves what was there untouched",
+    },
+    Difference {
+        is_about: |run| run.line.contains("data_file=") && run.has_word(&["dir/y"]),
+        excused: Excused { files: true, stderr: true, ..NOTHING },
+        reason: "The name of a data file is relative to the folder of its image, as that of a backing file is",
     },
     Difference {
         is_about: |run| run.ours_says("is not a multiple of what direct I/O needs"),

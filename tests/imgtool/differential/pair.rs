@@ -10,6 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 /// The image that patches change.
 const PATCHED: &str = "p";
+/// Commands that leave everything as it was when they fail.
+const MAKERS: &[&str] = &["create", "convert", "dd"];
 /// A tool that takes longer hangs, in seconds.
 const LIMIT: &str = "120";
 
@@ -62,6 +64,9 @@ impl<'a> Pair<'a> {
                 told += &judge::files(name, &self.lab.path(name), &self.lab.twin(name), excused.allocation);
             }
         }
+        if !ours.status.success() && MAKERS.contains(&case.line.split(' ').next().unwrap_or_default()) {
+            told += &self.touched(case);
+        }
         match (told.is_empty(), &case.patch) {
             (true, _) => told,
             (false, None) => format!("===== {}\n{told}", case.line),
@@ -85,13 +90,30 @@ impl<'a> Pair<'a> {
     }
 
     fn patch(&self, case: &Case) {
-        let Some(patch) = &case.patch else { return };
-        let (_, bytes) = self.fixture.files.iter().find(|(name, _)| name == PATCHED).unwrap();
-        let mut bytes = bytes.clone();
-        bytes[patch.offset..][..patch.bytes.len()].copy_from_slice(&patch.bytes);
+        if case.patch.is_none() {
+            return;
+        }
+        let bytes = self.before(PATCHED, case).unwrap();
         for path in [self.lab.path(PATCHED), self.lab.twin(PATCHED)] {
             Fixture::write(&path, &bytes);
         }
+    }
+
+    /// What a file held before the line was run; `None` if it was not there.
+    fn before(&self, name: &str, case: &Case) -> Option<Vec<u8>> {
+        let (_, bytes) = self.fixture.files.iter().find(|(file, _)| file == name)?;
+        let mut bytes = bytes.clone();
+        if let Some(patch) = case.patch.as_ref().filter(|_| name == PATCHED) {
+            bytes[patch.offset..][..patch.bytes.len()].copy_from_slice(&patch.bytes);
+        }
+        Some(bytes)
+    }
+
+    /// Files of ours that are not as they were.
+    fn touched(&self, case: &Case) -> String {
+        let is_other = |name: &&String| std::fs::read(self.lab.path(name)).ok() != self.before(name, case);
+        let touched = self.changed.iter().filter(is_other);
+        touched.map(|name| format!("  {name}: not as it was, though ours failed\n")).collect()
     }
 
     /// Names of files that are new, gone or written in one folder or the other.

@@ -50,6 +50,7 @@ const CREATE: &[&str] = &[
     "create -f qcow2 <-F raw|-u -F qcow2|-u|-b base.raw -F raw -o backing_file=base.qcow2|-o backing_file=base.raw|-o backing_file=base.raw,backing_fmt=raw> out <|1M>",
     "create <dir|nodir/out|foo:bar|file:out|small.raw|a.qcow2|''> 1M",
     "create -f qcow2 <dir|nodir/out|foo:bar|file:out|small.raw> 1M",
+    "create -f qcow2 -o data_file=<nodir/x|d.raw|small.raw|nbd:x|json:{}>,preallocation=<off|full> <a.qcow2|new.qcow2|dir/y> 1M",
     "create --object secret,id=s,data=abc -f <luks -o iter-time=10|luks -o iter-time=10,key-secret=s|luks -o iter-time=10,key-secret=t|qcow2 -o encrypt.iter-time=10,encrypt.format=luks,encrypt.key-secret=s|qcow2 -o encrypt.format=luks|qcow2 -o encrypt.format=luks,encrypt.key-secret=t|qcow2 -o encrypt.format=aes,encrypt.key-secret=s|luks -o iter-time=10,key-secret=s,cipher-alg=bogus> out 1M",
     "create --object secret,id=s,<file=key.txt|file=nofile|file=key64.txt,format=base64|data=YWJj,format=base64|data=a,format=bogus|data=!!,format=base64|file=dir> -f luks -o iter-time=10,key-secret=s out 1M",
     "create --object {\"qom-type\":\"secret\",\"id\":\"s\",\"data\":\"abc\"} -f luks -o iter-time=10,key-secret=<s|t> out 1M",
@@ -71,7 +72,7 @@ const MAP: &[&str] = &[
     "map --output=bogus a.qcow2",
     "map --image-opts <driver=qcow2,file.filename=ov.qcow2,backing.file.filename=small.raw|driver=qcow2,file.filename=ov.qcow2,backing.driver=qcow2|driver=raw,file.filename=small.raw,offset=64k,size=600k|driver=raw,file.filename=small.raw,size=4G|driver=raw,file.filename=small.raw,offset=4G|driver=raw,file.filename=small.raw,size=100|driver=raw,file.filename=small.raw,offset=x>",
     "map json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"ov.qcow2\"},\"backing\":null}",
-    "<info|map> json:{'driver':'raw','file.filename':'small.raw'}",
+    "<info|map> json:{'driver':'raw','file.filename':'<small.raw|it\\'s>'}",
     "info --image-opts driver=raw,file.filename=small.raw,<read-only=maybe|discard=maybe|detect-zeroes=maybe|file.locking=maybe|file.aio=maybe|cache.direct=x|node-name=1x|file.locking=off,file.aio=threads,force-share=on,file.node-name=y,auto-read-only=on>",
 ];
 

@@ -18,7 +18,7 @@ use super::snapshot::Snapshot;
 use crate::block::aio::Engine;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::Bitmaps;
-use crate::block::graph::driver::{Check, KeySlotChanges, Qcow2Specifics, Specifics};
+use crate::block::graph::driver::{Check, Clusters, KeySlotChanges, Qcow2Specifics, Specifics};
 use crate::block::graph::filling::Filling;
 use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
@@ -260,6 +260,11 @@ impl Driver for Rc<Qcow2> {
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         Some(&**self)
+    }
+
+    fn clusters(&self) -> Option<Clusters> {
+        let (size, allocated) = (self.geometry.cluster_size(), self.geometry.subcluster_size());
+        Some(Clusters { size, allocated, compressed: true })
     }
 
     fn filling(&self) -> Option<&dyn Filling> {

@@ -56,7 +56,7 @@ impl Copy<'_> {
             len: piece.len,
             position: piece.to,
             block: piece_len(self.options, filling.grain()),
-            sparse: self.options.sparse,
+            sparse: self.options.shortest_zeros(filling.grain()),
             offload: self.options.offload,
             grain: filling.grain(),
             in_place: filling.is_in_place(),
@@ -118,7 +118,7 @@ impl Copy<'_> {
         let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
         let mut bytes = std::mem::take(&mut memory.bytes);
         let (len, to, grain) = (piece.len as usize, piece.to, filling.grain());
-        let sparse = if self.options.sparse == 0 { 0 } else { self.options.sparse.max(grain) };
+        let sparse = self.options.shortest_zeros(grain);
         let job = move || -> Moved<_> {
             bytes.resize(len.next_multiple_of(grain as usize).max(bytes.len()), 0);
             place.read(0, &mut bytes[..len]).map_err(|error| Broken { reading: true, at: 0, error })?;

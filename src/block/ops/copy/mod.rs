@@ -16,6 +16,8 @@ mod runs;
 mod through;
 mod turns;
 
+pub(super) use plan::piece_len;
+pub(super) use runs::find_runs;
 pub use through::Reports;
 
 use super::pieces::Pace;
@@ -58,6 +60,19 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Bytes of data a second; 0 for as fast as may be.
     pub rate: u64,
+}
+
+impl CopyOptions {
+    /// Shortest run of zeros that is left out of data that was read, in bytes; 0 for none. What is compressed goes in
+    /// clusters of `grain` bytes, and each that is zero is left out.
+    pub(super) fn shortest_zeros(&self, grain: u64) -> u64 {
+        match self.sparse {
+            0 => 0,
+            _ if self.offload => 0,
+            _ if self.compress => grain,
+            sparse => sparse,
+        }
+    }
 }
 
 /// Copies the disks of `sources`, one behind the other, to the start of `target`.

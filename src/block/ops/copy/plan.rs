@@ -225,7 +225,7 @@ impl<'a> Plan<'a> {
 }
 
 /// What data is looked at in, in bytes: long enough that a run of zeros of the wanted length can be seen.
-pub(super) fn piece_len(options: &CopyOptions, grain: u64) -> u64 {
+pub(in crate::block::ops) fn piece_len(options: &CopyOptions, grain: u64) -> u64 {
     options.sparse.next_power_of_two().clamp(PIECE, MAX_PIECE).max(grain)
 }
 

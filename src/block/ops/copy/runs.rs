@@ -4,28 +4,43 @@ use super::super::{SECTOR, is_zero};
 use std::ops::Range;
 
 /// A run, and whether it is data.
-pub(super) type Run = (Range<u64>, bool);
+pub(in crate::block::ops) type Run = (Range<u64>, bool);
 
-/// Cuts `bytes`, which stand at `position`, into runs of data (true) and of zeros, the latter at least
-/// `sparse` bytes long unless they are all of it, and aligned so. All is data where `sparse` is 0.
-pub(super) fn find_runs(bytes: &[u8], position: u64, sparse: u64) -> Vec<Run> {
+/// Cuts `bytes`, which stand at `position`, into runs of data (true) and of zeros. The latter begin and end at multiples
+/// of the largest power of two up to `sparse`; those between data are at least `sparse` bytes long, those at the ends may
+/// go on beyond. All is data where `sparse` is 0.
+pub(in crate::block::ops) fn find_runs(bytes: &[u8], position: u64, sparse: u64) -> Vec<Run> {
     if sparse == 0 {
         return vec![(0..bytes.len() as u64, true)];
     }
-    // The largest power of two up to the wanted length.
     let grain = 1 << sparse.max(SECTOR).ilog2();
     let mut runs: Vec<Run> = Vec::new();
     let (mut at, end) = (0, bytes.len() as u64);
     while at < end {
         let next = (at + grain - (position + at) % grain).min(end);
-        let data = !is_zero(&bytes[at as usize..next as usize]);
-        match runs.last_mut() {
-            Some((run, kind)) if *kind == data => run.end = next,
-            _ => runs.push((at..next, data)),
-        }
+        push(&mut runs, at..next, !is_zero(&bytes[at as usize..next as usize]));
         at = next;
     }
-    runs
+    if !sparse.is_power_of_two() { without_short(runs, sparse) } else { runs }
+}
+
+/// Runs of zeros between data that are shorter than `sparse` bytes are data too.
+fn without_short(runs: Vec<Run>, sparse: u64) -> Vec<Run> {
+    let last = runs.len().saturating_sub(1);
+    let mut long: Vec<Run> = Vec::new();
+    for (at, (run, data)) in runs.into_iter().enumerate() {
+        let is_short = at > 0 && at < last && run.end - run.start < sparse;
+        push(&mut long, run, data || is_short);
+    }
+    long
+}
+
+/// Adds what comes next to runs of which neighbours differ.
+fn push(runs: &mut Vec<Run>, next: Range<u64>, data: bool) {
+    match runs.last_mut() {
+        Some((run, kind)) if *kind == data => run.end = next.end,
+        _ => runs.push((next, data)),
+    }
 }
 
 /// The runs of data, widened to whole grains of `grain` bytes, and one where they meet.
@@ -65,6 +80,20 @@ mod tests {
         let runs = find_runs(&bytes, 512, 4096);
         assert_eq!(runs[0], (0..4096 - 512, false));
         assert_eq!(runs[1], (4096 - 512..2 * 4096 - 512, true));
+    }
+
+    #[test]
+    fn zeros_between_data_are_left_out_where_they_are_as_long_as_was_asked_for() {
+        let k = 1024;
+        let mut bytes = vec![0; 64 << 10];
+        for start in [8, 24, 40] {
+            bytes[start * 1024..(start + 4) * 1024].fill(1);
+        }
+        let count = |sparse| find_runs(&bytes, 0, sparse).len();
+        assert_eq!((count(4 * k), count(8 * k)), (7, 7));
+        // Between the data, 8 KiB are zeros in whole; what is at the ends may go on beyond.
+        let expect = [(0..8 * k, false), (8 * k..48 * k, true), (48 * k..64 * k, false)];
+        assert_eq!(find_runs(&bytes, 0, 12 * k), expect);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Pieces that go through the nodes: the driver must see the bytes, or the target does.
 
+use super::super::pieces::Scratch;
 use super::super::{SECTOR, write_clusters};
 use super::Copy;
 use super::plan::{Content, Piece, failed};
 use super::runs::{Run, find_runs};
-use crate::block::{Buffer, Error, Iov, Kind, Result};
+use crate::block::{Error, Iov, Kind, Result};
 
 /// Who hears of a copy.
 pub struct Reports<'a> {
@@ -17,28 +18,10 @@ pub struct Reports<'a> {
 /// What a worker keeps from piece to piece.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// For requests, and how long it is.
-    buffer: Option<(Buffer, usize)>,
+    /// For requests.
+    scratch: Scratch,
     /// For threads of the pool.
     pub(super) bytes: Vec<u8>,
-}
-
-impl Memory {
-    fn iov(&mut self, len: usize) -> Iov {
-        if self.buffer.as_ref().is_none_or(|(_, room)| *room < len) {
-            self.buffer = Some((Buffer::new(len), len));
-        }
-        match &self.buffer {
-            Some((buffer, _)) => buffer.iov(len),
-            None => Buffer::new(len).iov(len),
-        }
-    }
-
-    /// The bytes of the last read.
-    fn read(&mut self) -> Result<&[u8]> {
-        let bytes = self.buffer.as_mut().and_then(|(buffer, _)| buffer.bytes());
-        bytes.map(|bytes| &*bytes).ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
-    }
 }
 
 impl Copy<'_> {
@@ -56,7 +39,7 @@ impl Copy<'_> {
             let (at, len) = (piece.to + run.start, run.end - run.start);
             if data {
                 // The piece fits into memory, so its parts do.
-                let iov = memory.iov(piece.len as usize).slice(run.start as usize, len as usize);
+                let iov = memory.scratch.iov(piece.len as usize).slice(run.start as usize, len as usize);
                 self.write(at, &iov).await.map_err(|error| failed("writing", at, error))?;
             } else {
                 self.zero(at, len).await?;
@@ -102,7 +85,7 @@ impl Copy<'_> {
 
     /// Reads a piece and finds its runs of zeros.
     async fn read(&self, piece: &Piece, memory: &mut Memory) -> Result<Vec<Run>> {
-        let iov = memory.iov(piece.len as usize);
+        let iov = memory.scratch.iov(piece.len as usize);
         let done = piece.source.read(piece.from, &iov).await;
         match done {
             Err(_) if self.options.salvage => {
@@ -113,9 +96,8 @@ impl Copy<'_> {
             done => done.map_err(|error| failed("reading", piece.from, error))?,
         }
         drop(iov);
-        let bytes = &memory.read()?[..piece.len as usize];
-        let sparse = if self.options.offload { 0 } else { self.options.sparse };
-        Ok(find_runs(bytes, piece.to, if sparse == 0 { 0 } else { sparse.max(self.grain) }))
+        let bytes = &memory.scratch.bytes()?[..piece.len as usize];
+        Ok(find_runs(bytes, piece.to, self.options.shortest_zeros(self.grain)))
     }
 
     /// Reads sector by sector; those that cannot be read are zeros.

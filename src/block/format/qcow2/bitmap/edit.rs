@@ -25,6 +25,10 @@ impl Bitmaps for Qcow2 {
         self.bitmaps.infos()
     }
 
+    fn have_room(&self) -> bool {
+        self.v3
+    }
+
     fn tracked_size(&self) -> u64 {
         self.size.get()
     }

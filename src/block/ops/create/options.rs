@@ -1,20 +1,12 @@
-//! Making a new image of any format: its options as tables, their values, and the drivers that take them.
+//! The options of a new image, as tables, and their values.
 //!
 //! A [`Template`] is what a format (and the file that it will be in) lets users choose. Values are read and
-//! checked in it; nothing on the host is touched before all of them make sense.
+//! checked in it.
 
-use super::encrypt_options;
-use crate::block::aio::Engine;
-use crate::block::filename::{check_protocol, sibling};
-use crate::block::format::{luks, qcow2};
-use crate::block::graph::{Driver, Node};
-use crate::block::options::{CacheMode, OpenOptions, Preallocation, size_option};
-use crate::block::protocol::file::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes, FileDriver};
-use crate::block::secret::Secrets;
+use crate::block::options::size_option;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
-use std::rc::Rc;
-use tracing::trace;
+use crate::util::size::parse_wrapping;
 
 /// Formats that images can be made in.
 pub const CREATABLE: &[&str] = &["luks", "qcow2", "raw"];
@@ -47,6 +39,11 @@ const FOREIGN: &[&str] = &[
     "vpc",
     "vvfat",
 ];
+
+/// Whether QEMU knows the format, so that it may be named in an image.
+pub fn is_known_format(format: &str) -> bool {
+    CREATABLE.contains(&format) || FOREIGN.contains(&format)
+}
 
 /// The type of an option's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +80,11 @@ pub struct CreateOption {
 }
 
 impl CreateOption {
-    pub(super) const fn new(name: &'static str, kind: ValueKind, help: &'static str) -> CreateOption {
+    pub(in crate::block::ops) const fn new(
+        name: &'static str,
+        kind: ValueKind,
+        help: &'static str,
+    ) -> CreateOption {
         CreateOption { name, kind, help, default: None, support: Support::Full }
     }
 
@@ -96,13 +97,13 @@ impl CreateOption {
     }
 
     /// Brings a value into the form that it is stored and shown in.
-    pub(super) fn canonical(&self, value: &str) -> Result<String> {
+    pub(in crate::block::ops) fn canonical(&self, value: &str) -> Result<String> {
         match self.kind {
             ValueKind::Text => Ok(value.to_owned()),
             ValueKind::Size => size_option(self.name, value).map(|size| size.to_string()),
-            ValueKind::Number => match parse_number(value) {
-                Some(number) => Ok(number.to_string()),
-                None => Err(Error::invalid_argument(format!("Parameter '{}' expects a number", self.name))),
+            ValueKind::Number => match parse_wrapping(value) {
+                Ok(number) => Ok(number.to_string()),
+                Err(_) => Err(Error::invalid_argument(format!("Parameter '{}' expects a number", self.name))),
             },
             ValueKind::Switch => match keyval::parse_switch(self.name, value) {
                 Ok(_) => Ok(value.to_owned()),
@@ -202,7 +203,7 @@ impl Template {
     }
 
     /// The format's name.
-    pub(super) fn format(&self) -> &'static str {
+    pub(in crate::block::ops) fn format(&self) -> &'static str {
         self.format
     }
 
@@ -299,7 +300,7 @@ impl Values {
     }
 
     /// The name of the format.
-    pub(super) fn format(&self) -> &'static str {
+    pub(in crate::block::ops) fn format(&self) -> &'static str {
         self.template.format
     }
 
@@ -308,196 +309,14 @@ impl Values {
     }
 
     /// Whether there is an option of that name.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(in crate::block::ops) fn has(&self, name: &str) -> bool {
         self.index(name).is_some()
     }
 
     /// Whether a switch is on.
-    pub(super) fn is_on(&self, name: &str) -> bool {
+    pub(in crate::block::ops) fn is_on(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| keyval::parse_switch(name, value) == Ok(true))
     }
-}
-
-/// Makes an image; an existing file of that name is replaced. Passphrases come from `secrets`.
-///
-/// # Errors
-/// In qemu-img's words. Values that make no sense are refused before anything is written.
-pub async fn create(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
-    values.refuse_unsupported()?;
-    trace!(name: "image_create", file = ?filename, format = values.template.format);
-    match values.template.format {
-        "raw" => create_raw(engine, filename, values).await,
-        "luks" => create_luks(engine, filename, values, secrets).await,
-        _ => create_qcow2(engine, filename, values, secrets).await,
-    }
-}
-
-/// The bytes of a new image matter only when it is complete.
-fn new_file(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<FileDriver> {
-    let attributes = file_attributes(values)?;
-    let options = OpenOptions { cache: CacheMode::WRITEBACK, read_only: false, ..OpenOptions::default() };
-    let file = FileDriver::create(engine, filename, &options)?;
-    file.set_attributes(attributes);
-    Ok(file)
-}
-
-fn file_attributes(values: &Values) -> Result<FileAttributes> {
-    let hint = values.get("extent_size_hint").and_then(|hint| hint.parse::<u64>().ok());
-    let hint = hint.map_or(Ok(DEFAULT_EXTENT_SIZE_HINT), u32::try_from);
-    let extent_size_hint = hint.map_err(|_| Error::invalid_argument("Extent size hint is too large"))?;
-    Ok(FileAttributes { nocow: values.is_on("nocow"), extent_size_hint })
-}
-
-/// What is allocated at once of formats that are as long as their disk; a file has no `metadata`.
-fn file_preallocation(values: &Values) -> Result<Preallocation> {
-    match preallocation(values, |word| Error::invalid_argument(format!("invalid parameter value: {word}")))? {
-        Preallocation::Metadata if values.template.format == "luks" => Ok(Preallocation::Off),
-        mode => mode.refuse_metadata().map(|()| mode),
-    }
-}
-
-fn preallocation(values: &Values, refuse: impl Fn(&str) -> Error) -> Result<Preallocation> {
-    let Some(word) = values.get("preallocation") else { return Ok(Preallocation::Off) };
-    Preallocation::parse(word).ok_or_else(|| refuse(word))
-}
-
-async fn create_luks(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
-    let preallocation = file_preallocation(values)?;
-    let (options, size) = (encrypt_options::luks(values, "")?, values.size().unwrap_or(0));
-    let passphrase = encrypt_options::passphrase(values, secrets)?;
-    let file = Node::new(filename, Box::new(new_file(engine, filename, values)?));
-    let done = luks::create(engine, &file, &options, &passphrase, size, preallocation).await;
-    done.and(file.close().await).map_err(|error| explain_too_large(error, values))
-}
-
-async fn create_raw(engine: &Rc<Engine>, filename: &str, values: &Values) -> Result<()> {
-    let preallocation = file_preallocation(values)?;
-    let size = values.size().unwrap_or(0);
-    let size = size.checked_next_multiple_of(512).ok_or_else(|| too_large(values))?;
-    let file = new_file(engine, filename, values)?;
-    file.truncate(size, preallocation).await.map_err(|error| explain_too_large(error, values))?;
-    // The disk must not look like an image of another format that was in the file.
-    let first = usize::try_from(size.min(512)).unwrap_or(0);
-    Node::new(filename, Box::new(file)).write_bytes(0, &vec![0; first]).await
-}
-
-async fn create_qcow2(engine: &Rc<Engine>, filename: &str, values: &Values, secrets: &Secrets) -> Result<()> {
-    let mut options = qcow2_options(values)?;
-    options.encryption = encrypt_options::qcow2(values, secrets)?;
-    options.validate()?;
-    let file = new_file(engine, filename, values)?;
-    let data = match &options.data_file {
-        Some(name) => Some(new_data_file(engine, &file, filename, name, values)?),
-        None => None,
-    };
-    let file = Node::new(filename, Box::new(file));
-    let done = qcow2::create(engine, &file, data.as_ref(), &options).await;
-    done.and(file.close().await).map_err(|error| explain_too_large(error, values))
-}
-
-/// The data file of a new image, where the image will look for it: in its own folder.
-fn new_data_file(
-    engine: &Rc<Engine>,
-    image: &FileDriver,
-    filename: &str,
-    name: &str,
-    values: &Values,
-) -> Result<Rc<Node>> {
-    check_protocol(name)?;
-    let name = sibling(filename, name);
-    let file = new_file(engine, &name, values)?;
-    if file.identity() == image.identity() {
-        return Err(
-            Error::invalid_argument("The data file must be another file than the image").path(filename)
-        );
-    }
-    Ok(Node::new(name, Box::new(file)))
-}
-
-/// What an image that is written to a pipe is made with; `None` for raw, which has nothing but its bytes.
-pub(super) fn stream_options(values: &Values) -> Result<Option<qcow2::CreateOptions>> {
-    let is_preallocated = values.get("preallocation").is_some_and(|mode| mode != "off");
-    let is_encrypted = values.get("encryption").is_some() || values.get("encrypt.format").is_some();
-    let has_backing = values.get("backing_file").is_some();
-    if values.template.format == "luks" || is_preallocated || is_encrypted || has_backing {
-        return Err(Error::new(Kind::Unsupported, "such an image cannot be written to a pipe")
-            .remedy("write it to a file"));
-    }
-    match values.template.format {
-        "qcow2" => qcow2_options(values).map(Some),
-        _ => Ok(None),
-    }
-}
-
-fn qcow2_options(values: &Values) -> Result<qcow2::CreateOptions> {
-    let preallocation = preallocation(values, |word| Error::not_accepted("preallocation", word))?;
-    let version = match values.get("compat") {
-        None | Some("1.1" | "v3") => 3,
-        Some("0.10" | "v2") => 2,
-        Some(other) => return Err(Error::not_accepted("version", other)),
-    };
-    let compression_type = match values.get("compression_type") {
-        None | Some("zlib") => qcow2::Codec::Deflate,
-        Some("zstd") => qcow2::Codec::Zstd,
-        Some(other) => return Err(Error::not_accepted("compression-type", other)),
-    };
-    let backing_format = values.get("backing_fmt");
-    if let Some(format) = backing_format.filter(|format| !is_known_format(format)) {
-        return Err(Error::not_accepted("backing-fmt", format));
-    }
-    if backing_format.is_some() && values.get("backing_file").is_none() {
-        return Err(Error::invalid_argument("Backing format cannot be used without backing file"));
-    }
-    let number = |name| values.get(name).and_then(|value| value.parse().ok()).unwrap_or(0);
-    Ok(qcow2::CreateOptions {
-        size: values.size().unwrap_or(0),
-        version,
-        cluster_size: number("cluster_size"),
-        refcount_bits: number("refcount_bits"),
-        extended_l2: values.is_on("extended_l2"),
-        lazy_refcounts: values.is_on("lazy_refcounts"),
-        compression_type,
-        backing_file: values.get("backing_file").map(str::to_owned),
-        backing_format: backing_format.map(str::to_owned),
-        data_file: values.get("data_file").map(str::to_owned),
-        data_file_raw: values.is_on("data_file_raw"),
-        preallocation,
-        encryption: None,
-    })
-}
-
-/// Whether QEMU knows the format, so that it may be named in an image.
-pub fn is_known_format(format: &str) -> bool {
-    CREATABLE.contains(&format) || FOREIGN.contains(&format)
-}
-
-fn explain_too_large(error: Error, values: &Values) -> Error {
-    if error.errno() == libc::EFBIG { too_large(values) } else { error }
-}
-
-fn too_large(values: &Values) -> Error {
-    let format = values.template.format;
-    let hint = if format == "qcow2" { " (try using a larger cluster size)" } else { "" };
-    Error::invalid_argument(format!("The image size is too large for file format '{format}'{hint}"))
-}
-
-/// A number as C reads it: decimal, `0x` hexadecimal, octal after a zero; negative ones count down from 2^64.
-fn parse_number(text: &str) -> Option<i64> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        Some(digits) => (16, digits),
-        None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
-        None => (10, digits),
-    };
-    if !digits.starts_with(|first: char| first.is_digit(radix)) {
-        return None;
-    }
-    let number = u64::from_str_radix(digits, radix).ok()?;
-    // Shown as a signed number, as qemu-img does.
-    Some(if negative { number.wrapping_neg() } else { number } as i64)
 }
 
 #[cfg(test)]
