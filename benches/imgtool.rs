@@ -9,11 +9,11 @@
 
 mod measure;
 
+use measure::command::{Cost, cost};
 use measure::{median, option};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::Command;
 
 /// Bytes of data or of a hole.
 const TURN: u64 = 16 << 20;
@@ -90,9 +90,7 @@ fn main() {
 
 /// What a run took.
 struct Run {
-    seconds: f64,
-    /// Most memory at once, in MiB.
-    memory: f64,
+    cost: Cost,
     /// Space that the output takes, in bytes.
     output: u64,
 }
@@ -137,7 +135,7 @@ impl Folder {
         let middle = |of: fn(&Run) -> f64| {
             runs.each_ref().map(|runs| median(&mut runs.iter().map(of).collect::<Vec<_>>()))
         };
-        let ([theirs, ours], memory) = (middle(|run| run.seconds), middle(|run| run.memory));
+        let ([theirs, ours], memory) = (middle(|run| run.cost.seconds), middle(|run| run.cost.memory));
         let output = middle(|run| run.output as f64);
         println!(
             "| {} | {theirs:.4} | {ours:.4} | {:.2} | {:.0} | {:.0} | {:.3} |",
@@ -157,29 +155,9 @@ impl Folder {
             // SAFETY: takes nothing and cannot fail.
             unsafe { libc::sync() };
         }
-        let mut command = Command::new(tool[0]);
-        command.args(&tool[1..]).args(case.line.split(' ')).current_dir(&self.0).stdout(Stdio::null());
-        let start = Instant::now();
-        let mut memory = 0.0_f64;
-        for _ in 0..case.times {
-            #[expect(clippy::zombie_processes, reason = "wait4 waits, and tells of the memory")]
-            let child = command.spawn().unwrap();
-            memory = memory.max(wait(child.id(), case.line));
-        }
-        let seconds = start.elapsed().as_secs_f64() / f64::from(case.times);
-        Run { seconds, memory, output: space(&self.path(case.output)) }
+        let cost = cost(tool, case.line, &self.0, case.times);
+        Run { cost, output: space(&self.path(case.output)) }
     }
-}
-
-/// Waits for a child, which must succeed. Returns the most memory that it had, in MiB.
-fn wait(child: u32, line: &str) -> f64 {
-    let mut status = 0;
-    // SAFETY: all-zero bytes are a valid `rusage`.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the child is ours and nobody else waits for it; both places live as long as the call.
-    let waited = unsafe { libc::wait4(child as i32, &mut status, 0, &mut usage) };
-    assert!(waited == child as i32 && status == 0, "{line}: {status:#x}");
-    usage.ru_maxrss as f64 / 1024.0
 }
 
 /// Space that a file takes, in bytes; none if it is not there.

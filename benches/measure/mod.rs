@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each benchmark takes what it needs")]
 
+pub(crate) mod command;
 pub(crate) mod floor;
 
 use cowvm::block::Buffer;

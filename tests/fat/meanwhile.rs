@@ -92,3 +92,86 @@ fn a_new_file_does_not_replace_one_that_the_host_made_meanwhile() {
     assert_eq!(fs::read(bench.host().join("NEW")).unwrap(), b"the guest's");
     assert_eq!(fs::read_dir(bench.host()).unwrap().count(), 2, "no temporary file is left");
 }
+
+#[test]
+fn a_rename_that_was_not_possible_is_made_when_it_is() {
+    let (bench, _) = bench(true);
+    fs::write(bench.host().join("B.BIN"), b"the host's own").unwrap();
+    bench.mtools("mren", &["::A.BIN", "::B.BIN"]).unwrap();
+    bench.write(&bench.changed());
+    for _ in 0..2 {
+        assert!(bench.disk.flush().is_err());
+        assert_eq!(fs::read(bench.host().join("A.BIN")).unwrap(), CONTENT);
+        assert_eq!(fs::read(bench.host().join("B.BIN")).unwrap(), b"the host's own");
+    }
+    fs::remove_file(bench.host().join("B.BIN")).unwrap();
+    said(bench.disk.flush()).unwrap();
+    assert_eq!(fs::read(bench.host().join("B.BIN")).unwrap(), CONTENT);
+    assert!(!bench.host().join("A.BIN").exists());
+}
+
+#[test]
+fn a_file_that_the_host_changed_is_not_forgotten_by_a_touch() {
+    let (bench, at) = bench(true);
+    let file = bench.host().join("A.BIN");
+    fs::write(&file, b"the host's own").unwrap();
+    bench.mtools("mattrib", &["+r", "::A.BIN"]).unwrap();
+    bench.write(&bench.changed());
+    assert!(said(bench.disk.flush()).unwrap_err().contains("the host changed it too"));
+    for sector in 0..6 {
+        bench.disk.write(at + sector * SECTOR as u64, &[8; SECTOR]);
+    }
+    assert!(bench.disk.flush().is_err());
+    assert_eq!(fs::read(&file).unwrap(), b"the host's own");
+}
+
+#[test]
+fn a_file_that_the_host_changed_is_not_moved_away_by_one_renamed_over_it() {
+    let (bench, _) = bench(true);
+    fs::write(bench.scratch("new"), [5; 2000]).unwrap();
+    bench.mtools("mcopy", &[bench.scratch("new").to_str().unwrap(), "::NEW"]).unwrap();
+    bench.write(&bench.changed());
+    said(bench.disk.flush()).unwrap();
+    fs::write(bench.host().join("A.BIN"), b"the host's own").unwrap();
+    bench.mtools("mdel", &["::A.BIN"]).unwrap();
+    bench.mtools("mren", &["::NEW", "::A.BIN"]).unwrap();
+    bench.write(&bench.changed());
+    assert!(bench.disk.flush().is_err());
+    assert_eq!(fs::read(bench.host().join("A.BIN")).unwrap(), b"the host's own");
+    assert_eq!(fs::read(bench.host().join("NEW")).unwrap(), [5; 2000]);
+}
+
+#[test]
+fn what_took_the_place_of_a_file_is_not_deleted_with_it() {
+    for is_link in [true, false] {
+        let (bench, _) = bench(true);
+        let file = bench.host().join("A.BIN");
+        bench.mtools("mdel", &["::A.BIN"]).unwrap();
+        bench.write(&bench.changed());
+        fs::remove_file(&file).unwrap();
+        match is_link {
+            true => symlink("elsewhere", &file).unwrap(),
+            false => fs::create_dir(&file).unwrap(),
+        }
+        said(bench.disk.flush()).unwrap();
+        assert!(file.symlink_metadata().is_ok());
+    }
+}
+
+#[test]
+fn a_file_that_vanished_does_not_keep_others_from_the_host() {
+    let bench = Bench::new("12", true, |host| fs::write(host.join("A.BIN"), [7; 20_000]).unwrap());
+    bench.mtools("mdel", &["::A.BIN"]).unwrap();
+    fs::write(bench.scratch("new"), b"small").unwrap();
+    bench.mtools("mcopy", &[bench.scratch("new").to_str().unwrap(), "::B.BIN"]).unwrap();
+    // The rest of the cluster is not written.
+    let changed: Vec<u64> = bench.changed();
+    fs::remove_file(bench.host().join("A.BIN")).unwrap();
+    bench.write(&changed);
+    said(bench.disk.flush()).unwrap();
+    assert_eq!(fs::read(bench.host().join("B.BIN")).unwrap(), b"small");
+    bench.mtools("mcopy", &[bench.scratch("new").to_str().unwrap(), "::C.BIN"]).unwrap();
+    bench.write(&bench.changed());
+    said(bench.disk.flush()).unwrap();
+    assert_eq!(fs::read(bench.host().join("C.BIN")).unwrap(), b"small");
+}

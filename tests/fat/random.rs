@@ -56,10 +56,19 @@ fn without_twins(tree: Contents) -> Option<Contents> {
     tree.keys().all(|name| seen.insert(name.to_uppercase())).then_some(tree)
 }
 
+/// How many trees there are, and how many rounds of changes (some 20 each): a few, or, with `COWVM_SWEEP=full`, those of a
+/// long campaign.
+fn extent() -> (usize, u64) {
+    match std::env::var("COWVM_SWEEP").as_deref() {
+        Ok("full") => (315, 500),
+        _ => (42, 8),
+    }
+}
+
 #[test]
 fn trees_read_by_mtools_are_the_hosts_and_fsck_finds_nothing() {
     let mut random = StdRng::seed_from_u64(seed());
-    for round in 0..60 {
+    for round in 0..extent().0 {
         let words = ["12", "16", "32", "", "floppy", "floppy:12", "floppy:16"][round % 7];
         let most = if words.contains("floppy") { 4_000 } else { 60_000 };
         let bench = Bench::new(words, false, |host| fill(host, &mut random, 3, most));
@@ -140,7 +149,7 @@ fn overwrite(bench: &Bench, random: &mut StdRng, (name, is_directory): &(String,
 #[test]
 fn changes_by_mtools_become_the_hosts_at_each_flush() {
     let seed = seed();
-    for round in 0..8 {
+    for round in 0..extent().1 {
         let mut random = StdRng::seed_from_u64(seed ^ round);
         let words = ["floppy", "32", "12", "16"][round as usize % 4];
         let bench = Bench::new(words, true, |host| fill(host, &mut random, 2, 9_000));

@@ -158,3 +158,71 @@ fn a_guest_that_makes_another_file_system_deletes_nothing() {
     flushed(&bench);
     assert_eq!(fs::read(bench.host().join("A.BIN")).unwrap(), [1; 5000]);
 }
+
+#[test]
+fn what_is_written_to_a_file_between_two_steps_of_its_move_reaches_the_host() {
+    let content = [1; 5000];
+    let bench = Bench::new("floppy", true, |host| {
+        fs::write(host.join("A.BIN"), content).unwrap();
+        fs::create_dir(host.join("SUB")).unwrap();
+    });
+    let data = place(&bench, &content);
+    bench.mtools("mmove", &["::A.BIN", "::SUB"]).unwrap();
+    let changed = bench.changed();
+    patch(&bench, data, &[9; SECTOR]);
+    bench.write(&[data]);
+    bench.write(&changed[..1]);
+    said(bench.disk.flush()).unwrap();
+    bench.write(&changed[1..]);
+    said(bench.disk.flush()).unwrap();
+    let expected = [&[9; SECTOR][..], &content[SECTOR..]].concat();
+    assert_eq!(fs::read(bench.host().join("SUB/A.BIN")).unwrap(), expected);
+}
+
+#[test]
+fn two_that_change_names_keep_their_inodes_and_one_renamed_over_another_replaces_it() {
+    let bench = Bench::new("floppy", true, |host| {
+        for name in ["A", "B", "C"] {
+            fs::write(host.join(format!("{name}.BIN")), name.repeat(3000)).unwrap();
+        }
+    });
+    let inode = |name: &str| fs::metadata(bench.host().join(name)).unwrap().ino();
+    let before = ["A.BIN", "B.BIN", "C.BIN"].map(inode);
+    let (a, b) = (entry(&bench, b"A       BIN"), entry(&bench, b"B       BIN"));
+    patch(&bench, a, b"B");
+    patch(&bench, b, b"A");
+    flushed(&bench);
+    assert_eq!(["A.BIN", "B.BIN"].map(inode), [before[1], before[0]]);
+    // C is deleted, and A takes its name.
+    bench.mtools("mdel", &["::C.BIN"]).unwrap();
+    bench.mtools("mren", &["::A.BIN", "::C.BIN"]).unwrap();
+    flushed(&bench);
+    assert_eq!(inode("C.BIN"), before[1]);
+    assert_eq!(fs::read_dir(bench.host()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_file_written_anew_is_nobodys_else_before_and_runs_as_nobody_else() {
+    let bench = Bench::new("floppy", true, |host| {
+        fs::write(host.join("A.BIN"), [1; 5000]).unwrap();
+        fs::set_permissions(host.join("A.BIN"), fs::Permissions::from_mode(0o4700)).unwrap();
+    });
+    patch(&bench, place(&bench, &[1; 5000]), &[2; 5000]);
+    flushed(&bench);
+    assert_eq!(fs::metadata(bench.host().join("A.BIN")).unwrap().mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn a_name_that_a_file_has_on_the_host_under_another_one_gets_a_number() {
+    let bench = Bench::new("floppy", true, |host| {
+        fs::write(host.join("A.TXT"), b"upper").unwrap();
+        fs::write(host.join("a.txt"), b"lower").unwrap();
+    });
+    bench.mtools("mdel", &["::A.TXT"]).unwrap();
+    fs::write(bench.scratch("new"), b"new").unwrap();
+    bench.mtools("mcopy", &[bench.scratch("new").to_str().unwrap(), "::a.txt"]).unwrap();
+    flushed(&bench);
+    let mut found: Vec<Vec<u8>> = contents(&bench.host()).into_values().flatten().collect();
+    found.sort();
+    assert_eq!(found, [b"lower".to_vec(), b"new".to_vec()]);
+}

@@ -190,3 +190,29 @@ fn vm_snapshots_can_be_taken_and_vanish_with_the_overlay() {
     assert_eq!(sector_1(&image, "qcow2"), b'c');
     assert_eq!(tool("qemu-img", &["snapshot", "-l", &image]), "");
 }
+
+#[test]
+fn a_directory_as_a_disk_keeps_its_files_in_snapshot_mode_and_has_no_snapshots() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let image = place.qcow2("a.qcow2");
+    fs::create_dir(place.path("shared")).unwrap();
+    fs::write(place.path("shared/A.TXT"), b"the host's").unwrap();
+    let fat = format!("fat:rw:{}", place.text("shared"));
+    let mut machine = Machine::start(&place, &["-snapshot", "-hda", &image, "-hdb", &fat]);
+    machine.key('A', ".");
+    machine.key('1', "A");
+    let refused = machine.hmp().ask("commit hdb");
+    assert!(refused.contains("cannot take over"), "{refused}");
+    machine.key('1', "A");
+    machine.quit();
+    let mut machine = Machine::start(&place, &["-hda", &image, "-hdb", &fat]);
+    let refused = machine.hmp().ask("savevm one");
+    assert!(refused.contains("'hdb' is writable but does not support snapshots"), "{refused}");
+    machine.key('a', ".");
+    machine.quit();
+    assert_eq!(fs::read(place.path("shared/A.TXT")).unwrap(), b"the host's");
+    assert_eq!(fs::read_dir(place.path("shared")).unwrap().count(), 1);
+}

@@ -16,8 +16,8 @@ use crate::block::open::{open, open_over};
 use crate::block::ops::commit::{CommitOptions, commit};
 use crate::block::ops::create::{Template, create};
 use crate::block::options::OpenOptions;
+use crate::block::protocol::Location;
 use crate::block::protocol::file::{Access, FileDriver};
-use crate::block::protocol::{FILE, Location};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
@@ -77,6 +77,7 @@ impl Local {
         let top = self.root();
         let below = top.child(ChildRole::Backing).ok_or_else(no_backing)?;
         check_committable(&top)?;
+        check_reopens(&below)?;
         let layer = self.layer_below(&below);
         let base = self.exchange_backing(&below, &layer, false).await?;
         let options = CommitOptions { rate: 0, make_empty: true };
@@ -127,7 +128,7 @@ impl Local {
                 format!("'{}' writes to a temporary overlay, which no image can stand upon", self.facts.id);
             return Err(Error::new(Kind::Unsupported, what).remedy("run it without snapshot mode"));
         }
-        if !stands_on_file(self.root()) {
+        if !Location::can_be_named(bottom(&self.root()).driver().format_name()) {
             let what = format!("'{}' is no file, and an image can only stand upon files", self.facts.id);
             return Err(Error::new(Kind::Unsupported, what));
         }
@@ -222,6 +223,24 @@ impl Local {
     }
 }
 
+/// The node of an image's protocol.
+fn bottom(image: &Rc<Node>) -> Rc<Node> {
+    let below = std::iter::successors(image.child(ChildRole::File), |node| node.child(ChildRole::File));
+    below.last().unwrap_or_else(|| image.clone())
+}
+
+/// A commit opens the image below the top anew, under a guest that goes on.
+fn check_reopens(below: &Rc<Node>) -> Result<()> {
+    match bottom(below).driver().reopens_as_it_is() {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::Unsupported,
+            "a directory cannot take over what was written in snapshot mode",
+        )
+        .remedy("run it without -snapshot, with rw:")),
+    }
+}
+
 /// An image that was opened again shows the same disk.
 fn is_same(old: &Node, new: Rc<Node>) -> Result<Rc<Node>> {
     let facts = |node: &Node| (node.driver().format_name(), node.size());
@@ -236,12 +255,6 @@ fn unguarded(image: &Node) -> Error {
     Error::new(Kind::Locked, "another program has begun to use the image below the disk")
         .path(image.filename())
         .remedy("end one of the two: nothing keeps the other from writing to it")
-}
-
-/// Whether the bytes of an image are in a file, not at a server or in a directory.
-fn stands_on_file(image: Rc<Node>) -> bool {
-    let below = std::iter::successors(Some(image), |node| node.child(ChildRole::File));
-    below.last().is_some_and(|node| node.driver().format_name() == FILE)
 }
 
 /// Snapshots in the top image read through to the backing file, which a commit changes.

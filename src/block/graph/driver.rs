@@ -142,6 +142,11 @@ pub trait Driver {
         Err(Error::new(Kind::Unsupported, format!("{} images cannot be resized", self.format_name())))
     }
 
+    /// Whether what this node is on shows the same disk when it is opened anew.
+    fn reopens_as_it_is(&self) -> bool {
+        true
+    }
+
     /// Writes back what is cached, before the node goes away. Called once, when no request is in flight.
     async fn close(&self) -> Result<()> {
         Ok(())

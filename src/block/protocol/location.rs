@@ -47,6 +47,11 @@ impl Location {
         PROTOCOLS.iter().any(|(name, _)| *name == driver)
     }
 
+    /// Whether an image can name what the driver of a protocol is on as its backing file.
+    pub(crate) fn can_be_named(driver: &str) -> bool {
+        ![NBD, FAT].contains(&driver)
+    }
+
     /// What a user's name means.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //!
 //! A file that the host changed since we last saw it is not written: its new content would be lost.
 
+use super::delete::is_gone;
 use super::entry::READ_ONLY;
 use super::geometry::SECTOR;
 use super::host::Seen;
@@ -32,55 +33,76 @@ const COPY: u64 = 2048;
 pub(super) fn create(sync: &mut Sync<'_>, number: usize, parent: Id, name: OsString) -> io::Result<()> {
     let found = &sync.state.found[number];
     let path = sync.volume.tree.path(parent).join(&name);
-    let durable = sync.durable;
-    let seen = replace(sync.volume, found, &path, None, durable)?;
+    let seen = replace(sync.volume, found, &path, None, sync.durable)?;
     let id = sync.add(number, parent, name, seen);
     sync.volume.now_shows(id, found, seen);
-    attributes(sync.volume, found, id, found.fields.attributes & READ_ONLY != 0, true)
+    match found.fields.attributes & READ_ONLY != 0 {
+        true => attributes(sync.volume, found, id, sync.durable),
+        false => Ok(()),
+    }
 }
 
 /// Writes what changed of a file. Returns whether its directory changed.
 pub(super) fn update(sync: &mut Sync<'_>, number: usize, id: Id) -> io::Result<bool> {
     let found = &sync.state.found[number];
-    let Some(node) = sync.volume.tree.get(id).cloned() else { return Ok(false) };
-    let changes = changes(sync.volume, found, &node);
-    let size = u64::from(found.fields.size);
+    let Some(node) = sync.volume.tree.get(id) else { return Ok(false) };
+    let changes = changes(sync.volume, found, node);
     let resized = found.fields.size != node.fields.size;
-    let (mut seen, mut replaced) = (node.seen, false);
-    if !changes.is_empty() || resized || node.stale {
-        let path = sync.volume.tree.path(id);
-        let old = unchanged(sync.volume, &path, &node)?;
-        let bytes: u64 = changes.iter().map(|range| range.end - range.start).sum();
-        let most = bytes * 2 >= size && !(bytes == 0 && size > 0);
-        replaced = old.as_ref().is_none_or(|old| most && old.nlink() == 1);
-        seen = match replaced {
-            true => replace(sync.volume, found, &path, old.as_ref(), sync.durable)?,
-            false => write_in_place(sync.volume, found, &path, &changes, sync.durable)?,
-        };
+    let wanted = !changes.is_empty() || resized || node.stale;
+    let changed = found.fields.attributes ^ node.fields.attributes;
+    let (toggled, timed) = (changed & READ_ONLY != 0, found.fields.modified != node.fields.modified);
+    let becomes_writable = toggled && found.fields.attributes & READ_ONLY == 0;
+    if becomes_writable {
+        attributes(sync.volume, found, id, sync.durable)?;
     }
-    let wrote = seen != node.seen;
-    if wrote || node.chain != found.chain {
+    let replaced = wanted && write(sync, found, id, &changes)?;
+    if (toggled && !becomes_writable) || (timed && !wanted) {
+        attributes(sync.volume, found, id, sync.durable)?;
+    }
+    let Some(node) = sync.volume.tree.get_mut(id) else { return Ok(replaced) };
+    if node.chain != found.chain {
+        let seen = node.seen;
         sync.volume.now_shows(id, found, seen);
-    }
-    let toggled = (found.fields.attributes ^ node.fields.attributes) & READ_ONLY != 0;
-    let timed = wrote || found.fields.modified != node.fields.modified;
-    if toggled || timed {
-        attributes(sync.volume, found, id, toggled, timed)?;
     }
     if let Some(node) = sync.volume.tree.get_mut(id) {
         node.fields = found.fields;
-        (node.stale, node.warned) = (false, node.warned && !wrote);
+        (node.stale, node.warned) = (false, node.warned && !wanted);
+    }
+    Ok(replaced)
+}
+
+/// Writes a file that is on the host, whole or in place. Returns whether it was replaced.
+fn write(sync: &mut Sync<'_>, found: &Found, id: Id, changes: &[Range<u64>]) -> io::Result<bool> {
+    let Some(node) = sync.volume.tree.get(id).cloned() else { return Ok(false) };
+    let (path, size) = (sync.volume.tree.path(id), u64::from(found.fields.size));
+    let old = unchanged(sync.volume, &path, &node)?;
+    let bytes: u64 = changes.iter().map(|range| range.end - range.start).sum();
+    let most = bytes * 2 >= size && !(bytes == 0 && size > 0);
+    let replaced = old.as_ref().is_none_or(|old| most && old.nlink() == 1);
+    let seen = match replaced {
+        true => replace(sync.volume, found, &path, old.as_ref(), sync.durable)?,
+        false => write_in_place(sync.volume, found, id, &path, changes, sync.durable)?,
+    };
+    sync.volume.now_shows(id, found, seen);
+    if !replaced && old.is_some_and(|old| old.nlink() > 1) {
+        sync.volume.seen_by_all(node.seen, seen);
     }
     Ok(replaced)
 }
 
 /// What the host has at `path`, if that is what we left there; `None` if it is gone.
-fn unchanged(volume: &Volume, path: &Path, node: &Node) -> io::Result<Option<Metadata>> {
-    match volume.root.file(path, false) {
-        Ok((_, metadata)) if Seen::of(&metadata) == node.seen => Ok(Some(metadata)),
-        Ok(_) => Err(io::Error::other("the host changed it too: move one of both away")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+pub(super) fn unchanged(volume: &Volume, path: &Path, node: &Node) -> io::Result<Option<Metadata>> {
+    match volume.root.look(path) {
+        Ok(metadata) => check_unchanged(&metadata, node.seen).map(|()| Some(metadata)),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+fn check_unchanged(metadata: &Metadata, seen: Seen) -> io::Result<()> {
+    match metadata.is_file() && Seen::of(metadata) == seen {
+        true => Ok(()),
+        false => Err(io::Error::other("the host changed it too: move one of both away")),
     }
 }
 
@@ -127,7 +149,7 @@ fn united(mut ranges: Vec<Range<u64>>, size: u64) -> Vec<Range<u64>> {
 }
 
 /// Writes a whole file beside `path` and renames it there: over the old one, of which `old` tells, or to a name that
-/// must be free.
+/// must be free. Nobody else can read it before it has the mode of the old one.
 fn replace(
     volume: &mut Volume,
     found: &Found,
@@ -135,10 +157,15 @@ fn replace(
     old: Option<&Metadata>,
     durable: bool,
 ) -> io::Result<Seen> {
-    let temporary = path.with_file_name(volume.temporary_name());
-    let file = volume.root.create(&temporary)?;
-    let done = fill(volume, found, &file, old, durable)
-        .and_then(|seen| volume.root.rename(&temporary, path, old.is_some()).map(|()| seen));
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let mode = if old.is_some() { 0o600 } else { 0o666 };
+    let (temporary, file) = volume.make_temporary(directory, mode)?;
+    let done = fill(volume, found, &file, old, durable).and_then(|seen| {
+        if let Some(old) = old {
+            check_unchanged(&volume.root.look(path)?, Seen::of(old))?;
+        }
+        volume.root.rename(&temporary, path, old.is_some()).map(|()| seen)
+    });
     if done.is_err() {
         // Nothing more can be done about it than to tell of the first error.
         let _ = volume.root.remove(&temporary, false);
@@ -161,29 +188,39 @@ fn fill(
             // Only root can; anybody else's file becomes ours, as with any editor.
             let _ = fchown(file, Some(old.uid()), Some(old.gid()));
         }
-        file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+        // Not to run as another user: that goes with every write.
+        file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
     }
-    finish(file, durable)
+    finish(found, file, durable)
 }
 
 fn write_in_place(
     volume: &mut Volume,
     found: &Found,
+    id: Id,
     path: &Path,
     changes: &[Range<u64>],
     durable: bool,
 ) -> io::Result<Seen> {
-    let (file, _) = volume.root.file(path, true)?;
-    for range in changes {
-        copy(volume, found, range, &file, true)?;
+    let (file, metadata) = volume.root.file(path, true)?;
+    let seen = volume.tree.get(id).map(|node| node.seen).unwrap_or_default();
+    check_unchanged(&metadata, seen)?;
+    let written = changes.iter().try_for_each(|range| copy(volume, found, range, &file, true));
+    let done = written
+        .and_then(|()| file.set_len(u64::from(found.fields.size)))
+        .and_then(|()| finish(found, &file, durable));
+    if let (Err(_), Ok(metadata), Some(node)) = (&done, file.metadata(), volume.tree.get_mut(id)) {
+        // It was we who changed it.
+        node.seen = Seen::of(&metadata);
     }
-    file.set_len(u64::from(found.fields.size))?;
-    finish(&file, durable)
+    done
 }
 
-fn finish(file: &File, durable: bool) -> io::Result<Seen> {
+/// Sets the time of what was written, and sees to it that it stays.
+fn finish(found: &Found, file: &File, durable: bool) -> io::Result<Seen> {
+    set_time(found, file)?;
     if durable {
-        file.sync_data()?;
+        file.sync_all()?;
     }
     Ok(Seen::of(&file.metadata()?))
 }
@@ -205,6 +242,7 @@ fn copy(volume: &mut Volume, found: &Found, range: &Range<u64>, to: &File, zeros
             let all_zeros = volume.pieces(sectors.clone()).iter().all(|piece| piece.from == Source::Zeros);
             if zeros || !all_zeros {
                 let bytes = volume.read(sectors)?;
+                volume.root.step()?;
                 to.write_all_at(&bytes[skip as usize..(skip + end - at) as usize], at)?;
             }
             at = end;
@@ -213,16 +251,22 @@ fn copy(volume: &mut Volume, found: &Found, range: &Range<u64>, to: &File, zeros
     Ok(())
 }
 
-/// Sets what the entry says of a file besides its content.
-fn attributes(volume: &mut Volume, found: &Found, id: Id, toggled: bool, timed: bool) -> io::Result<()> {
+/// Sets the time and the read-only attribute of a file that the host did not change.
+fn attributes(volume: &mut Volume, found: &Found, id: Id, durable: bool) -> io::Result<()> {
     let (file, metadata) = volume.root.file(&volume.tree.path(id), false)?;
-    if let Some(time) = found.fields.modified.to_system().filter(|_| timed) {
-        file.set_times(FileTimes::new().set_modified(time))?;
+    let seen = volume.tree.get(id).map(|node| node.seen).unwrap_or_default();
+    check_unchanged(&metadata, seen)?;
+    volume.root.step()?;
+    set_time(found, &file)?;
+    let old = metadata.mode() & 0o7777;
+    let mode = if found.fields.attributes & READ_ONLY != 0 { old & !0o222 } else { old };
+    let mode =
+        if mode & 0o222 == 0 && found.fields.attributes & READ_ONLY == 0 { mode | 0o200 } else { mode };
+    if mode != old {
+        allowed(file.set_permissions(Permissions::from_mode(mode)))?;
     }
-    if toggled {
-        let mode = metadata.mode() & 0o7777;
-        let mode = if found.fields.attributes & READ_ONLY != 0 { mode & !0o222 } else { mode | 0o200 };
-        file.set_permissions(Permissions::from_mode(mode))?;
+    if durable {
+        file.sync_all()?;
     }
     let seen = Seen::of(&file.metadata()?);
     if let Some(node) = volume.tree.get_mut(id) {
@@ -231,7 +275,24 @@ fn attributes(volume: &mut Volume, found: &Found, id: Id, toggled: bool, timed: 
     Ok(())
 }
 
+fn set_time(found: &Found, file: &File) -> io::Result<()> {
+    match found.fields.modified.to_system() {
+        Some(time) => allowed(file.set_times(FileTimes::new().set_modified(time))),
+        None => Ok(()),
+    }
+}
+
+/// Times and modes of another user's file cannot be set by everyone who may write it: they are as they are then.
+fn allowed(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.raw_os_error() == Some(libc::EPERM) { Ok(()) } else { Err(error) })
+}
+
 impl Volume {
+    /// Notes that we changed a host file that has several names.
+    fn seen_by_all(&mut self, before: Seen, now: Seen) {
+        self.tree.iter_mut().filter(|node| node.seen == before).for_each(|node| node.seen = now);
+    }
+
     /// Notes that a host file has the content that the guest sees.
     fn now_shows(&mut self, id: Id, found: &Found, seen: Seen) {
         let Some(node) = self.tree.get_mut(id) else { return };

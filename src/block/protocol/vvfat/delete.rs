@@ -46,34 +46,47 @@ impl Sync<'_> {
     }
 }
 
+/// Whether there is nothing of that name: neither it, nor the directories on the way to it.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
+}
+
 impl Volume {
     /// Deletes a file or an empty directory of the host; one that the host changed stays, and is forgotten.
     fn remove(&mut self, id: Id, path: &Path, is_directory: bool) -> io::Result<()> {
-        let changed = match (is_directory, self.root.file(path, false)) {
-            (false, Ok((_, metadata))) => {
-                self.tree.get(id).is_some_and(|node| node.seen != Seen::of(&metadata))
-            }
-            _ => false,
+        let seen = self.tree.get(id).map(|node| node.seen).unwrap_or_default();
+        let changed = match self.root.look(path) {
+            Ok(metadata) if is_directory => !metadata.is_dir(),
+            Ok(metadata) => !metadata.is_file() || seen != Seen::of(&metadata),
+            Err(error) if is_gone(&error) => false,
+            Err(error) => return Err(error),
         };
         if changed {
             self.notices.say(format!(
                 "'{}' was deleted by the guest, but changed on the host: it stays",
                 shown(path)
             ));
+            self.bring_back(path)?;
         } else {
             match self.root.remove(path, is_directory) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => {
                     self.notices
                         .say(format!("'{}' stays: it holds files that the guest cannot see", shown(path)));
+                    self.bring_back(path)?;
                 }
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => self.leave_refuge(path),
             }
         }
+        self.forget(id);
+        Ok(())
+    }
+
+    /// Takes a node out of the tree, whatever the host has of it.
+    pub(super) fn forget(&mut self, id: Id) {
         if let Some(node) = self.tree.get(id) {
             self.runs.forget(id, &node.chain);
         }
         self.tree.remove(id);
-        Ok(())
     }
 }

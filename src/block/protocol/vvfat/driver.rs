@@ -18,6 +18,7 @@ use async_lock::RwLock;
 use async_trait::async_trait;
 use std::cell::RefCell;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -89,8 +90,11 @@ impl Vvfat {
     /// The host file of a node, open for reading. The user is told if it changed.
     fn host_file(&self, id: Id) -> Result<Rc<HostFile>> {
         let mut open = self.open.borrow_mut();
-        let opened = match open.iter().position(|opened| opened.id == id) {
-            Some(at) => open.remove(at),
+        let cached = open.iter().position(|opened| opened.id == id).map(|at| open.remove(at));
+        // One without a name was replaced or deleted: what is there now counts.
+        let cached = cached.filter(|opened| opened.handle.metadata().is_ok_and(|found| found.nlink() > 0));
+        let opened = match cached {
+            Some(opened) => opened,
             None => {
                 let handle = self.volume().open(id).map_err(|error| self.failed(Error::from_io(error)))?;
                 let file = Rc::new(HostFile::new(&self.engine, handle.try_clone()?.into(), false));
@@ -242,11 +246,19 @@ impl Driver for Vvfat {
         })
     }
 
+    /// The clusters of files are given out when it is opened.
+    fn reopens_as_it_is(&self) -> bool {
+        false
+    }
+
     async fn close(&self) -> Result<()> {
         if self.read_only() {
             return Ok(());
         }
         self.carry_over().await?;
+        let emptied = self.volume().empty_refuges();
+        self.say_notices();
+        emptied.map_err(|error| self.failed(Error::from_io(error)))?;
         match &self.volume().pending {
             None => Ok(()),
             Some(why) => {

@@ -7,7 +7,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A FIFO that took a file's place is not waited for, and a terminal not taken over.
@@ -32,16 +32,31 @@ pub(super) struct Root {
     fd: OwnedFd,
     /// Links are not followed, even those that stay inside.
     no_links: bool,
+    /// How many changes are still made before all fail, as if the process had been killed.
+    #[cfg(test)]
+    pub(super) changes_left: std::cell::Cell<u64>,
 }
 
 impl Root {
     /// Opens the directory itself; its name is the user's and may lead anywhere.
     pub(super) fn open(path: &Path, no_links: bool) -> io::Result<Root> {
-        let fd = File::open(path)?;
-        match fd.metadata()?.is_dir() {
-            true => Ok(Root { fd: fd.into(), no_links }),
-            false => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+        let flags = libc::O_DIRECTORY | HARMLESS;
+        Ok(Root {
+            fd: File::options().read(true).custom_flags(flags).open(path)?.into(),
+            no_links,
+            #[cfg(test)]
+            changes_left: std::cell::Cell::new(u64::MAX),
+        })
+    }
+
+    /// Comes before each change of the host: the place where tests stop all that follows.
+    pub(super) fn step(&self) -> io::Result<()> {
+        #[cfg(test)]
+        match self.changes_left.get().checked_sub(1) {
+            Some(left) => self.changes_left.set(left),
+            None => return Err(io::Error::from_raw_os_error(libc::EIO)),
         }
+        Ok(())
     }
 
     /// Opens what is at `path` below the directory.
@@ -101,6 +116,11 @@ impl Root {
         File::from(self.open_at(path, libc::O_PATH, 0)?).metadata()
     }
 
+    /// What is at `path` itself, a link too.
+    pub(super) fn look(&self, path: &Path) -> io::Result<Metadata> {
+        File::from(self.open_at(path, libc::O_PATH | libc::O_NOFOLLOW, 0)?).metadata()
+    }
+
     /// The place of `path`, whose last part need not be there.
     pub(super) fn place(&self, path: &Path) -> io::Result<Place> {
         let name = path.file_name().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
@@ -109,13 +129,15 @@ impl Root {
     }
 
     /// Makes a file that must not be there.
-    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+    pub(super) fn create(&self, path: &Path, mode: u64) -> io::Result<File> {
+        self.step()?;
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
-        self.open_at(path, flags, 0o666).map(File::from)
+        self.open_at(path, flags, mode).map(File::from)
     }
 
     /// Makes a directory that must not be there.
     pub(super) fn create_directory(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
         let place = self.place(path)?;
         // SAFETY: an open descriptor and a string that ends in NUL.
         done(unsafe { libc::mkdirat(place.directory.as_raw_fd(), place.name.as_ptr(), 0o777) })
@@ -123,8 +145,17 @@ impl Root {
 
     /// Renames; with `replace`, over what is there.
     pub(super) fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
+        self.rename_with(from, to, if replace { 0 } else { libc::RENAME_NOREPLACE })
+    }
+
+    /// Lets two that are there change places, in one step.
+    pub(super) fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.rename_with(one, other, libc::RENAME_EXCHANGE)
+    }
+
+    fn rename_with(&self, from: &Path, to: &Path, flags: libc::c_uint) -> io::Result<()> {
+        self.step()?;
         let (from, to) = (self.place(from)?, self.place(to)?);
-        let flags = if replace { 0 } else { libc::RENAME_NOREPLACE };
         // SAFETY: open descriptors and strings that end in NUL.
         done(unsafe {
             libc::renameat2(
@@ -139,6 +170,7 @@ impl Root {
 
     /// Removes a file or an empty directory.
     pub(super) fn remove(&self, path: &Path, is_directory: bool) -> io::Result<()> {
+        self.step()?;
         let place = self.place(path)?;
         let flags = if is_directory { libc::AT_REMOVEDIR } else { 0 };
         // SAFETY: an open descriptor and a string that ends in NUL.

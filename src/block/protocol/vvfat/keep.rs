@@ -2,6 +2,7 @@
 //!
 //! A cluster that is in use keeps its bytes, whoever it belongs to. One that is free may become zeros.
 
+use super::geometry::SECTOR;
 use super::matching::segments;
 use super::runs::Shows;
 use super::state::Fat;
@@ -83,7 +84,9 @@ impl Volume {
                 return Ok(());
             };
             if !written {
-                let bytes = self.read(at..at + count)?;
+                // What a host file does not give any more was told to the user; it stops nothing else.
+                let zeros = |_| vec![0; (count * SECTOR) as usize];
+                let bytes = self.read(at..at + count).unwrap_or_else(zeros);
                 if let Some(overlay) = &mut self.overlay {
                     overlay.keep(at, &bytes)?;
                 }

@@ -6,12 +6,18 @@
 //! * What is left of the host's files was deleted, if its first cluster is free or another's. If that cluster is
 //!   neither, the guest still has hold of the file: it is between two steps of a rename, or the file is open there.
 
+use super::leftovers::refuge_of;
+use super::name::numbered;
 use super::state::{Fat, State};
 use super::tree::{Chain, Id, ROOT};
 use super::volume::Volume;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
+
+/// How many names are tried for one file.
+const NAMES: u32 = 100;
 
 /// What belongs to what.
 pub(super) struct Plan {
@@ -20,7 +26,7 @@ pub(super) struct Plan {
     /// The name that each is to have on the host; `None` where another one has it.
     pub(super) names: Vec<Option<OsString>>,
     /// Nodes that the guest does not see any more.
-    pub(super) gone: Vec<Id>,
+    pub(super) gone: HashSet<Id>,
     /// Those of them that it still has hold of.
     pub(super) held: HashSet<Id>,
 }
@@ -35,11 +41,11 @@ pub(super) fn plan(volume: &mut Volume, state: &State) -> io::Result<Plan> {
     let mut taken = by_cluster(volume, state, &mut ids);
     by_place(volume, state, &mut ids, &mut taken);
     let names = names(volume, state, &ids);
-    let gone: Vec<Id> = volume.tree.iter().map(|(id, _)| id).filter(|id| !taken.contains(id)).collect();
+    let gone: HashSet<Id> = volume.tree.iter().map(|(id, _)| id).filter(|id| !taken.contains(id)).collect();
     let mut held = HashSet::new();
-    let (mut fat, unseen) = (Fat::default(), gone.iter().copied().collect());
+    let mut fat = Fat::default();
     for id in &gone {
-        if is_held(volume, state, &mut fat, &unseen, *id)? {
+        if is_held(volume, state, &mut fat, &gone, *id)? {
             held.insert(*id);
         }
     }
@@ -75,22 +81,27 @@ fn by_place(volume: &Volume, state: &State, ids: &mut [Option<Id>], taken: &mut 
     }
 }
 
-/// What stays where it is keeps its name on the host; then the others get theirs.
+/// What stays where it is keeps its name on the host; then the others get theirs, with a number where one that stays has
+/// it (it is shown under another name, which the guest may give to something else).
 fn names(volume: &Volume, state: &State, ids: &[Option<Id>]) -> Vec<Option<OsString>> {
     let mut names: Vec<Option<OsString>> = vec![None; state.found.len()];
     let mut used: HashSet<(usize, OsString)> = HashSet::new();
     for (number, found) in state.found.iter().enumerate() {
         let node = ids[number].and_then(|id| volume.tree.get(id));
         let stays = node.filter(|node| Some(node.parent) == ids[found.parent] && node.name == found.name);
+        // What an earlier flush could not bring from its refuge to its place is not in its place.
+        let stays = stays.filter(|node| refuge_of(Path::new(&node.host_name)).is_none());
         if let Some(node) = stays {
             used.insert((found.parent, node.host_name.clone()));
             names[number] = Some(node.host_name.clone());
         }
     }
     for (number, found) in state.found.iter().enumerate().filter(|(number, _)| *number > 0) {
-        let name = OsString::from(&found.host_name);
-        if names[number].is_none() && used.insert((found.parent, name.clone())) {
-            names[number] = Some(name);
+        if names[number].is_none() {
+            let plain = std::iter::once(found.host_name.clone());
+            let mut all = plain.chain((1..NAMES).map(|count| numbered(&found.host_name, count)));
+            names[number] =
+                all.find(|name| used.insert((found.parent, OsString::from(name)))).map(OsString::from);
         }
     }
     names

@@ -21,6 +21,9 @@ mod entry;
 mod geometry;
 mod host;
 mod keep;
+#[cfg(test)]
+mod killed;
+mod leftovers;
 mod matching;
 mod name;
 mod notices;

@@ -28,12 +28,26 @@ pub(super) struct Names {
     shorts: HashSet<Short>,
 }
 
+/// A name with a number before its extension, in at most 255 units.
+pub(super) fn numbered(name: &str, number: u32) -> String {
+    let (base, extension) = split(name);
+    let tail = format!("~{number}{extension}");
+    let (mut room, mut cut) = (NAME_MAX.saturating_sub(tail.len()), base.len());
+    for (at, char) in base.char_indices() {
+        if char.len_utf8() > room {
+            cut = at;
+            break;
+        }
+        room -= char.len_utf8();
+    }
+    format!("{}{tail}", &base[..cut])
+}
+
 impl Names {
     /// The long name of a host file; `None` if there is none left. Different from all before it in any case.
     pub(super) fn long(&mut self, host: &OsStr) -> Option<String> {
         let plain = presentable(host);
-        let (base, extension) = split(&plain);
-        let numbered = (1..TRIES).map(|number| format!("{base}~{number}{extension}"));
+        let numbered = (1..TRIES).map(|number| numbered(&plain, number));
         std::iter::once(plain.clone()).chain(numbered).find(|name| self.folded.insert(fold(name)))
     }
 

@@ -4,12 +4,14 @@
 //! host files by then.
 
 use super::geometry::SECTOR;
+use super::host::shown;
 use super::sectors::SectorSet;
+use crate::block::{Error, Kind, Result};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where large temporary files belong.
@@ -24,12 +26,19 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    pub(super) fn new() -> io::Result<Overlay> {
-        let file = match std::env::var_os("TMPDIR") {
-            Some(place) => tempfile::tempfile_in(place),
-            None if Path::new(PLACE).is_dir() => tempfile::tempfile_in(PLACE),
-            None => tempfile::tempfile(),
-        }?;
+    /// # Errors
+    /// When the file cannot be made; with its place.
+    pub(super) fn new() -> Result<Overlay> {
+        let place = match std::env::var_os("TMPDIR") {
+            Some(place) => PathBuf::from(place),
+            None if Path::new(PLACE).is_dir() => PathBuf::from(PLACE),
+            None => std::env::temp_dir(),
+        };
+        let file = tempfile::tempfile_in(&place).map_err(|error| {
+            let what = format!("Could not make the temporary file of a FAT disk in {}", shown(&place));
+            // Not the directory's own failure, which is told in other words.
+            Error::new(Kind::NotFound, format!("{what}: {error}")).remedy("name another place with TMPDIR=")
+        })?;
         Ok(Overlay { file: Arc::new(file), present: SectorSet::default(), fresh: SectorSet::default() })
     }
 

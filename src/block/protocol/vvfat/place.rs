@@ -1,13 +1,14 @@
 //! Bringing directories and files to their places on the host: making directories, renaming.
 //!
 //! Directories come before what is in them, so that a path always leads through places that are right already. What is
-//! in the way, and will be elsewhere or nowhere, goes aside first: two files that change their names never meet.
+//! in the way, and will be elsewhere or nowhere, changes places with what comes; where nothing comes that is on the host
+//! already, it goes into a refuge (module `leftovers`).
 
+use super::content::unchanged;
+use super::delete::is_gone;
 use super::host::Seen;
-use super::name::TEMPORARY;
 use super::sync::Sync;
-use super::tree::{Chain, Id, Node, ROOT};
-use super::volume::Volume;
+use super::tree::{Chain, Id, Node};
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
@@ -20,47 +21,90 @@ impl Sync<'_> {
         let Some(parent) = self.plan.ids[found.parent] else { return Err(no_directory()) };
         let Some(name) = self.plan.names[number].clone() else { return Err(name_taken()) };
         let is_new = self.plan.ids[number].is_none();
-        if let Some(node) = self.plan.ids[number].and_then(|id| self.volume.tree.get_mut(id)) {
+        let node = self.plan.ids[number].and_then(|id| self.volume.tree.get_mut(id));
+        if let Some(node) = node.filter(|node| node.parent == parent && node.host_name == name) {
             node.name.clone_from(&found.name);
-            if node.parent == parent && node.host_name == name {
-                if found.fields.is_directory() {
-                    (node.fields, node.chain) = (found.fields, found.chain.clone());
-                }
-                return Ok(());
+            if found.fields.is_directory() {
+                (node.fields, node.chain) = (found.fields, found.chain.clone());
             }
+            return Ok(());
         }
-        self.clear(parent, &name)?;
-        match self.plan.ids[number] {
+        let id = self.plan.ids[number];
+        if let Some(other) = self.in_the_way(parent, &name)?
+            && id.is_none_or(|id| self.exchange(id, other).is_err())
+        {
+            self.clear(other)?;
+        }
+        match id {
+            Some(id) if self.places.get(&(parent, name.clone())) == Some(&id) => {}
             Some(id) => self.rename(id, parent, name)?,
             None if found.fields.is_directory() => self.make_directory(number, parent, name)?,
             None => {}
         }
-        match self.plan.ids[number].and_then(|id| self.volume.tree.get_mut(id)) {
-            Some(node) if found.fields.is_directory() && !is_new => {
+        if let Some(node) = self.plan.ids[number].and_then(|id| self.volume.tree.get_mut(id)) {
+            // Not before it is there: what could not be renamed is tried again at the next flush.
+            node.name.clone_from(&found.name);
+            if found.fields.is_directory() && !is_new {
                 (node.fields, node.chain) = (found.fields, found.chain.clone());
             }
-            _ => {}
         }
         Ok(())
     }
 
-    /// Moves what we know to be at a place aside.
-    fn clear(&mut self, parent: Id, name: &OsString) -> io::Result<()> {
-        let Some(id) = self.places.get(&(parent, name.clone())).copied() else { return Ok(()) };
-        if self.plan.held.remove(&id) {
-            for (start, len) in self.chain_of(id) {
-                self.keep(start, len)?;
-            }
+    /// What we know to be at a place where something else belongs. What the guest deleted there, and the host changed,
+    /// is not touched.
+    fn in_the_way(&mut self, parent: Id, name: &OsString) -> io::Result<Option<Id>> {
+        let Some(id) = self.places.get(&(parent, name.clone())).copied() else { return Ok(None) };
+        let Some(node) = self.volume.tree.get(id).filter(|_| self.plan.gone.contains(&id)) else {
+            return Ok(Some(id));
+        };
+        if node.fields.is_directory() || unchanged(self.volume, &self.volume.tree.path(id), node)?.is_some() {
+            return Ok(Some(id));
         }
-        let aside = self.volume.temporary_name();
-        self.rename(id, ROOT, aside)
+        self.places.remove(&(parent, name.clone()));
+        // Its number may be another node's from here on.
+        let _ = (self.plan.gone.remove(&id), self.plan.held.remove(&id));
+        self.volume.forget(id);
+        Ok(None)
+    }
+
+    /// Moves something out of the way, into a refuge in the same directory.
+    fn clear(&mut self, id: Id) -> io::Result<()> {
+        let Some(node) = self.volume.tree.get(id) else { return Ok(()) };
+        let (parent, name) = (node.parent, node.host_name.clone());
+        let refuge = self.volume.make_refuge(&self.volume.tree.path(parent))?;
+        self.rename(id, parent, Path::new(&refuge).join(name).into_os_string())
+    }
+
+    /// Lets two change places: whoever looks, and whoever is killed, finds both.
+    fn exchange(&mut self, one: Id, other: Id) -> io::Result<()> {
+        let places = [one, other].map(|id| (id, self.volume.tree.path(id)));
+        self.volume.root.exchange(&places[0].1, &places[1].1)?;
+        let tree = &mut self.volume.tree;
+        let place = |id| tree.get(id).map(|node| (node.parent, node.host_name.clone()));
+        let (Some(first), Some(second)) = (place(one), place(other)) else { return Ok(()) };
+        for (id, (parent, name)) in [(one, second), (other, first)] {
+            if let Some(node) = tree.get_mut(id) {
+                (node.parent, node.host_name) = (parent, name.clone());
+            }
+            self.touched.insert(parent);
+            self.places.insert((parent, name), id);
+        }
+        Ok(())
     }
 
     fn rename(&mut self, id: Id, parent: Id, name: OsString) -> io::Result<()> {
         let from = self.volume.tree.path(id);
         let to = self.volume.tree.path(parent).join(&name);
-        self.volume.root.rename(&from, &to, false)?;
+        let renamed = self.volume.root.rename(&from, &to, false);
+        let vanished = renamed.is_err() && self.volume.root.look(&from).is_err_and(|error| is_gone(&error));
+        if !vanished {
+            renamed?;
+            self.volume.leave_refuge(&from);
+        }
         let Some(node) = self.volume.tree.get_mut(id) else { return Ok(()) };
+        // A file that the host has no longer is made anew when it is written.
+        node.stale |= vanished;
         self.touched.extend([node.parent, parent]);
         self.places.remove(&(node.parent, node.host_name.clone()));
         (node.parent, node.host_name) = (parent, name.clone());
@@ -112,12 +156,4 @@ pub(super) fn no_directory() -> io::Error {
 
 fn name_taken() -> io::Error {
     io::Error::other("another file has its name")
-}
-
-impl Volume {
-    /// A name for a file that is being written, or that has to go out of the way.
-    pub(super) fn temporary_name(&mut self) -> OsString {
-        self.temporaries += 1;
-        format!("{TEMPORARY}{}-{}", std::process::id(), self.temporaries).into()
-    }
 }

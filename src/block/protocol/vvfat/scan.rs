@@ -6,6 +6,7 @@
 use super::entry::{ARCHIVE, DIRECTORY, Fields, READ_ONLY, len};
 use super::geometry::{ENTRY, MAX_DIRECTORY};
 use super::host::{Root, Seen, listing, shown};
+use super::leftovers::clear_up;
 use super::name::{Names, Short, TEMPORARY};
 use super::notices::Notices;
 use super::stamp::Stamp;
@@ -149,6 +150,9 @@ impl Scanner<'_> {
     }
 
     fn list(&mut self, path: &Path) -> io::Result<Vec<Item>> {
+        if self.writable {
+            clear_up(self.root, path, self.notices)?;
+        }
         let directory = self.root.directory(path)?;
         let mut items = Vec::new();
         for entry in fs::read_dir(listing(&directory))? {

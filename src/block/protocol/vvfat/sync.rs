@@ -10,6 +10,7 @@
 //! tried again at the next flush, and nothing else is lost by it.
 
 use super::content;
+use super::delete::is_gone;
 use super::host::shown;
 use super::matching::{Plan, plan};
 use super::place::no_directory;
@@ -79,7 +80,9 @@ impl<'a> Sync<'a> {
         if self.failure.is_none() {
             self.delete();
         }
+        self.volume.unsynced.extend(std::mem::take(&mut self.touched));
         self.make_durable().map_err(Error::from_io)?;
+        self.remember_held();
         if let Some(overlay) = &mut self.volume.overlay {
             overlay.settle();
         }
@@ -125,17 +128,31 @@ impl<'a> Sync<'a> {
         if !self.durable {
             return Ok(());
         }
-        for id in std::mem::take(&mut self.touched) {
-            if self.volume.tree.get(id).is_none() {
-                continue;
+        let all: Vec<Id> = self.volume.unsynced.iter().copied().collect();
+        for id in all {
+            if self.volume.tree.get(id).is_some() {
+                match self.volume.root.directory(&self.volume.tree.path(id)) {
+                    Ok(directory) => File::from(directory).sync_all()?,
+                    // Moved or deleted by someone on the host.
+                    Err(error) if is_gone(&error) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            match self.volume.root.directory(&self.volume.tree.path(id)) {
-                Ok(directory) => File::from(directory).sync_all()?,
-                // Moved or deleted by someone on the host.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            self.volume.unsynced.remove(&id);
         }
         Ok(())
+    }
+
+    /// A file between two steps of a move may have been written to as well: that is not on the host yet.
+    fn remember_held(&mut self) {
+        let Some(overlay) = &self.volume.overlay else { return };
+        let (tree, layout) = (&mut self.volume.tree, &self.volume.layout);
+        for id in &self.plan.held {
+            let Some(node) = tree.get_mut(*id).filter(|node| !node.fields.is_directory()) else { continue };
+            node.stale |= node.chain.iter().any(|(start, len)| {
+                let first = layout.sector_of(*start);
+                overlay.fresh().has_any(first..first + u64::from(*len) * layout.cluster_sectors)
+            });
+        }
     }
 }

@@ -74,6 +74,10 @@ impl Tree {
         self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id as Id, node.as_ref()?)))
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.iter_mut().flatten()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.nodes.len() - self.free.len()
     }

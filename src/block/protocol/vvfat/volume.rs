@@ -5,8 +5,9 @@
 
 use super::boot::{self, Identity, ROOT_CLUSTER};
 use super::entry::{DIRECTORY, DOT, DOT_DOT, Fields, LABEL, short_slot, write};
-use super::geometry::{Content, Layout, Wish};
+use super::geometry::{Content, ENTRY, Layout, Wish};
 use super::host::{Root, Seen, shown};
+use super::leftovers::Refuge;
 use super::name::Short;
 use super::notices::Notices;
 use super::overlay::Overlay;
@@ -14,10 +15,14 @@ use super::runs::{Runs, Shows};
 use super::scan::{Scan, scan};
 use super::tree::{Id, ROOT, Tree};
 use crate::block::{Error, Result};
+use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// Room for new entries, in bytes, in a root directory that is not a small one.
+const ROOT_ROOM: u64 = (512 * ENTRY) as u64;
 
 /// A disk.
 pub(super) struct Volume {
@@ -39,8 +44,10 @@ pub(super) struct Volume {
     pub(super) overlay: Option<Overlay>,
     /// Why what the guest wrote is not all in host files.
     pub(super) pending: Option<String>,
-    /// Names for files that have to go out of the way.
-    pub(super) temporaries: u64,
+    /// Where something is that had to go out of the way.
+    pub(super) refuges: Vec<Refuge>,
+    /// Directories whose entries changed and that are not synced yet.
+    pub(super) unsynced: HashSet<Id>,
 }
 
 impl Volume {
@@ -66,10 +73,11 @@ impl Volume {
             directories: Vec::new(),
             fixed_root: Vec::new(),
             runs: Runs::default(),
-            overlay: wish.writable.then(Overlay::new).transpose().map_err(Error::from_io)?,
+            overlay: wish.writable.then(Overlay::new).transpose()?,
             tree: Tree::default(),
             pending: None,
-            temporaries: 0,
+            refuges: Vec::new(),
+            unsynced: HashSet::new(),
         };
         volume.make_directories(&found, &label);
         volume.tree = found.tree;
@@ -134,7 +142,9 @@ fn layout_for(wish: Wish, found: &Scan) -> Result<Layout> {
         false => u64::from(node.fields.size),
     };
     let sizes: Vec<u64> = found.tree.iter().filter(|(id, _)| *id != ROOT).map(size).collect();
-    Layout::fitting(wish, &Content { sizes: &sizes, root: found.directory_len(ROOT) })
+    let root = found.directory_len(ROOT);
+    let crowded = wish.writable && root > ROOT_ROOM / 2;
+    Layout::fitting(wish, &Content { sizes: &sizes, root: if crowded { root + ROOT_ROOM } else { root } })
 }
 
 /// Gives clusters to all nodes, one after another. Returns all chains.
