@@ -4,6 +4,8 @@ use cowvm::block::aio::{Backend, Engine, Socket};
 use cowvm::block::drive::Drive;
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
+use cowvm::block::protocol::Location;
+use cowvm::block::protocol::nbd::Target;
 use cowvm::nbd_server::{Export, Offer, Server, Settings};
 use cowvm::util::keyval::Options;
 use std::fs::File;
@@ -34,7 +36,8 @@ pub fn answer_client(bytes: &[u8]) {
     });
     let engine = Engine::new(Backend::Threads).expect("an engine");
     let mut options = raw(true);
-    options.protocol = Options::parse("reconnect-delay=0", None);
+    let target = Target::from_name(&name).expect("a name of an export").expect("of an export");
+    options.location = Some(Location::Nbd(target, Options::parse("reconnect-delay=0", None)));
     let conversation = async {
         let Ok(node) = open(&engine, &name, &options).await else { return };
         let _ = node.read_bytes(0, 4096).await;
@@ -59,7 +62,7 @@ pub fn ask_server(bytes: &[u8]) {
     let engine = Engine::new(Backend::Threads).expect("an engine");
     let listener = UnixListener::bind(&path).expect("a socket");
     let listener = Socket::new(&engine, listener.into()).expect("a socket");
-    let server = Server::new(&engine, Settings { handshake_limit: None, persistent: true });
+    let server = Server::new(&engine, Settings { handshake_limit: None, persistent: true, tls: None });
     server.add(Export::new(&drive, Offer { shared: 1, ..Offer::default() }));
     let (over, end) = async_channel::bounded::<()>(1);
     let said = bytes.to_vec();

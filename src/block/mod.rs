@@ -36,6 +36,7 @@ pub mod probe;
 pub mod protocol;
 pub mod range_lock;
 pub mod secret;
+pub mod tls;
 pub mod trace;
 
 pub use error::{Error, Kind, Result};

@@ -1,7 +1,8 @@
 //! Secrets: passphrases and keys that users hand over apart from the images that need them
-//! (`--object secret,id=ID,…`, or the same as a JSON object), in QEMU's words.
+//! (`--object secret,id=ID,…`, or the same as a JSON object), in QEMU's words; among them are the keys of TLS
+//! (`--object tls-creds-x509,id=ID,…`, see [`tls`]).
 //!
-//! | option | means |
+//! | option of a `secret` | means |
 //! | --- | --- |
 //! | `data=` | the secret itself (others see it in the list of processes, and copies of the option string stay in memory) |
 //! | `file=` | a file that holds it, all bytes of it |
@@ -12,6 +13,7 @@ use crate::block::crypto::Key;
 use crate::block::crypto::cipher::Cipher;
 use crate::block::describe;
 use crate::block::error::errno_text;
+use crate::block::tls::{self, Credentials};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
@@ -23,7 +25,7 @@ use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
-/// Objects of QEMU's tools that serve protocols which are not there yet.
+/// Objects of QEMU's tools that are not there.
 const OTHER_OBJECTS: &[&str] = &[
     "authz-list",
     "authz-listfile",
@@ -37,9 +39,9 @@ const OTHER_OBJECTS: &[&str] = &[
     "throttle-group",
     "tls-cipher-suites",
     "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
 ];
+/// The object that is not there for a reason of its own.
+const PSK: &str = "tls-creds-psk";
 /// Bytes of an AES block, and of an initialisation vector.
 const BLOCK: usize = 16;
 /// What to do about a secret that was cut at a comma.
@@ -55,7 +57,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The secrets of a process, by name. Clones share them; they are wiped when the last one goes.
 #[derive(Clone, Default)]
-pub struct Secrets(Arc<BTreeMap<String, Key>>);
+pub struct Secrets(Arc<BTreeMap<String, Object>>);
+
+/// One of them.
+#[derive(Clone)]
+enum Object {
+    Secret(Key),
+    Tls(Credentials),
+}
 
 impl Secrets {
     /// Defines the secret that `text`, the value of `--object`, describes.
@@ -68,8 +77,14 @@ impl Secrets {
             false => Options::parse(text, Some("qom-type")),
         };
         let missing = |name: &str| Error::invalid_argument(format!("Parameter '{name}' is missing"));
-        match options.take("qom-type").ok_or_else(|| missing("qom-type"))?.as_str() {
-            "secret" => {}
+        let kind = options.take("qom-type").ok_or_else(|| missing("qom-type"))?;
+        match kind.as_str() {
+            "secret" | "tls-creds-x509" => {}
+            PSK => {
+                let message =
+                    format!("the object type '{PSK}' is not supported: rustls has no pre-shared keys");
+                return Err(Error::new(Kind::Unsupported, message).remedy("use tls-creds-x509"));
+            }
             other if OTHER_OBJECTS.contains(&other) => {
                 let message = format!("the object type '{other}' is not supported yet");
                 return Err(Error::new(Kind::Unsupported, message));
@@ -79,7 +94,10 @@ impl Secrets {
         let id = options.take("id").ok_or_else(|| missing("id"))?;
         check_id(&id)?;
         let inline = options.get("data").is_some();
-        let data = self.read(&mut options)?;
+        let object = match kind.as_str() {
+            "secret" => Object::Secret(self.read(&mut options)?),
+            _ => Object::Tls(Credentials::take(&mut options)?),
+        };
         match options.pairs().first() {
             // It may be the rest of a secret with a comma in it.
             Some(_) if inline => {
@@ -95,7 +113,7 @@ impl Secrets {
                 "attempt to add duplicate property '{id}' to object (type 'container')"
             )));
         }
-        Arc::make_mut(&mut self.0).insert(id, data);
+        Arc::make_mut(&mut self.0).insert(id, object);
         Ok(())
     }
 
@@ -111,11 +129,56 @@ impl Secrets {
         }
     }
 
+    /// The client's TLS credentials that are called `id`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] in QEMU's words where there are none.
+    pub fn tls_client(&self, id: &str) -> Result<tls::Client> {
+        match self.credentials(id)? {
+            Credentials::Client(client) => Ok(client.clone()),
+            Credentials::Server(_) => {
+                Err(Error::invalid_argument("Expected TLS credentials for a client endpoint"))
+            }
+        }
+    }
+
+    /// The server's TLS credentials that are called `id`.
+    ///
+    /// # Errors
+    /// As [`Secrets::tls_client`].
+    pub fn tls_server(&self, id: &str) -> Result<tls::Server> {
+        match self.credentials(id)? {
+            Credentials::Server(server) => Ok(server.clone()),
+            Credentials::Client(_) => {
+                Err(Error::invalid_argument("Expected TLS credentials for a server endpoint"))
+            }
+        }
+    }
+
+    /// The client's TLS credentials, where a process has been given one pair of them and no other.
+    pub fn only_tls_client(&self) -> Option<tls::Client> {
+        let mut clients = self.0.values().filter_map(|object| match object {
+            Object::Tls(Credentials::Client(client)) => Some(client),
+            _ => None,
+        });
+        clients.next().filter(|_| clients.next().is_none()).cloned()
+    }
+
+    fn credentials(&self, id: &str) -> Result<&Credentials> {
+        match self.0.get(id) {
+            Some(Object::Tls(credentials)) => Ok(credentials),
+            Some(_) => Err(Error::invalid_argument(format!("Object with id '{id}' is not TLS credentials"))),
+            None => Err(Error::invalid_argument(format!("No TLS credentials with id '{id}'"))
+                .remedy("define them with --object tls-creds-x509,id=…,dir=…,endpoint=…")),
+        }
+    }
+
     fn get(&self, id: &str) -> Result<&Key> {
-        self.0.get(id).ok_or_else(|| {
-            Error::invalid_argument(format!("No secret with id '{id}'"))
-                .remedy("define it with --object secret,id=…,file=…")
-        })
+        match self.0.get(id) {
+            Some(Object::Secret(key)) => Ok(key),
+            _ => Err(Error::invalid_argument(format!("No secret with id '{id}'"))
+                .remedy("define it with --object secret,id=…,file=…")),
+        }
     }
 
     fn read(&self, options: &mut Options) -> Result<Key> {
@@ -292,7 +355,7 @@ mod tests {
         assert!(refusal("secret,id=s,file=/nonexistent").contains("No such file or directory"));
         let twice = with(&["secret,id=s,data=a", "secret,id=s,data=a"]).unwrap_err();
         assert!(twice.message().contains("duplicate property 's'"));
-        let secrets = Secrets(Arc::new([("s".to_owned(), Key::from(vec![0xff]))].into()));
+        let secrets = Secrets(Arc::new([("s".to_owned(), Object::Secret(Key::from(vec![0xff])))].into()));
         assert_eq!(secrets.passphrase("s").unwrap_err().message(), "Data from secret s is not valid UTF-8");
     }
 

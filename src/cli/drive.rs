@@ -1,10 +1,11 @@
 //! Disks on the command line: `-hda FILE` and `-drive key=value,…`, in QEMU's words.
 
+use crate::block::describe;
 use crate::block::drive::Drive;
 use crate::block::options::{CacheMode, DetectZeroes, ErrorPolicy, OpenOptions};
 use crate::block::secret::Secrets;
 use crate::devices::virtio::blk::BlkOptions;
-use crate::util::keyval::Options;
+use crate::util::keyval::{Options, escape};
 use crate::vm::builder::DiskConfig;
 use crate::vm::{Error, Result};
 
@@ -35,12 +36,28 @@ const DRIVER_OPTIONS: &[&str] = &[
     "overlap-check.bitmap-directory",
 ];
 
+/// What an export of a server is described by, beside `server.…`.
+const NBD_OPTIONS: &[&str] = &[
+    "driver",
+    "host",
+    "port",
+    "path",
+    "export",
+    "tls-creds",
+    "tls-hostname",
+    "reconnect-delay",
+    "open-timeout",
+    "x-dirty-bitmap",
+];
+
 /// A disk as the user described it.
 #[derive(Clone, Debug)]
 pub(super) struct DriveSpec {
     /// The disk's name; `None` gets one by its place.
     id: Option<String>,
     file: String,
+    /// What the image is, where no name says it: options as `--image-opts` takes them.
+    description: Option<String>,
     format: Option<String>,
     read_only: Option<bool>,
     cache: CacheMode,
@@ -62,6 +79,7 @@ impl DriveSpec {
         DriveSpec {
             id: Some(id.to_owned()),
             file: file.to_owned(),
+            description: None,
             format: None,
             read_only: None,
             cache: CacheMode::WRITEBACK,
@@ -83,7 +101,17 @@ impl DriveSpec {
     pub(super) fn parse(text: &str) -> Result<DriveSpec> {
         let bad = |error: &dyn std::fmt::Display| Error::new(format!("-drive {text}: {error}"));
         let mut options = Options::parse(text, None);
-        let file = options.take("file").ok_or_else(|| bad(&"file= is missing"))?;
+        if options.get("driver").and(options.get("format")).is_some() {
+            return Err(bad(&"Cannot specify both 'driver' and 'format'"));
+        }
+        let description = take_description(&mut options);
+        let file = match options.take("file") {
+            None if description.is_some() => String::new(),
+            Some(_) if description.is_some() => {
+                return Err(bad(&"file= and file.… exclude each other: write file.filename="));
+            }
+            file => file.ok_or_else(|| bad(&"file= is missing"))?,
+        };
         let cache = match options.take("cache") {
             Some(word) => CacheMode::parse(&word)
                 .map_err(|error| Error::from(error).context(&format!("-drive {text}")))?,
@@ -124,6 +152,7 @@ impl DriveSpec {
             snapshot: options.take_switch("snapshot").map_err(|error| bad(&error))?.unwrap_or(false),
             id: options.take("id"),
             file,
+            description,
             format: options.take("format"),
             read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
             cache,
@@ -171,10 +200,34 @@ impl DriveSpec {
             snapshot: self.snapshot,
             errors: self.errors,
         };
-        let drive = Drive::open(id, &self.file, &options)?;
+        let described =
+            self.description.as_ref().map(|text| describe::from_options(text, &options)).transpose()?;
+        let (file, options) = described.unwrap_or_else(|| (self.file.clone(), options));
+        let drive = Drive::open(id, &file, &options)?;
         let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };
         Ok(DiskConfig { drive, options })
     }
+}
+
+/// Takes the options of the node that the image's bytes come from: `file.…`, or those of `driver=nbd`.
+fn take_description(options: &mut Options) -> Option<String> {
+    let mut own = Options::default();
+    for (key, value) in options.take_group("file.").pairs() {
+        own.set(&format!("file.{key}"), value);
+    }
+    if options.get("driver") == Some("nbd") {
+        for (key, value) in options.take_group("server.").pairs() {
+            own.set(&format!("server.{key}"), value);
+        }
+        for key in NBD_OPTIONS {
+            if let Some(value) = options.take(key) {
+                own.set(key, &value);
+            }
+        }
+    }
+    let words: Vec<String> =
+        own.pairs().iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
+    (!words.is_empty()).then(|| words.join(","))
 }
 
 /// Opens all disks, in the order of their slots.
@@ -228,8 +281,24 @@ mod tests {
     }
 
     #[test]
+    fn an_image_may_be_described_instead_of_named() {
+        for (text, description) in [
+            ("file.driver=nbd,file.path=/a,,b,format=raw,id=x", "file.driver=nbd,file.path=/a,,b"),
+            (
+                "driver=nbd,server.type=unix,server.path=/s,export=e,cache=none",
+                "server.type=unix,server.path=/s,driver=nbd,export=e",
+            ),
+        ] {
+            let spec = DriveSpec::parse(text).unwrap();
+            assert_eq!((spec.file.as_str(), spec.description.as_deref()), ("", Some(description)));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         assert!(refusal("format=raw").contains("file= is missing"));
+        assert!(refusal("file=a,file.filename=b").contains("exclude each other"));
+        assert!(refusal("driver=nbd,path=a,format=raw").contains("both 'driver' and 'format'"));
         assert!(refusal("file=a,speed=9").contains("'speed'"));
         assert!(refusal("file=a,cache=fast").contains("fast"));
         assert!(refusal("file=a,discard=maybe").contains("'maybe'"));

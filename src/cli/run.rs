@@ -58,8 +58,9 @@ pub(super) struct RunArgs {
     /// A disk with options: file=,format=,id=,readonly=on|off,cache=,discard=ignore|unmap,serial=,encrypt.key-secret=
     #[arg(long, value_name = "KEY=VALUE,...")]
     drive: Vec<String>,
-    /// A passphrase for encrypted disks: secret,id=ID,file=FILE[,format=base64]
-    #[arg(long, value_name = "secret,id=ID,...")]
+    /// A passphrase for encrypted disks: secret,id=ID,file=FILE[,format=base64]; certificates for NBD over TLS:
+    /// tls-creds-x509,id=ID,dir=DIR,endpoint=client|server[,verify-peer=off]
+    #[arg(long, value_name = "TYPE,id=ID,...")]
     object: Vec<String>,
     /// Open the disks read-only although other programs use them
     #[arg(short = 'U', long)]
@@ -93,7 +94,8 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
         Signals::take_over().map_err(|error| Error::new(format!("cannot take signals: {error}")))?;
     let monitors = Monitors::parse(&args.monitor, &args.qmp, args.echr.as_deref()).map_err(refused)?;
     let plan = Plan::new(parse_memory(&args.memory)?, parse_smp(&args.smp)?)?;
-    let disks = drive::open_all(&args.disks_or_demo()?, args.force_share, &args.secrets()?)?;
+    let secrets = args.secrets()?;
+    let disks = drive::open_all(&args.disks_or_demo()?, args.force_share, &secrets)?;
     let server = Server::bind(session::SOCKETS, &monitors.sockets).map_err(refused)?;
     let stdout = Stdout::open().map_err(|error| Error::new(format!("cannot use stdout: {error}")))?;
     let console = Console::new(stdout).map_err(host("start a thread"))?;
@@ -106,7 +108,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode> {
     if let Some(snapshot) = &args.loadvm {
         machine.start_from(snapshot);
     }
-    let control = Control::new(machine).map_err(host("create an eventfd"))?;
+    let control = Control::new(machine, secrets).map_err(host("create an eventfd"))?;
     let keyboard = Keyboard::new(console.clone(), session::STDIN, monitors.stdio, monitors.escape);
     let keyboard = keyboard.map_err(host("create an eventfd"))?;
     let terminal = RawMode::enter().map_err(host("set up the terminal"))?;

@@ -79,7 +79,7 @@ impl Session {
             }
         };
         let mut session = manager.remove_subscriber(id).map_err(broken)?;
-        session.control.machine.close()?;
+        session.control.close()?;
         Ok(end)
     }
 

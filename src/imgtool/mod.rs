@@ -35,11 +35,11 @@ mod rebase;
 mod resize;
 mod snapshot;
 mod snapshot_param;
-mod trace;
 
 pub(crate) use info::to_json as image_to_json;
 
 use crate::block::aio::{Backend, Engine};
+use crate::block::trace::{self, Trace};
 use crate::util::{getopt, json, text};
 use getopt::{Flag, Parser};
 use output::{Failure, Form};
@@ -48,7 +48,6 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::OnceLock;
-use trace::Trace;
 
 /// The name that scripts call; messages to them are exactly QEMU's.
 const DROP_IN: &str = "qemu-img";
@@ -160,10 +159,10 @@ fn standard_options(program: &Program, parser: &mut Parser) -> Result<Option<u8>
             _ if value == "help" => {
                 return output::write(&trace::list()).map(|()| Some(0)).map_err(Failure::from);
             }
-            _ => trace.add(program, &value)?,
+            _ => trace.add(program.name(), &value).map_err(|error| Failure::message(error.message()))?,
         }
     }
-    trace.start()?;
+    trace.start().map_err(|error| Failure::message(error.message()))?;
     Ok(None)
 }
 

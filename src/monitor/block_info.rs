@@ -5,7 +5,7 @@ use super::hmp::table::{Command, Run};
 use super::qmp::{self, Argument, Kind, Reply};
 use super::{Control, Result};
 use crate::block::drive::{Count, Drive, Operation};
-use crate::block::graph::{ChildRole, Node};
+use crate::block::graph::{ChildRole, Connection, Node};
 use crate::block::ops::info::NodeInfo;
 use crate::block::options::{CacheMode, DetectZeroes};
 use crate::imgtool::image_to_json;
@@ -70,6 +70,8 @@ pub(super) fn device_of(node: &str) -> &str {
 struct Layer {
     image: NodeInfo,
     read_only: bool,
+    /// Of an image on storage that can go away.
+    connection: Option<Connection>,
 }
 
 /// The images of a drive, from the top.
@@ -78,7 +80,11 @@ fn layers(drive: &Drive) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         let mut next: Option<Rc<Node>> = Some(local.root());
         while let Some(node) = next {
-            layers.push(Layer { image: NodeInfo::of(&node), read_only: node.driver().read_only() });
+            layers.push(Layer {
+                image: NodeInfo::of(&node),
+                read_only: node.driver().read_only(),
+                connection: Connection::below(&node),
+            });
             next = node.child(ChildRole::Backing);
         }
         layers
@@ -109,6 +115,10 @@ fn describe(drive: &Drive, verbose: bool, out: &mut String) -> Result<()> {
     let _ = writeln!(out, "    Cache mode:       {}", cache_mode(drive.options().cache));
     if drive.options().detect_zeroes != DetectZeroes::Off {
         let _ = writeln!(out, "    Detect zeroes:    {}", detect_zeroes(drive.options().detect_zeroes));
+    }
+    if let Some(connection) = &top.connection {
+        let reason = connection.reason().map_or(String::new(), |reason| format!(" ({reason})"));
+        let _ = writeln!(out, "    Connection:       {}{reason}", connection.word());
     }
     if let Some(backing) = layers.get(1) {
         let depth = layers.len() - 1;
@@ -194,6 +204,9 @@ fn node(drive: &Drive, layers: &[Layer], at: usize) -> Value {
         },
         "file": layers[at].image.filename,
     });
+    if let Some(connection) = &layers[at].connection {
+        info["connection"] = json!({"state": connection.word(), "reason": connection.reason()});
+    }
     if let Some(backing) = layers.get(at + 1) {
         info["backing_file"] = json!(backing.image.filename);
     }

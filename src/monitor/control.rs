@@ -2,8 +2,11 @@
 
 use super::events;
 use super::jobs::Jobs;
+use super::nbd::Exports;
 use super::{Error, Result};
 use crate::block::drive::{Drive, Local};
+use crate::block::secret::Secrets;
+use crate::vm;
 use crate::vm::machine::{Disk, Machine};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -22,6 +25,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Control {
     /// The machine.
     pub machine: Machine,
+    /// What the command line defined for those who need secrets later.
+    pub(super) secrets: Secrets,
+    /// The NBD server that exports disks.
+    pub(super) nbd: Option<Exports>,
     pub(super) jobs: Jobs,
     /// Written when work that a command began is done.
     pub(super) wake: Arc<EventFd>,
@@ -37,10 +44,20 @@ impl Control {
     ///
     /// # Errors
     /// When the host has no file descriptor left.
-    pub fn new(machine: Machine) -> io::Result<Control> {
+    pub fn new(machine: Machine, secrets: Secrets) -> io::Result<Control> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (jobs, failing, events) = (Jobs::default(), BTreeMap::new(), Vec::new());
-        Ok(Control { machine, jobs, wake, failing, events, notices: Vec::new(), quit: None })
+        let (nbd, notices, quit) = (None, Vec::new(), None);
+        Ok(Control { machine, secrets, nbd, jobs, wake, failing, events, notices, quit })
+    }
+
+    /// Ends the guest and closes its disks, once no client of theirs is left.
+    ///
+    /// # Errors
+    /// The first disk's that could not be written back.
+    pub fn close(&mut self) -> vm::Result<()> {
+        self.nbd = None;
+        self.machine.close()
     }
 
     /// Readable when [`Control::advance`] and the dialogues' `poll` have something to do.

@@ -23,6 +23,7 @@ pub mod hmp;
 mod info;
 mod jobs;
 pub mod mux;
+mod nbd;
 mod pending;
 pub mod qmp;
 mod run_control;

@@ -57,6 +57,16 @@ impl Control {
         Pending { results, left: disks.len(), failure: None, describe }
     }
 
+    /// Work of another thread, and what that thread calls when it is done.
+    pub(super) fn pend(&self) -> (Pending, impl FnOnce() + Send + 'static) {
+        let ((sender, results), wake) = (channel(), self.wake.clone());
+        let done = move || {
+            // As below.
+            let _ = (sender.send((String::new(), Ok(()))), wake.write(1));
+        };
+        (Pending { results, left: 1, failure: None, describe: |_, error| error.into() }, done)
+    }
+
     fn start_one<F>(
         &self,
         disk: &Disk,

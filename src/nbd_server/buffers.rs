@@ -1,10 +1,12 @@
 //! Memory of a connection's data, used again: a fresh buffer of this size costs the host as much as reading into it.
+//! What all connections keep is bounded; who finds nothing left of it keeps nothing.
 //!
 //! Invariant: a buffer is given out again only when nobody has a list over it any more. What it held before is
 //! overwritten as a whole before any of it is sent.
 
 use crate::block::{Buffer, Iov};
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Shorter ones come from the heap, in bytes.
 const LEAST: usize = 64 << 10;
@@ -12,6 +14,9 @@ const LEAST: usize = 64 << 10;
 const KEPT: usize = 64;
 /// Most bytes that are kept.
 const KEPT_BYTES: usize = 16 << 20;
+
+/// What is left to be kept by all connections of the process, in bytes.
+static LEFT: AtomicUsize = AtomicUsize::new(256 << 20);
 
 /// The buffers of a connection.
 #[derive(Default)]
@@ -33,12 +38,25 @@ impl Buffers {
         }
         let buffer = Buffer::new(size);
         let iov = buffer.iov(len);
-        let bytes: usize = kept.iter().map(|(size, _)| size).sum();
-        if kept.len() < KEPT && bytes + size <= KEPT_BYTES {
+        if kept.len() < KEPT && bytes(&kept) + size <= KEPT_BYTES && take_left(size) {
             kept.push((size, buffer));
         }
         iov
     }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        LEFT.fetch_add(bytes(self.kept.get_mut()), Ordering::Relaxed);
+    }
+}
+
+fn bytes(kept: &[(usize, Buffer)]) -> usize {
+    kept.iter().map(|(size, _)| size).sum()
+}
+
+fn take_left(size: usize) -> bool {
+    LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(size)).is_ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is offered under a name: a drive, and how it may be used.
 
 use crate::block::drive::Drive;
+use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{BlockSizes, MAX_TRANSFER, context, export};
 use async_lock::{Semaphore, SemaphoreGuardArc};
 use std::sync::Arc;
@@ -59,6 +60,17 @@ pub struct Export {
     drive: Arc<Drive>,
     contexts: Vec<Context>,
     clients: Arc<Semaphore>,
+    /// As many as have a place, and one.
+    present: Arc<()>,
+    /// Closed when all clients are to leave.
+    stop: (async_channel::Sender<()>, async_channel::Receiver<()>),
+}
+
+/// A client's place at an export. It is given back when the client has left and nothing of what it asked for goes on.
+#[must_use]
+pub(super) struct Place {
+    _guard: SemaphoreGuardArc,
+    _present: Arc<()>,
 }
 
 impl Export {
@@ -68,7 +80,14 @@ impl Export {
         contexts.extend(offer.allocation_depth.then_some(Context::Depth));
         contexts.extend(offer.bitmaps.iter().cloned().map(Context::Bitmap));
         let clients = if offer.shared == 0 { MANY } else { offer.shared };
-        Arc::new(Export { drive: drive.clone(), contexts, clients: Arc::new(Semaphore::new(clients)), offer })
+        Arc::new(Export {
+            drive: drive.clone(),
+            contexts,
+            clients: Arc::new(Semaphore::new(clients)),
+            offer,
+            present: Arc::default(),
+            stop: async_channel::bounded(1),
+        })
     }
 
     /// How it is offered.
@@ -92,12 +111,34 @@ impl Export {
     }
 
     /// Waits until one more client is allowed.
-    pub(super) async fn admit(&self) -> SemaphoreGuardArc {
-        self.clients.acquire_arc().await
+    pub(super) async fn admit(&self) -> Place {
+        let guard = self.clients.acquire_arc().await;
+        Place { _guard: guard, _present: self.present.clone() }
     }
 
-    /// Transmission flags; `chunks` were agreed on.
-    pub(super) fn flags(&self, chunks: bool) -> u16 {
+    /// A place, if one is free now.
+    pub(super) fn admit_now(&self) -> Option<Place> {
+        let guard = self.clients.try_acquire_arc()?;
+        Some(Place { _guard: guard, _present: self.present.clone() })
+    }
+
+    /// Whether it has clients.
+    pub fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.present) > 1
+    }
+
+    /// Sends all clients away, and those who come.
+    pub(super) fn end(&self) {
+        self.stop.1.close();
+    }
+
+    /// Closed by [`Export::end`].
+    pub(super) fn stop(&self) -> async_channel::Receiver<()> {
+        self.stop.1.clone()
+    }
+
+    /// Transmission flags of connections with such headers.
+    pub(super) fn flags(&self, headers: Headers) -> u16 {
         let mut flags = export::HAS_FLAGS | export::FLUSH | export::FUA | export::CACHE;
         if self.read_only() {
             flags |= export::READ_ONLY;
@@ -108,7 +149,12 @@ impl Export {
         if self.offer.shared != 1 {
             flags |= export::MULTI_CONN;
         }
-        flags | if chunks { export::DF } else { 0 }
+        flags
+            | match headers {
+                Headers::Simple => 0,
+                Headers::Structured => export::DF,
+                Headers::Extended => export::DF | export::BLOCK_STATUS_PAYLOAD,
+            }
     }
 
     /// Constraints. Requests of any bytes are taken: the pipeline aligns them.

@@ -9,6 +9,7 @@
 //!
 //! A client is trusted with the bytes of the export that it was let into, and with nothing else:
 //!
+//! * where there are credentials, it is told and served nothing before TLS is on;
 //! * until it has chosen an export it holds a descriptor and a little memory, for a limited time, and is sent away when
 //!   too many others are like it;
 //! * then its requests hold a limited number of bytes, of its own and of all together; when they are used up, its
@@ -18,14 +19,19 @@
 //! All connections of an export share its drive, so that a flush on one of them covers what all have written: the
 //! promise of `NBD_FLAG_CAN_MULTI_CONN`.
 
+mod background;
 mod budget;
 mod buffers;
 mod export;
+mod listen;
 mod negotiate;
+mod patience;
 mod request;
 mod server;
 mod status;
 mod transmit;
 
+pub use background::Background;
 pub use export::{Context, Export, Offer};
+pub use listen::{Listening, listen};
 pub use server::{Server, Settings};

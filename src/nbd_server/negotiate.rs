@@ -3,15 +3,16 @@
 //! Bounds: the data of an option by [`MAX_DATA`] (more is passed over and refused, much more ends the connection);
 //! the time by [`super::Server`].
 
-use super::export::{Context, Export};
-use crate::block::Buffer;
+use super::export::{Context, Export, Place};
+use super::patience::Patience;
 use crate::block::aio::{Inbox, Socket};
+use crate::block::{Buffer, tls};
 use crate::util::nbd::handshake::{self, Info};
 use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{GREETING, MAX_STRING, NEWSTYLE, OptionHeader, ZEROES, hello, info, option, reply};
-use async_lock::SemaphoreGuardArc;
-use std::cell::Cell;
+use futures_util::future::{Either, select};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub(super) struct Agreed {
     /// The contexts that the client wants, with their numbers on the wire.
     pub(super) contexts: Vec<(u32, Context)>,
     /// The client's place among those of the export.
-    pub(super) place: SemaphoreGuardArc,
+    pub(super) place: Place,
 }
 
 /// A client in its handshake.
@@ -35,11 +36,22 @@ pub(super) struct Negotiation<'a> {
     socket: &'a Socket,
     inbox: &'a mut Inbox,
     exports: &'a dyn Fn() -> Vec<Arc<Export>>,
-    /// The client waits for a place at an export: that is not its fault.
-    patient: Rc<Cell<bool>>,
+    /// Nothing is told or served without TLS.
+    tls: Option<&'a tls::Server>,
+    secured: bool,
+    patience: Rc<Patience>,
     headers: Headers,
     no_zeroes: bool,
     contexts: Option<(String, Vec<(u32, Context)>)>,
+}
+
+/// What became of a client's wish for a place.
+enum Admission {
+    Granted(Place),
+    /// Too many wait already.
+    Refused,
+    /// The client has gone.
+    Left,
 }
 
 /// What an option led to.
@@ -54,13 +66,16 @@ impl<'a> Negotiation<'a> {
         socket: &'a Socket,
         inbox: &'a mut Inbox,
         exports: &'a dyn Fn() -> Vec<Arc<Export>>,
-        patient: Rc<Cell<bool>>,
+        tls: Option<&'a tls::Server>,
+        patience: Rc<Patience>,
     ) -> Negotiation<'a> {
         Negotiation {
             socket,
             inbox,
             exports,
-            patient,
+            tls,
+            secured: false,
+            patience,
             headers: Headers::Simple,
             no_zeroes: false,
             contexts: None,
@@ -93,8 +108,10 @@ impl<'a> Negotiation<'a> {
         self.inbox.exact(&mut header).await?;
         let Some(header) = OptionHeader::parse(&header) else { return Ok(Step::Ended) };
         let which = header.option;
+        let unsafe_yet = self.tls.is_some() && !self.secured;
         if which == option::EXPORT_NAME {
-            return self.export_name(header.len).await;
+            // It has no answer that says no.
+            return if unsafe_yet { Ok(Step::Ended) } else { self.export_name(header.len).await };
         }
         if header.len > MAX_DATA {
             if header.len > MAX_SKIP {
@@ -110,20 +127,50 @@ impl<'a> Negotiation<'a> {
                 let _ = self.reply(which, reply::ACK, &[]).await;
                 Ok(Step::Ended)
             }
-            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if !data.is_empty() => {
+            _ if unsafe_yet && which != option::STARTTLS => {
+                let why = format!("Option 0x{which:x} not permitted before TLS");
+                self.refuse(which, reply::ERR_TLS_REQD, &why).await
+            }
+            option::LIST | option::STARTTLS | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS
+                if !data.is_empty() =>
+            {
                 self.refuse(which, reply::ERR_INVALID, "the option has no data").await
             }
             option::LIST => self.list().await,
             option::STRUCTURED_REPLY if self.headers == Headers::Extended => {
                 self.refuse(which, reply::ERR_EXT_HEADER_REQD, "extended headers are on already").await
             }
+            option::STRUCTURED_REPLY if self.headers == Headers::Structured => {
+                self.refuse(which, reply::ERR_INVALID, "structured replies are on already").await
+            }
+            option::EXTENDED_HEADERS if self.headers == Headers::Extended => {
+                self.refuse(which, reply::ERR_INVALID, "extended headers are on already").await
+            }
             option::STRUCTURED_REPLY => self.agree(which, Headers::Structured).await,
             option::EXTENDED_HEADERS => self.agree(which, Headers::Extended).await,
             option::INFO | option::GO => self.go(which, &data).await,
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.meta(which, &data).await,
-            option::STARTTLS => self.refuse(which, reply::ERR_POLICY, "TLS is not configured").await,
+            option::STARTTLS => self.start_tls().await,
             _ => self.refuse(which, reply::ERR_UNSUP, "unknown option").await,
         }
+    }
+
+    async fn start_tls(&mut self) -> io::Result<Step> {
+        let which = option::STARTTLS;
+        let Some(tls) = self.tls else {
+            return self.refuse(which, reply::ERR_POLICY, "TLS not configured").await;
+        };
+        if self.secured {
+            return self.refuse(which, reply::ERR_INVALID, "TLS already enabled").await;
+        }
+        // What somebody on the way has put behind the option must not pass for what comes over TLS.
+        if !self.inbox.is_empty() {
+            return Ok(Step::Ended);
+        }
+        self.reply(which, reply::ACK, &[]).await?;
+        self.socket.start_tls(tls.session().map_err(io::Error::other)?).await?;
+        self.secured = true;
+        Ok(Step::Next)
     }
 
     async fn agree(&mut self, which: u32, headers: Headers) -> io::Result<Step> {
@@ -149,7 +196,13 @@ impl<'a> Negotiation<'a> {
         };
         let Some(export) = self.find(name) else { return self.unknown(which, name).await };
         let place = match which {
-            option::GO => Some(self.admit(&export).await),
+            option::GO => match self.admit(&export).await {
+                Admission::Granted(place) => Some(place),
+                Admission::Refused => {
+                    return self.refuse(which, reply::ERR_POLICY, "too many clients wait for a place").await;
+                }
+                Admission::Left => return Ok(Step::Ended),
+            },
             _ => None,
         };
         let mut facts = Vec::new();
@@ -181,8 +234,8 @@ impl<'a> Negotiation<'a> {
         let name = self.inbox.bytes(len as usize).await?;
         let Some(name) = std::str::from_utf8(&name).ok() else { return Ok(Step::Ended) };
         let Some(export) = self.find(name) else { return Ok(Step::Ended) };
-        let place = self.admit(&export).await;
-        let flags = export.flags(self.headers != Headers::Simple);
+        let Admission::Granted(place) = self.admit(&export).await else { return Ok(Step::Ended) };
+        let flags = export.flags(self.headers);
         let mut answer = [&export.drive().size().to_be_bytes()[..], &flags.to_be_bytes()].concat();
         if !self.no_zeroes {
             answer.resize(answer.len() + ZEROES, 0);
@@ -223,19 +276,24 @@ impl<'a> Negotiation<'a> {
         (self.exports)().into_iter().find(|export| export.offer().name == name)
     }
 
-    /// Waits for a place at the export. Meanwhile the handshake's time does not run.
-    async fn admit(&self, export: &Export) -> SemaphoreGuardArc {
-        self.patient.set(true);
-        let place = export.admit().await;
-        self.patient.set(false);
-        place
+    /// Waits for a place at the export. A client that says anything meanwhile, or hangs up, does not wait any more.
+    async fn admit(&self, export: &Arc<Export>) -> Admission {
+        if let Some(place) = export.admit_now() {
+            return Admission::Granted(place);
+        }
+        let Some(_waiting) = self.patience.begin() else { return Admission::Refused };
+        let (admitted, gone) = (pin!(export.admit()), pin!(self.socket.readable()));
+        match select(admitted, gone).await {
+            Either::Left((place, _)) => Admission::Granted(place),
+            Either::Right(_) => Admission::Left,
+        }
     }
 
     fn facts(&self, export: &Export) -> Info {
-        Info::Export(export.drive().size(), export.flags(self.headers != Headers::Simple))
+        Info::Export(export.drive().size(), export.flags(self.headers))
     }
 
-    fn agreed(&mut self, export: Arc<Export>, name: &str, place: SemaphoreGuardArc) -> Agreed {
+    fn agreed(&mut self, export: Arc<Export>, name: &str, place: Place) -> Agreed {
         // Contexts were chosen for one export.
         let contexts = self.contexts.take().filter(|(of, _)| of == name);
         let contexts = contexts.map(|(_, contexts)| contexts).unwrap_or_default();

@@ -1,32 +1,63 @@
 //! One request: what it does to the drive, and its reply.
 
 use super::budget::{PIECE, Permit};
+use super::export::Context;
 use super::status::{self, Extent};
-use super::transmit::Connection;
+use super::transmit::{Connection, Running};
+use crate::block::aio::Inbox;
 use crate::block::{Error, Iov, Kind, Result};
 use crate::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
 use crate::util::nbd::{Command, Request, command, context, error};
+use std::io;
 use std::rc::Rc;
 
 /// Most extents of a block status.
 const MAX_EXTENTS: usize = 1024;
+/// How much CACHE reads at a time, in bytes.
+pub(super) const CACHE_PIECE: u64 = 1 << 20;
+/// How much one CACHE reads at most, in bytes: it is a hint, and no more than this is worth one.
+const MAX_CACHE: u64 = 32 << 20;
 
 /// The answer to a request.
 pub(super) struct Answer {
     connection: Rc<Connection>,
     request: Request,
     chunks: ChunkWriter,
+    /// Those of the connection's contexts that the request is about, if it names some.
+    contexts: Option<Vec<(u32, Context)>>,
+    _running: Running,
 }
 
 impl Answer {
     pub(super) fn new(connection: Rc<Connection>, request: Request) -> Answer {
         let chunks =
             ChunkWriter { headers: connection.headers, cookie: request.cookie, offset: request.offset };
-        Answer { connection, request, chunks }
+        let _running = connection.begin();
+        Answer { connection, request, chunks, contexts: None, _running }
     }
 
     pub(super) fn request(&self) -> &Request {
         &self.request
+    }
+
+    /// Takes the payload of a block status: how long the range is that it asks about, and the contexts. False where it
+    /// makes no sense. ("`NBD_CMD_BLOCK_STATUS`")
+    pub(super) async fn take_contexts(&mut self, inbox: &mut Inbox) -> io::Result<bool> {
+        let known = &self.connection.contexts;
+        let payload = self.request.len;
+        if payload < 8 || payload > 8 + 4 * known.len() as u64 || !payload.is_multiple_of(4) {
+            inbox.skip(payload).await?;
+            return Ok(false);
+        }
+        self.request.len = u64::from_be_bytes(inbox.array().await?);
+        let mut chosen = Vec::new();
+        for _ in 0..(payload - 8) / 4 {
+            let id = u32::from_be_bytes(inbox.array().await?);
+            chosen.extend(known.iter().find(|(known, _)| *known == id).cloned());
+        }
+        let sense = chosen.len() as u64 == (payload - 8) / 4 && !chosen.is_empty();
+        self.contexts = Some(chosen);
+        Ok(sense)
     }
 
     /// Does what `command` says, and answers. Writes come through [`Answer::write`].
@@ -107,16 +138,7 @@ impl Answer {
                 self.push(&self.success(), None, permit);
             }
             (0, _) => self.push(&self.chunks.none(), None, permit),
-            (len, true) if len > PIECE => {
-                drop(permit);
-                match self.connection.budget.take(len) {
-                    Some(permit) => self.read_whole(permit).await,
-                    None => {
-                        let permit = self.connection.budget.acquire(0).await;
-                        self.refuse(error::ENOMEM, "too many bytes in flight", permit);
-                    }
-                }
-            }
+            (len, true) if len > PIECE => self.read_long(permit).await,
             (_, true) => self.read_whole(permit).await,
             (_, false) => self.read_in_pieces(permit).await,
         }
@@ -133,6 +155,34 @@ impl Answer {
             }
             Ok(()) => self.push(&self.chunks.data(offset, len, true), Some(data), permit),
         }
+    }
+
+    /// Reads into one message that is too long to be held as a whole: a piece after the other, with no other message
+    /// between them. Once it has begun, an error cannot be told but by hanging up.
+    async fn read_long(&self, permit: Permit) {
+        let outbox = &self.connection.outbox;
+        let _alone = self.connection.long.lock().await;
+        let stream = outbox.stream().await;
+        let (offset, len) = (self.request.offset, self.request.len);
+        let data = self.connection.buffers.take(PIECE);
+        for at in (0..len).step_by(PIECE) {
+            let part = data.slice(0, (len - at).min(PIECE as u64) as usize);
+            if let Err(error) = self.connection.local.read(offset + at, &part).await {
+                drop(stream);
+                return if at == 0 { self.fail(&error, permit) } else { outbox.close() };
+            }
+            let head = match (at, self.connection.headers) {
+                (0, Headers::Simple) => simple_reply(self.request.cookie, 0),
+                (0, _) => self.chunks.data(offset, len, true),
+                _ => Vec::new(),
+            };
+            stream.push(&head, part);
+            stream.sent().await;
+            if outbox.is_closed() {
+                return;
+            }
+        }
+        drop(permit);
     }
 
     /// Reads piece by piece, each a few chunks; what is not there is not sent.
@@ -191,7 +241,7 @@ impl Answer {
     async fn status(&self, permit: Permit) {
         let one = self.request.flags & command::REQ_ONE != 0;
         let limit = if one { 1 } else { MAX_EXTENTS };
-        let contexts = &self.connection.contexts;
+        let contexts = self.contexts.as_ref().unwrap_or(&self.connection.contexts);
         let mut message = Vec::new();
         for (index, (id, context)) in contexts.iter().enumerate() {
             let (local, Request { offset, len, .. }) = (&self.connection.local, self.request);
@@ -213,11 +263,12 @@ impl Answer {
     /// Reads a range for the host's page cache to have it.
     async fn cache(&self) -> Result<()> {
         let Request { offset, len, .. } = self.request;
-        let buffer = self.connection.buffers.take(len.min(PIECE as u64 / 4) as usize);
+        let len = len.min(MAX_CACHE);
+        let buffer = self.connection.buffers.take(len.min(CACHE_PIECE) as usize);
         let end = offset + len;
         let mut at = offset;
-        while at < end {
-            let part = buffer.slice(0, (end - at).min(PIECE as u64 / 4) as usize);
+        while at < end && !self.connection.outbox.is_closed() {
+            let part = buffer.slice(0, (end - at).min(CACHE_PIECE) as usize);
             self.connection.local.read(at, &part).await?;
             at += part.len() as u64;
         }

@@ -2,8 +2,15 @@
 
 use super::export::Context;
 use crate::block::drive::Local;
+use crate::block::graph::bitmaps::bitmap_holder;
 use crate::block::{Error, Kind, Result};
 use crate::util::nbd::context;
+
+/// Most places that are looked up for one answer, which may then be short: a disk may be scattered. More than the
+/// smallest clusters of a [`super::budget::PIECE`].
+const MAX_LOOKUPS: usize = 16 << 10;
+/// Lookups until others have their turn.
+const TURN: usize = 64;
 
 /// A part of a disk with its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +47,13 @@ enum Flags {
 
 async fn walk(local: &Local, offset: u64, len: u64, limit: usize, which: Flags) -> Result<Vec<Extent>> {
     let (mut out, mut at, end) = (Vec::new(), offset, offset + len);
-    while at < end {
+    for lookups in 1.. {
+        if at >= end || lookups > MAX_LOOKUPS {
+            break;
+        }
+        if lookups % TURN == 0 {
+            local.engine().yield_now().await;
+        }
         let found = local.status(at, end - at).await?;
         let status = &found.status;
         let flags = match which {
@@ -61,8 +74,8 @@ async fn walk(local: &Local, offset: u64, len: u64, limit: usize, which: Flags) 
 
 async fn bitmap(local: &Local, name: &str, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>> {
     let gone = || Error::new(Kind::NotFound, format!("Bitmap '{name}' is not found"));
-    let root = local.root();
-    let bitmaps = root.driver().bitmaps().ok_or_else(gone)?;
+    let holder = bitmap_holder(&local.root(), name).ok_or_else(gone)?;
+    let bitmaps = holder.driver().bitmaps().ok_or_else(gone)?;
     let (mut out, mut at, end) = (Vec::new(), offset, offset + len);
     // One range more than is needed shows where the last clean part ends.
     for dirty in bitmaps.dirty(name, offset, limit.min(1024) + 1).await? {

@@ -6,20 +6,23 @@
 use super::budget::{Budget, PIECE, Permit};
 use super::buffers::Buffers;
 use super::export::Context;
-use super::request::Answer;
-use crate::block::aio::{Inbox, Outbox, Socket};
+use super::request::{Answer, CACHE_PIECE};
+use crate::block::aio::{Detached, Inbox, Outbox, Socket};
 use crate::block::drive::Local;
 use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{Command, MAX_TRANSFER, Request, command, error};
-use futures_util::future::select;
+use async_lock::Mutex;
+use futures_util::future::{Either, select};
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
 /// A client that comes from its handshake.
 pub(super) struct Arrival {
-    pub(super) fd: OwnedFd,
+    pub(super) socket: Detached,
     /// What was received behind the handshake.
     pub(super) ahead: Vec<u8>,
     pub(super) headers: Headers,
@@ -36,52 +39,124 @@ pub(super) struct Connection {
     pub(super) headers: Headers,
     pub(super) contexts: Vec<(u32, Context)>,
     read_only: bool,
+    /// Held by whoever sends a message in pieces.
+    pub(super) long: Mutex<()>,
+    /// Requests that are not done yet.
+    running: Cell<usize>,
+    idle: Cell<Option<Waker>>,
 }
 
-/// Serves a client until it leaves, or until `stop` is closed.
+/// Counts a request while it is there.
+pub(super) struct Running(Rc<Connection>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        if self.0.running.get() == 0
+            && let Some(waker) = self.0.idle.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Serves a client until it leaves, or until `stop` is closed. On return nothing of what it asked for goes on: what the
+/// next client writes is not overtaken by what this one has left behind.
 pub(super) async fn transmit(local: &Rc<Local>, arrival: Arrival, stop: &async_channel::Receiver<()>) {
-    let Ok(socket) = Socket::new(local.engine(), arrival.fd) else { return };
-    let socket = Rc::new(socket);
+    let socket = Rc::new(Socket::attach(local.engine(), arrival.socket));
     let mut inbox = Inbox::with_ahead(&socket, &arrival.ahead);
-    let connection = Rc::new(Connection {
-        local: local.clone(),
-        outbox: Outbox::default(),
-        budget: Rc::default(),
-        buffers: Buffers::default(),
-        headers: arrival.headers,
-        contexts: arrival.contexts,
-        read_only: arrival.read_only,
-    });
+    let connection = Rc::new(Connection::new(local, arrival.headers, arrival.contexts, arrival.read_only));
     let (sender, out) = (connection.clone(), socket.clone());
     local.engine().spawn(async move {
-        if sender.outbox.run(&out).await.is_err() {
-            out.shutdown();
-        }
+        // Closed, or failed: nothing more is heard of the client either.
+        let _ = sender.outbox.run(&out).await;
+        out.shutdown();
     });
-    {
-        let (serving, stopped) = (pin!(serve(&connection, &mut inbox)), pin!(stop.recv()));
-        // However it ends, it is the end.
-        drop(select(serving, stopped).await);
+    let serving = pin!(serve(&connection, &mut inbox));
+    let in_order = match select(serving, pin!(stop.recv())).await {
+        Either::Left((done, _)) => done.is_ok(),
+        Either::Right((_, serving)) => {
+            connection.end(&socket);
+            // What is half done is done first.
+            let _ = serving.await;
+            false
+        }
+    };
+    if in_order {
+        let answered = pin!(async {
+            connection.idle().await;
+            connection.outbox.drained().await;
+        });
+        // A client that does not listen is not waited for then.
+        let _ = select(answered, pin!(stop.recv())).await;
     }
-    connection.outbox.close();
-    socket.shutdown();
+    connection.end(&socket);
+    connection.idle().await;
 }
 
-/// Takes requests until the client leaves or breaks the protocol.
+/// Takes requests until the client says goodbye. It is an error where it leaves without, or breaks the protocol.
 async fn serve(connection: &Rc<Connection>, inbox: &mut Inbox) -> io::Result<()> {
     let mut header = [0; 32];
     let header = &mut header[..connection.headers.request_size()];
     loop {
         inbox.exact(header).await?;
-        let Some(request) = Request::parse(header, connection.headers) else { return Ok(()) };
+        let broken = || io::Error::from(io::ErrorKind::InvalidData);
+        let request = Request::parse(header, connection.headers).ok_or_else(broken)?;
         let command = Command::from_number(request.command);
-        if command == Some(Command::Disconnect) || !connection.take(inbox, request, command).await? {
+        if command == Some(Command::Disconnect) {
             return Ok(());
+        }
+        if !connection.take(inbox, request, command).await? {
+            return Err(broken());
         }
     }
 }
 
 impl Connection {
+    fn new(
+        local: &Rc<Local>,
+        headers: Headers,
+        contexts: Vec<(u32, Context)>,
+        read_only: bool,
+    ) -> Connection {
+        Connection {
+            local: local.clone(),
+            outbox: Outbox::default(),
+            budget: Rc::default(),
+            buffers: Buffers::default(),
+            headers,
+            contexts,
+            read_only,
+            long: Mutex::default(),
+            running: Cell::new(0),
+            idle: Cell::new(None),
+        }
+    }
+
+    /// A request begins.
+    pub(super) fn begin(self: &Rc<Self>) -> Running {
+        self.running.set(self.running.get() + 1);
+        Running(self.clone())
+    }
+
+    /// Waits until no request is under way.
+    async fn idle(&self) {
+        poll_fn(|cx| match self.running.get() {
+            0 => Poll::Ready(()),
+            _ => {
+                self.idle.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Nothing more is sent or received.
+    fn end(&self, socket: &Socket) {
+        self.outbox.close();
+        socket.shutdown();
+    }
+
     /// Takes one request with its payload, and starts it. False: the connection cannot go on.
     async fn take(
         self: &Rc<Self>,
@@ -91,14 +166,20 @@ impl Connection {
     ) -> io::Result<bool> {
         // QEMU's client forgets the flag at writes.
         let flagged = self.headers == Headers::Extended && request.flags & command::PAYLOAD_LEN != 0;
-        let has_payload = flagged || command == Some(Command::Write);
-        let answer = Answer::new(self.clone(), request);
+        let mut has_payload = flagged || command == Some(Command::Write);
+        let mut answer = Answer::new(self.clone(), request);
         if has_payload && request.len > u64::from(MAX_TRANSFER) {
             // Nobody is waited for that long.
             return Ok(false);
         }
+        let mut sense = true;
+        if flagged && command == Some(Command::BlockStatus) {
+            sense = answer.take_contexts(inbox).await?;
+            has_payload = false;
+        }
         let refused = match command {
-            Some(command) => self.check(&request, command),
+            Some(command) if sense => self.check(answer.request(), command),
+            Some(_) => Some((error::EINVAL, "the payload makes no sense")),
             None => Some((error::EINVAL, "unknown command")),
         };
         if let Some((error, why)) = refused {
@@ -110,7 +191,11 @@ impl Connection {
         match command {
             Some(Command::Write) => self.take_write(inbox, answer).await?,
             Some(command) => {
-                let held = if command == Command::Read { request.len.min(PIECE as u64) as usize } else { 0 };
+                let held = request.len.min(match command {
+                    Command::Read => PIECE as u64,
+                    Command::Cache => CACHE_PIECE,
+                    _ => 0,
+                }) as usize;
                 let permit = self.budget.acquire(held).await;
                 self.local.engine().spawn(async move { answer.run(command, permit).await });
             }
@@ -151,6 +236,7 @@ impl Connection {
         let allowed = match command {
             Command::Read if chunks => FUA | DF,
             Command::WriteZeroes => FUA | NO_HOLE | FAST_ZERO,
+            Command::BlockStatus if self.headers == Headers::Extended => FUA | REQ_ONE | PAYLOAD_LEN,
             Command::BlockStatus => FUA | REQ_ONE,
             Command::Write if self.headers == Headers::Extended => FUA | PAYLOAD_LEN,
             _ => FUA,

@@ -19,8 +19,6 @@ pub(crate) struct Flag {
     pub(crate) value: Option<&'static str>,
     /// What it does, for help.
     pub(crate) help: &'static str,
-    /// This build can do it. What it cannot is refused by name.
-    pub(crate) ready: bool,
     /// The name itself must be written in full too.
     full: bool,
     /// The long form goes without its value too; the one-letter form never has one.
@@ -30,7 +28,7 @@ pub(crate) struct Flag {
 impl Flag {
     /// A switch.
     pub(crate) const fn switch(name: &'static str, help: &'static str) -> Flag {
-        Flag { name, aliases: &[], short: None, value: None, help, ready: true, full: false, optional: false }
+        Flag { name, aliases: &[], short: None, value: None, help, full: false, optional: false }
     }
 
     /// An option with a value, that help calls `value`.
@@ -71,11 +69,6 @@ impl Flag {
     /// Whether it is [`Flag::in_full`].
     pub(crate) fn is_in_full(&self) -> bool {
         self.full
-    }
-
-    /// Known but not there yet.
-    pub(crate) const fn later(self) -> Flag {
-        Flag { ready: false, ..self }
     }
 
     fn is_named(&self, name: &str) -> bool {

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 const SIZE: usize = 4 << 20;
 
 /// Random requests, many at a time where they do not touch each other, against an array of bytes.
-fn agrees_with_the_model(image: &Image, model: &mut [u8], seed: u64, steps: usize) {
+pub(crate) fn agrees_with_the_model(image: &Image, model: &mut [u8], seed: u64, steps: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..steps {
         let len = rng.random_range(1..=200_000usize).min(model.len());

@@ -166,22 +166,99 @@ fn a_client_too_many_waits_for_a_place() {
     let folder = Folder::new();
     random_file(&folder.path("disk"), 1 << 20, 5);
     let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
-    let enter = || {
-        let mut stream = connect(&folder);
-        let said = conversation(Headers::Simple);
-        stream.write_all(&[&said[0][..], &said[4]].concat()).unwrap();
-        stream
-    };
-    let entered = |mut stream: UnixStream| {
-        // Greeting, block sizes, size and flags, ACK.
-        let mut answer = [0; 18 + 34 + 32 + 20];
-        stream.read_exact(&mut answer).unwrap();
-        stream
-    };
-    let first = entered(enter());
-    let second = enter();
+    let first = entered(&folder);
+    let mut second = waits(&folder);
     drop(first);
-    entered(second);
+    second.read_exact(&mut [0; 34 + 32 + 20]).unwrap();
+}
+
+/// A client that is in the export, where only one may be.
+fn entered(folder: &Folder) -> UnixStream {
+    let mut stream = connect(folder);
+    let said = conversation(Headers::Simple);
+    stream.write_all(&[&said[0][..], &said[4]].concat()).unwrap();
+    // Greeting, block sizes, size and flags, ACK.
+    stream.read_exact(&mut [0; 18 + 34 + 32 + 20]).unwrap();
+    stream
+}
+
+/// A client that has asked to be let in, and waits. The server has its wish when it answers the question before.
+fn waits(folder: &Folder) -> UnixStream {
+    let mut stream = connect(folder);
+    let said = conversation(Headers::Simple);
+    stream.write_all(&[&said[0][..], &said[3], &said[4]].concat()).unwrap();
+    stream.read_exact(&mut [0; 18 + 34 + 32 + 20]).unwrap();
+    stream
+}
+
+#[test]
+fn who_waits_for_a_place_and_hangs_up_is_forgotten() {
+    let folder = Folder::new();
+    random_file(&folder.path("disk"), 1 << 20, 5);
+    let server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
+    let first = entered(&folder);
+    let before = server.descriptors();
+    for _ in 0..600 {
+        drop(waits(&folder));
+    }
+    while server.descriptors() > before + 20 {
+        std::thread::yield_now();
+    }
+    drop(first);
+    entered(&folder);
+}
+
+#[test]
+fn who_waits_for_a_place_is_not_sent_away_for_those_who_say_nothing() {
+    raise_file_limit();
+    let folder = Folder::new();
+    random_file(&folder.path("disk"), 1 << 20, 5);
+    let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
+    let first = entered(&folder);
+    let mut patient = waits(&folder);
+    let silent: Vec<UnixStream> = (0..600).map(|_| connect(&folder)).collect();
+    drop(first);
+    patient.read_exact(&mut [0; 34 + 32 + 20]).unwrap();
+    drop(silent);
+}
+
+/// Replies that are longer than what the server holds of one client are sent as they are read.
+#[test]
+fn long_reads_without_chunks_are_all_answered() {
+    let folder = Folder::new();
+    let bytes = random_file(&folder.path("disk"), 24 << 20, 6);
+    let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
+    let mut stream = entered(&folder);
+    let mut requests = Vec::new();
+    for cookie in 0..6u64 {
+        let len = if cookie % 2 == 0 { 24 << 20 } else { 4096 };
+        let read = Request { flags: 0, command: Command::Read as u16, cookie, offset: 0, len };
+        requests.extend(read.to_bytes(Headers::Simple));
+    }
+    stream.write_all(&requests).unwrap();
+    for _ in 0..6 {
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(head[4..8], [0; 4]);
+        let len = if head[15] % 2 == 0 { 24 << 20 } else { 4096 };
+        let mut data = vec![0; len];
+        stream.read_exact(&mut data).unwrap();
+        assert!(data == bytes[..len]);
+    }
+}
+
+#[test]
+fn hints_to_read_ahead_hold_no_memory_and_end_with_their_client() {
+    let folder = Folder::new();
+    std::fs::File::create(folder.path("disk")).unwrap().set_len(1 << 32).unwrap();
+    let server = folder.serve("ours/qemu-nbd", "-t -e 2 -f raw disk");
+    let mut stream = entered(&folder);
+    let cache =
+        Request { flags: 0, command: Command::Cache as u16, cookie: 0, offset: 0, len: u64::from(u32::MAX) };
+    stream.write_all(&cache.to_bytes(Headers::Simple).repeat(2000)).unwrap();
+    drop(stream);
+    entered(&folder);
+    assert!(server.memory() < MEMORY, "{} bytes", server.memory());
 }
 
 /// As many descriptors as the host allows.

@@ -10,7 +10,7 @@ use cowvm::util::keyval::Options;
 use cowvm::util::nbd::handshake::{Info, context_data, reply_message};
 use cowvm::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
 use cowvm::util::nbd::{
-    BlockSizes, Command, GREETING, NEWSTYLE, OptionHeader, Request, context, export, option, reply,
+    BlockSizes, Command, GREETING, NEWSTYLE, OptionHeader, Request, context, error, export, option, reply,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,6 +25,8 @@ struct Rogue {
     rng: StdRng,
     /// Messages until one is spoilt.
     left: u32,
+    /// Requests until one is answered with ESHUTDOWN, which is the end.
+    until_shutdown: u32,
     headers: Headers,
 }
 
@@ -92,6 +94,16 @@ impl Rogue {
         let Request { cookie, offset, len, .. } = request;
         let chunks = ChunkWriter { headers: self.headers, cookie, offset };
         let simple = self.headers == Headers::Simple;
+        if self.until_shutdown == 0 {
+            let refusal = if simple {
+                simple_reply(cookie, error::ESHUTDOWN)
+            } else {
+                chunks.error(error::ESHUTDOWN, "")
+            };
+            self.send(refusal)?;
+            return Err(Over);
+        }
+        self.until_shutdown -= 1;
         let answer = match Command::from_number(request.command).ok_or(Over)? {
             Command::Disconnect => return Err(Over),
             Command::Read if simple => [simple_reply(cookie, 0), vec![7; len as usize]].concat(),
@@ -155,7 +167,7 @@ fn nonsense_at_any_point_of_a_conversation_is_survived() {
         let (rng_of_server, left) = (StdRng::seed_from_u64(rng.random()), rng.random_range(0..30));
         let server = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let mut rogue = Rogue { stream, rng: rng_of_server, left, headers };
+            let mut rogue = Rogue { stream, rng: rng_of_server, left, until_shutdown: u32::MAX, headers };
             let _ = rogue.talk();
         });
         let backend: Backend = BACKENDS[round / 3 % 2];
@@ -169,6 +181,39 @@ fn nonsense_at_any_point_of_a_conversation_is_survived() {
     }
 }
 
+/// A server that spoils nothing.
+fn honest(stream: UnixStream, headers: Headers, until_shutdown: u32) -> Rogue {
+    Rogue { stream, rng: StdRng::seed_from_u64(0), left: u32::MAX, until_shutdown, headers }
+}
+
+/// A server that goes down in good order refuses what it has not done: that is asked of the next one.
+#[test]
+fn what_a_server_refuses_because_it_goes_down_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for headers in [Headers::Simple, Headers::Structured, Headers::Extended] {
+        let path = folder.path().join(format!("{headers:?}"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            // The third answers all; those before go down in the middle, one of them while changes are made again.
+            for until in [3, 1, u32::MAX] {
+                let (stream, _) = listener.accept().unwrap();
+                let _ = honest(stream, headers, until).talk();
+            }
+        });
+        let engine = Engine::new(Backend::Auto).unwrap();
+        let options = OpenOptions { format: Some("raw".into()), read_only: false, ..OpenOptions::default() };
+        let name = format!("nbd:unix:{}", path.display());
+        let node = engine.block_on(open(&engine, &name, &options)).unwrap().unwrap();
+        for at in 0..6 {
+            engine.block_on(node.write_bytes(at * 4096, &[1; 4096])).unwrap().unwrap();
+        }
+        engine.block_on(node.flush()).unwrap().unwrap();
+        engine.block_on(node.close()).unwrap().unwrap();
+        drop(node);
+        server.join().unwrap();
+    }
+}
+
 #[test]
 fn an_honest_conversation_of_every_kind_is_understood() {
     let folder = tempfile::tempdir().unwrap();
@@ -177,7 +222,7 @@ fn an_honest_conversation_of_every_kind_is_understood() {
         let listener = UnixListener::bind(&path).unwrap();
         let server = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let _ = Rogue { stream, rng: StdRng::seed_from_u64(0), left: u32::MAX, headers }.talk();
+            let _ = honest(stream, headers, u32::MAX).talk();
         });
         let engine = Engine::new(Backend::Auto).unwrap();
         let options = OpenOptions { format: Some("raw".into()), ..OpenOptions::default() };

@@ -9,4 +9,5 @@ mod hostile_client;
 mod hostile_server;
 mod restart;
 mod server;
+mod tls;
 mod words;

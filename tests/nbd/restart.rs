@@ -3,11 +3,14 @@
 use crate::harness::{BACKENDS, Folder, Image, Server, seed};
 use cowvm::block::Kind;
 use cowvm::block::aio::Backend;
+use cowvm::block::graph::Node;
 use cowvm::block::options::OpenOptions;
 use cowvm::block::protocol::Location;
 use cowvm::block::protocol::nbd::Target;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -35,7 +38,7 @@ fn kill_again_and_again(
     server
 }
 
-/// Random writes, each block with its number and a version of its own, read back at once or later; several at a time.
+/// Random writes, each block with its number and a version of its own, reads and flushes, many at a time.
 fn survives(backend: Backend, image: &str, create: &str, times: usize) {
     let seed = seed();
     let folder = Arc::new(Folder::new());
@@ -56,20 +59,21 @@ fn survives(backend: Backend, image: &str, create: &str, times: usize) {
     let (mut rng, mut model) = (StdRng::seed_from_u64(seed), vec![0u64; BLOCKS]);
     let mut version = 0;
     while is_over.try_recv().is_err() {
-        let batch: Vec<usize> = (0..8).map(|_| rng.random_range(0..BLOCKS)).collect();
-        for &block in &batch {
-            version += 1;
-            if rng.random_range(0..3) == 0 {
-                check(&export.read((block * BLOCK) as u64, BLOCK), model[block], block);
-            } else {
-                export.write((block * BLOCK) as u64, &content(version, block));
-                model[block] = version;
-            }
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        if rng.random_range(0..4) == 0 {
-            export.flush();
-        }
+        let blocks: BTreeSet<usize> = (0..16).map(|_| rng.random_range(0..BLOCKS)).collect();
+        let batch: Vec<Step> = blocks
+            .into_iter()
+            .map(|block| match rng.random_range(0..8) {
+                0..3 => Step::Read(block, model[block]),
+                3 => Step::Flush,
+                _ => {
+                    version += 1;
+                    model[block] = version;
+                    Step::Write(block, version)
+                }
+            })
+            .collect();
+        let steps = batch.iter().map(|step| step.run(&export.node, &done));
+        export.engine.block_on(join_all(steps)).unwrap();
     }
     export.flush();
     let server = killer.join().unwrap();
@@ -87,6 +91,29 @@ fn survives(backend: Backend, image: &str, create: &str, times: usize) {
     }
 }
 
+/// What one of those does who use the export at the same time.
+enum Step {
+    Read(usize, u64),
+    Write(usize, u64),
+    Flush,
+}
+
+impl Step {
+    async fn run(&self, node: &Node, done: &AtomicUsize) {
+        match *self {
+            Step::Read(block, version) => {
+                let bytes = node.read_bytes((block * BLOCK) as u64, BLOCK).await.unwrap();
+                check(&bytes, version, block);
+            }
+            Step::Write(block, version) => {
+                node.write_bytes((block * BLOCK) as u64, &content(version, block)).await.unwrap();
+            }
+            Step::Flush => node.flush().await.unwrap(),
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 fn content(version: u64, block: usize) -> Vec<u8> {
     let stamp = [version.to_le_bytes(), (block as u64).to_le_bytes()].concat();
     stamp.iter().copied().cycle().take(BLOCK).collect()
@@ -100,7 +127,7 @@ fn check(bytes: &[u8], version: u64, block: usize) {
 
 #[test]
 fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_raw_disk_dies_again_and_again() {
-    survives(Backend::Auto, "raw disk", &format!("create -q -f raw disk {}", BLOCK * BLOCKS), 12);
+    survives(Backend::Auto, "raw disk", &format!("create -q -f raw disk {}", BLOCK * BLOCKS), 100);
 }
 
 /// A server of a qcow2 image has acknowledged writes whose metadata are lost with it: the client makes them again.
@@ -109,6 +136,47 @@ fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_qcow2_image_dies_ag
     for backend in BACKENDS {
         survives(backend, "qcow2 disk", &format!("create -q -f qcow2 disk {}", BLOCK * BLOCKS), 12);
     }
+}
+
+/// An outage is not the rest of one before: each is waited for as long as the first.
+#[test]
+fn a_server_that_dies_again_after_a_quiet_time_is_waited_for_again() {
+    let folder = Folder::new();
+    folder.run("qemu-img", "create -q -f raw disk 1M");
+    let mut server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
+    let image =
+        Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), "reconnect-delay=5"))
+            .unwrap();
+    let quiet = image.engine.clone();
+    for wait in [5500, 0] {
+        server.kill();
+        server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
+        image.engine.block_on(async { quiet.sleep(Duration::from_millis(wait)).await }).unwrap();
+    }
+    server.kill();
+    let (folder, waiting) = (Arc::new(folder), Arc::new(AtomicUsize::new(0)));
+    let starter = (folder.clone(), waiting.clone());
+    let starting = std::thread::spawn(move || {
+        while starter.1.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        starter.0.serve("ours/qemu-nbd", "-t -e 0 -f raw disk")
+    });
+    waiting.store(1, Ordering::Relaxed);
+    assert_eq!(image.read(0, 512), [0; 512]);
+    drop(starting.join().unwrap());
+}
+
+#[test]
+fn an_export_that_can_do_more_or_less_of_what_nobody_uses_is_the_same() {
+    let folder = Folder::new();
+    folder.run("qemu-img", "create -q -f raw disk 1M");
+    let server = folder.serve("qemu-nbd", "-t -r -e 4 -f raw disk");
+    let reading = OpenOptions { read_only: true, ..options(&folder.uri(""), "reconnect-delay=20") };
+    let image = Image::try_open(Backend::Auto, &folder.uri(""), &reading).unwrap();
+    server.kill();
+    let _other = folder.serve("qemu-nbd", "-t -e 1 -f raw disk");
+    assert_eq!(image.read(0, 512), [0; 512]);
 }
 
 fn options(name: &str, more: &str) -> OpenOptions {

@@ -58,6 +58,16 @@ fn mistakes_are_told_as_by_qemu_nbd() {
         format!("-k {s} --image-opts driver=raw,file.filename=nope"),
         format!("-k {s} --object foo,id=a disk"),
         format!("-k {s} --aio=native -f raw disk"),
+        format!("-k {s} --tls-creds none disk"),
+        format!("-k {s} --tls-hostname x disk"),
+        format!("-k {s} --tls-authz x disk"),
+        format!("-k {s} --object secret,id=a,data=x --tls-creds a disk"),
+        format!("-L -k {s} --tls-hostname x"),
+        format!("-k {s} --object tls-creds-x509,id=a,endpoint=server disk"),
+        format!("-k {s} --object tls-creds-x509,id=a,endpoint=foo,dir=/tmp disk"),
+        format!("-k {s} --object tls-creds-x509,id=a,verify-peer=foo,dir=/tmp disk"),
+        format!("-k {s} --object tls-creds-x509,id=a,dir=/nonexistent,endpoint=server disk"),
+        format!("-k {s} -T bogus -f raw nope"),
     ];
     same(&folder, "qemu-nbd", &lines.iter().map(String::as_str).collect::<Vec<_>>());
 }

@@ -4,7 +4,7 @@
 //!   tasks (executor) ──▶ HostFile ──▶ inline preadv2/pwritev      when the page cache serves it
 //!                           │    └──▶ ring: io_uring               else
 //!                           └───────▶ pool: worker threads         where io_uring is refused, and what computes
-//!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg, and poll where they would block
+//!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg (or TLS over them), and poll where they would block
 //! ```
 //!
 //! * A turn of [`Engine::block_on`] polls the tasks that were woken, then enters the kernel once: it submits all
@@ -22,12 +22,13 @@ mod pool;
 mod ring;
 mod socket;
 mod stream;
+mod tls;
 mod work;
 
 pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
-pub use socket::Socket;
-pub use stream::{Inbox, Outbox};
+pub use socket::{Detached, Socket};
+pub use stream::{Inbox, Outbox, Stream};
 
 use executor::Executor;
 use poller::Poller;
@@ -255,7 +256,9 @@ impl Calls {
 
     fn end(&self) {
         self.count.set(self.count.get() - 1);
-        if let (0, Some(waker)) = (self.count.get(), self.idle.take()) {
+        if self.count.get() == 0
+            && let Some(waker) = self.idle.take()
+        {
             waker.wake();
         }
     }

@@ -1,7 +1,8 @@
 //! Waiting without a ring: descriptors and timers by poll(2).
 
 use super::Turn;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,7 +12,9 @@ use std::time::{Duration, Instant};
 
 pub(super) struct Poller {
     kick: RawFd,
-    waits: RefCell<Vec<Wait>>,
+    /// By number, in the order of their beginning.
+    waits: RefCell<BTreeMap<u64, Wait>>,
+    next: Cell<u64>,
 }
 
 struct Wait {
@@ -19,40 +22,62 @@ struct Wait {
     waker: Waker,
 }
 
+#[derive(Clone)]
 enum What {
     /// The descriptor, and POLLIN or POLLOUT.
     Ready(Rc<OwnedFd>, libc::c_short),
     Until(Instant),
 }
 
+impl What {
+    fn is_over(&self) -> bool {
+        match self {
+            What::Ready(fd, event) => is_ready(fd.as_fd(), *event),
+            What::Until(end) => Instant::now() >= *end,
+        }
+    }
+}
+
+/// The entry of one wait, which goes with it.
+struct Registration<'a> {
+    poller: &'a Poller,
+    number: u64,
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        let gone = self.poller.waits.borrow_mut().remove(&self.number);
+        drop(gone);
+    }
+}
+
 impl Poller {
     /// A poller that `kick` interrupts.
     pub(super) fn new(kick: RawFd) -> Poller {
-        Poller { kick, waits: RefCell::default() }
+        Poller { kick, waits: RefCell::default(), next: Cell::new(0) }
     }
 
     /// Waits for `event` (POLLIN, POLLOUT) of a descriptor.
     pub(super) async fn ready(&self, fd: Rc<OwnedFd>, event: libc::c_short) {
-        poll_fn(|cx| {
-            if is_ready(fd.as_fd(), event) {
-                return Poll::Ready(());
-            }
-            self.add(What::Ready(fd.clone(), event), cx.waker())
-        })
-        .await;
+        self.wait(What::Ready(fd, event)).await;
     }
 
     pub(super) async fn sleep(&self, time: Duration) {
-        let end = Instant::now() + time;
-        poll_fn(
-            |cx| if Instant::now() >= end { Poll::Ready(()) } else { self.add(What::Until(end), cx.waker()) },
-        )
-        .await;
+        self.wait(What::Until(Instant::now() + time)).await;
     }
 
-    fn add(&self, what: What, waker: &Waker) -> Poll<()> {
-        self.waits.borrow_mut().push(Wait { what, waker: waker.clone() });
-        Poll::Pending
+    async fn wait(&self, what: What) {
+        let number = self.next.replace(self.next.get() + 1);
+        let _registration = Registration { poller: self, number };
+        poll_fn(|cx| {
+            if what.is_over() {
+                return Poll::Ready(());
+            }
+            let wait = Wait { what: what.clone(), waker: cx.waker().clone() };
+            self.waits.borrow_mut().insert(number, wait);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Wakes the tasks whose wait is over; sleeps until there is one, or a kick, if `wait`.
@@ -62,7 +87,7 @@ impl Poller {
         }
         let mut fds = vec![libc::pollfd { fd: self.kick, events: libc::POLLIN, revents: 0 }];
         let mut until = None::<Instant>;
-        for wait in self.waits.borrow().iter() {
+        for wait in self.waits.borrow().values() {
             match &wait.what {
                 What::Ready(fd, events) => {
                     fds.push(libc::pollfd { fd: fd.as_raw_fd(), events: *events, revents: 0 });
@@ -83,7 +108,7 @@ impl Poller {
     fn wake_finished(&self, fds: &[libc::pollfd]) {
         let now = Instant::now();
         let mut ready = fds.iter().map(|fd| fd.revents != 0);
-        self.waits.borrow_mut().retain(|wait| {
+        self.waits.borrow_mut().retain(|_, wait| {
             let over = match wait.what {
                 What::Ready(..) => ready.next().unwrap_or(false),
                 What::Until(end) => end <= now,
@@ -113,5 +138,25 @@ fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     match io::Error::last_os_error() {
         error if done < 0 && error.kind() != io::ErrorKind::Interrupted => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    #[test]
+    fn a_wait_has_one_entry_however_often_it_is_polled_and_none_when_it_is_dropped() {
+        let poller = Poller::new(0);
+        {
+            let mut wait = pin!(poller.sleep(Duration::from_secs(1000)));
+            for _ in 0..3 {
+                assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+            assert_eq!(poller.waits.borrow().len(), 1);
+        }
+        assert!(poller.waits.borrow().is_empty());
     }
 }

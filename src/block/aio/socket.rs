@@ -1,8 +1,13 @@
 //! A stream socket as tasks use it: what can be done at once is done inline, and else the engine waits until the
 //! socket is ready. A slow peer holds up its own tasks and no others.
+//!
+//! The bytes may go over TLS, from [`Socket::start_tls`] on; whoever sends and receives sees no difference.
 
 use super::Engine;
+use super::tls::Session;
 use crate::block::Iov;
+use rustls::Connection;
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
@@ -11,6 +16,13 @@ use std::rc::Rc;
 pub struct Socket {
     engine: Rc<Engine>,
     fd: Rc<OwnedFd>,
+    tls: OnceCell<Session>,
+}
+
+/// A socket on its way to another thread's engine.
+pub struct Detached {
+    fd: OwnedFd,
+    tls: OnceCell<Session>,
 }
 
 impl Socket {
@@ -27,7 +39,12 @@ impl Socket {
         if done < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Socket { engine: engine.clone(), fd: Rc::new(fd) })
+        Ok(Socket { engine: engine.clone(), fd: Rc::new(fd), tls: OnceCell::new() })
+    }
+
+    /// A socket of another thread, whose waits run on `engine` now.
+    pub fn attach(engine: &Rc<Engine>, socket: Detached) -> Socket {
+        Socket { engine: engine.clone(), fd: Rc::new(socket.fd), tls: socket.tls }
     }
 
     /// The engine.
@@ -35,11 +52,24 @@ impl Socket {
         &self.engine
     }
 
+    /// From now on all bytes go over TLS. Nothing else may be sent or received until this has ended; if it fails, ever.
+    ///
+    /// # Errors
+    /// What the host says; a [`rustls::Error`] within where the handshake does not succeed.
+    pub async fn start_tls(&self, connection: Connection) -> io::Result<()> {
+        let session = Session::new(connection);
+        session.shake_hands(&self.engine, &self.fd).await?;
+        self.tls.set(session).map_err(|_| io::ErrorKind::AlreadyExists.into())
+    }
+
     /// Receives what is there, at least one byte; 0 when the peer has ended the stream.
     ///
     /// # Errors
     /// What the host says.
     pub async fn recv(&self, into: &Iov) -> io::Result<usize> {
+        if let Some(session) = self.tls.get() {
+            return self.after(session.recv(&self.engine, &self.fd, into).await).await;
+        }
         loop {
             // SAFETY: the list keeps its ranges mapped during the call.
             match self.message(into, |fd, message| unsafe { libc::recvmsg(fd, message, 0) }) {
@@ -56,6 +86,9 @@ impl Socket {
     /// # Errors
     /// What the host says.
     pub async fn send(&self, from: &Iov) -> io::Result<usize> {
+        if let Some(session) = self.tls.get() {
+            return self.after(session.send(&self.engine, &self.fd, from).await).await;
+        }
         loop {
             // SAFETY: as in `recv`.
             let send = |fd, message: *mut _| unsafe { libc::sendmsg(fd, message, libc::MSG_NOSIGNAL) };
@@ -78,6 +111,14 @@ impl Socket {
             done += self.send(&from.slice(done, from.len() - done)).await?;
         }
         Ok(())
+    }
+
+    /// Waits until there is something to receive, or the stream has ended.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.engine.readable(&self.fd).await
     }
 
     /// The next connection of a listening socket.
@@ -106,13 +147,21 @@ impl Socket {
 
     /// Ends the stream both ways: whoever waits for it wakes up.
     pub fn shutdown(&self) {
+        if let Some(session) = self.tls.get() {
+            session.end(&self.fd);
+        }
         // SAFETY: a plain system call. A socket that is not connected any more is what is wanted.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
-    /// The descriptor, for another thread's engine; `None` while a wait is under way.
-    pub fn into_fd(self) -> Option<OwnedFd> {
-        Rc::try_unwrap(self.fd).ok()
+    /// For another thread's engine. A wait that was given up may still hold the descriptor here: until something happens
+    /// on the socket, its end at the latest.
+    ///
+    /// # Errors
+    /// When the host has no descriptors left.
+    pub fn detach(self) -> io::Result<Detached> {
+        let fd = Rc::try_unwrap(self.fd).or_else(|shared| shared.try_clone())?;
+        Ok(Detached { fd, tls: self.tls })
     }
 
     async fn after(&self, done: io::Result<usize>) -> io::Result<usize> {

@@ -46,15 +46,20 @@ impl Inbox {
         self.ahead.slice(self.start, self.end - self.start).to_vec()
     }
 
+    /// Whether nothing was received that was not taken.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
     /// Whether the stream ends here; waits for its next byte.
     ///
     /// # Errors
     /// What the host says.
     pub async fn at_end(&mut self) -> io::Result<bool> {
-        if self.start == self.end {
+        if self.is_empty() {
             self.fill().await?;
         }
-        Ok(self.start == self.end)
+        Ok(self.is_empty())
     }
 
     /// Fills `into`.
@@ -73,6 +78,16 @@ impl Inbox {
             done += len;
         }
         Ok(())
+    }
+
+    /// Receives as many bytes as the array has.
+    ///
+    /// # Errors
+    /// As [`Inbox::exact`].
+    pub async fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.exact(&mut bytes).await?;
+        Ok(bytes)
     }
 
     /// Receives `len` bytes, which must have been checked against a limit.
@@ -148,6 +163,8 @@ struct Message<K> {
 /// The sending side of a connection. `K` is what messages hold until they are sent.
 pub struct Outbox<K> {
     queue: RefCell<VecDeque<Message<K>>>,
+    /// While somebody streams: what waits behind.
+    deferred: RefCell<Option<VecDeque<Message<K>>>>,
     /// Messages that are being sent just now.
     sending: Cell<bool>,
     closed: Cell<bool>,
@@ -159,6 +176,7 @@ impl<K> Default for Outbox<K> {
     fn default() -> Outbox<K> {
         Outbox {
             queue: RefCell::default(),
+            deferred: RefCell::new(None),
             sending: Cell::new(false),
             closed: Cell::new(false),
             sender: Cell::new(None),
@@ -173,14 +191,27 @@ impl<K> Outbox<K> {
         if self.closed.get() {
             return;
         }
-        self.queue.borrow_mut().push_back(Message { head: SmallVec::from_slice(head), body, keep });
+        let message = Message { head: SmallVec::from_slice(head), body, keep };
+        match &mut *self.deferred.borrow_mut() {
+            Some(deferred) => deferred.push_back(message),
+            None => self.queue.borrow_mut().push_back(message),
+        }
         wake(&self.sender);
+    }
+
+    /// Begins a message that comes in pieces, once all before it is sent. Other messages wait until it is dropped. One at
+    /// a time.
+    pub async fn stream(&self) -> Stream<'_, K> {
+        self.deferred.borrow_mut().get_or_insert_default();
+        let stream = Stream(self);
+        stream.sent().await;
+        stream
     }
 
     /// Gives up what is queued, and takes no more: [`Outbox::run`] ends.
     pub fn close(&self) {
         self.closed.set(true);
-        let left = self.queue.take();
+        let left = (self.queue.take(), self.deferred.borrow_mut().as_mut().map(std::mem::take));
         wake(&self.sender);
         wake(&self.idle);
         drop(left);
@@ -268,6 +299,35 @@ impl<K> Outbox<K> {
         }
         parts.push(heads.slice(joined, used - joined));
         (Iov::concat(&parts), keep)
+    }
+}
+
+/// A message in pieces.
+#[must_use]
+pub struct Stream<'a, K>(&'a Outbox<K>);
+
+impl<K> Stream<'_, K> {
+    /// Queues a piece.
+    pub fn push(&self, head: &[u8], body: Iov) {
+        if !self.0.closed.get() {
+            let message = Message { head: SmallVec::from_slice(head), body: Some(body), keep: None };
+            self.0.queue.borrow_mut().push_back(message);
+            wake(&self.0.sender);
+        }
+    }
+
+    /// Waits until the pieces so far are sent, or the box is closed.
+    pub async fn sent(&self) {
+        self.0.drained().await;
+    }
+}
+
+impl<K> Drop for Stream<'_, K> {
+    fn drop(&mut self) {
+        if let Some(deferred) = self.0.deferred.take() {
+            self.0.queue.borrow_mut().extend(deferred);
+            wake(&self.0.sender);
+        }
     }
 }
 

@@ -5,8 +5,19 @@
 //! control path: no request is in flight on the node, but for [`Bitmaps::list`] and [`Bitmaps::dirty`].
 
 use crate::block::Result;
+use crate::block::graph::{ChildRole, Node};
 use async_trait::async_trait;
 use std::ops::Range;
+use std::rc::Rc;
+
+/// The first image of a backing chain, from its top, that has a bitmap of this name.
+pub fn bitmap_holder(top: &Rc<Node>, name: &str) -> Option<Rc<Node>> {
+    let mut chain = std::iter::successors(Some(top.clone()), |node| node.child(ChildRole::Backing));
+    chain.find(|node| {
+        let bitmaps = node.driver().bitmaps().map_or_else(Vec::new, |bitmaps| bitmaps.list());
+        bitmaps.iter().any(|bitmap| bitmap.name == name)
+    })
+}
 
 /// What there is to know of a bitmap without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::block::graph::bitmaps::{BitmapInfo, Bitmaps};
 use crate::block::graph::filling::Filling;
 use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
-use crate::block::graph::{Event, Node};
+use crate::block::graph::{Connection, Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
@@ -186,6 +186,11 @@ pub trait Driver {
 
     /// Space taken on the host, in bytes, where the driver knows.
     fn allocated_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the storage is there, where it can go away.
+    fn connection(&self) -> Option<Connection> {
         None
     }
 

@@ -3,12 +3,13 @@
 use super::{Failure, print};
 use crate::block::aio::{Backend, Engine};
 use crate::block::protocol::nbd::{Address, Listed, list};
+use crate::block::tls;
 use crate::util::nbd::export;
 use crate::util::nbd::transmission::Headers;
 
-pub(super) fn run(address: &Address) -> Result<(), Failure> {
+pub(super) fn run(address: &Address, tls: Option<&tls::Client>) -> Result<(), Failure> {
     let engine = Engine::new(Backend::from_environment())?;
-    let exports = engine.block_on(list(&engine, address))?.map_err(|error| Failure::plain(&error))?;
+    let exports = engine.block_on(list(&engine, address, tls))?.map_err(|error| Failure::plain(&error))?;
     let mut text = format!("exports available: {}\n", exports.len());
     text.extend(exports.iter().map(of_export));
     print(&text)

@@ -9,19 +9,21 @@
 //! what to do about it.
 
 mod detach;
+mod flags;
 mod image;
 mod list;
-mod listen;
 mod options;
 mod serve;
+mod task;
+mod tls;
 
 use crate::block::Error;
 use crate::util::getopt::Mistake;
 use crate::util::text::{self, say};
-use options::Task;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use task::Task;
 
 /// The name that scripts call; messages to them are exactly QEMU's.
 const DROP_IN: &str = "qemu-nbd";
@@ -40,6 +42,11 @@ enum Failure {
 impl Failure {
     fn message(message: impl Into<String>) -> Failure {
         Failure::Other { message: message.into(), remedy: None }
+    }
+
+    /// An option of qemu-nbd that there is nothing for.
+    fn unsupported(option: &str, remedy: &str) -> Failure {
+        Failure::Other { message: format!("{option} is not supported"), remedy: Some(remedy.to_owned()) }
     }
 
     /// A failure of the block layer, in its own words.
@@ -85,10 +92,11 @@ impl From<std::io::Error> for Failure {
 /// Runs the tool. `program` is what its messages begin with, `args` all that follows on the command line.
 pub(super) fn main(program: &str, args: Vec<OsString>) -> ExitCode {
     let args = args.iter().map(|arg| text::from_os(arg)).collect();
-    let done = options::read(args).and_then(|task| match task {
-        Task::Help => print(&options::help(program)),
-        Task::Version => print(&options::version()),
-        Task::List(address) => list::run(&address),
+    let done = options::read(program, args).and_then(|task| match task {
+        Task::Help => print(&flags::help(program)),
+        Task::Version => print(&flags::version()),
+        Task::Events => print(&crate::block::trace::list()),
+        Task::List(address, tls) => list::run(&address, tls.as_ref()),
         Task::Disconnect(device) => Err(no_kernel_client("Cannot open", &device)),
         Task::Serve(wish) => serve::run(program, *wish),
     });

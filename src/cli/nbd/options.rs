@@ -2,86 +2,19 @@
 //! that is reported.
 
 use super::Failure;
+use super::flags::FLAGS;
+use super::task::{Task, Wish};
+use super::tls::Tls;
 use crate::block::graph::snapshots::Selector;
 use crate::block::options::{CacheMode, DetectZeroes, OpenOptions};
 use crate::block::protocol::nbd::Address;
-use crate::util::getopt::{Flag, Parser};
+use crate::block::trace::Trace;
+use crate::util::getopt::Parser;
 use crate::util::nbd::{DEFAULT_PORT, MAX_STRING};
-use std::fmt::Write;
 use std::time::Duration;
 
 /// How long a handshake may take where nothing else is said.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-
-static FLAGS: &[Flag] = &[
-    Flag::switch("help", "display this help and exit").short('h'),
-    Flag::switch("version", "output version information and exit").short('V'),
-    Flag::value("port", "PORT", "port to listen on (default: 10809)").short('p'),
-    Flag::value("bind", "IFACE", "interface to bind to (default: 0.0.0.0)").short('b'),
-    Flag::value("socket", "PATH", "listen on a Unix socket").short('k'),
-    Flag::value("shared", "NUM", "clients at a time (default: 1; 0: as many as come)").short('e'),
-    Flag::switch("persistent", "go on when the last client has left").short('t'),
-    Flag::switch("verbose", "say more").short('v'),
-    Flag::value("export-name", "NAME", "name of the export (default: empty)").short('x'),
-    Flag::value("description", "TEXT", "a text for people").short('D'),
-    Flag::value("handshake-limit", "N", "seconds that a handshake may take (default: 10; 0: no limit)"),
-    Flag::value("offset", "OFFSET", "begin at this byte of the image").short('o'),
-    Flag::switch("allocation-depth", "offer the depth of allocation as a context").short('A'),
-    Flag::value("bitmap", "NAME", "offer a dirty bitmap of the image as a context").short('B'),
-    Flag::switch("list", "list the exports of another server").short('L'),
-    Flag::value("object", "OBJECT", "define an object, such as a secret"),
-    Flag::value("tls-creds", "ID", "serve over TLS").later(),
-    Flag::value("tls-authz", "ID", "authorize clients").later(),
-    Flag::value("tls-hostname", "HOSTNAME", "name in the server's certificate").later(),
-    Flag::value("trace", "PATTERN", "trace what happens inside").short('T').later(),
-    Flag::switch("fork", "go to the background once the server is running"),
-    Flag::value("pid-file", "PATH", "write the server's process ID to a file"),
-    Flag::value("selinux-label", "LABEL", "label of the socket").later(),
-    Flag::value("connect", "DEV", "attach the image to the kernel's device DEV").short('c'),
-    Flag::switch("disconnect", "detach a device of the kernel").short('d'),
-    Flag::value("format", "FORMAT", "format of the image (default: guessed)").short('f'),
-    Flag::switch("read-only", "refuse writes").short('r'),
-    Flag::switch("snapshot", "write to a temporary overlay, not to the image").short('s'),
-    Flag::value("load-snapshot", "SNAPSHOT", "export an internal snapshot").short('l'),
-    Flag::switch("nocache", "as --cache=none").short('n'),
-    Flag::value("cache", "MODE", "none, writeback (default), writethrough, directsync or unsafe"),
-    Flag::value("aio", "MODE", "native, io_uring or threads: taken, and the fastest is used"),
-    Flag::value("discard", "MODE", "ignore (default) or unmap"),
-    Flag::value("detect-zeroes", "MODE", "off (default), on or unmap"),
-    Flag::switch("image-opts", "FILE is an option string"),
-];
-
-/// What the command line asks for.
-pub(super) enum Task {
-    Help,
-    Version,
-    List(Address),
-    Disconnect(String),
-    Serve(Box<Wish>),
-}
-
-/// How an image is to be served.
-pub(super) struct Wish {
-    pub(super) file: String,
-    /// `file` is an option string.
-    pub(super) described: bool,
-    pub(super) open: OpenOptions,
-    pub(super) address: Address,
-    pub(super) shared: usize,
-    pub(super) persistent: bool,
-    pub(super) verbose: bool,
-    pub(super) name: Option<String>,
-    pub(super) description: Option<String>,
-    pub(super) handshake_limit: Option<Duration>,
-    pub(super) offset: Option<String>,
-    pub(super) allocation_depth: bool,
-    pub(super) bitmaps: Vec<String>,
-    pub(super) overlay: bool,
-    pub(super) snapshot: Option<Selector>,
-    pub(super) fork: bool,
-    pub(super) pid_file: Option<String>,
-    pub(super) device: Option<String>,
-}
 
 /// What was read so far.
 struct Line {
@@ -94,22 +27,26 @@ struct Line {
     cache: Option<CacheMode>,
     aio: Option<String>,
     discard: Option<bool>,
+    tls: Tls,
 }
 
-/// Reads a command line.
-pub(super) fn read(args: Vec<String>) -> Result<Task, Failure> {
+/// Reads a command line of `program`, and begins to trace if it says so.
+pub(super) fn read(program: &str, args: Vec<String>) -> Result<Task, Failure> {
     let mut parser = Parser::new(FLAGS, args);
-    let mut line = Line::new();
+    let (mut line, mut trace) = (Line::new(), Trace::default());
     while let Some((name, value)) = parser.next()? {
         match name {
             "help" => return Ok(Task::Help),
             "version" => return Ok(Task::Version),
+            "trace" if value == "help" => return Ok(Task::Events),
+            "trace" => trace.add(program, &value).map_err(|error| Failure::plain(&error))?,
             "list" => line.list = true,
             "disconnect" => line.disconnect = true,
             _ if line.take_place(name, &value)? || line.take_image(name, &value)? => {}
             _ => line.take_server(name, value)?,
         }
     }
+    trace.start().map_err(|error| Failure::plain(&error))?;
     line.finish(parser.operands())
 }
 
@@ -122,7 +59,6 @@ impl Line {
             address: Address::Unix(String::new()),
             shared: 1,
             persistent: false,
-            verbose: false,
             name: None,
             description: None,
             handshake_limit: Some(HANDSHAKE_LIMIT),
@@ -134,6 +70,7 @@ impl Line {
             fork: false,
             pid_file: None,
             device: None,
+            tls: None,
         };
         Line {
             wish,
@@ -145,6 +82,7 @@ impl Line {
             cache: None,
             aio: None,
             discard: None,
+            tls: Tls::default(),
         }
     }
 
@@ -248,17 +186,23 @@ impl Line {
             "export-name" => wish.name = Some(value),
             "description" => wish.description = Some(value),
             "persistent" => wish.persistent = true,
-            "verbose" => wish.verbose = true,
+            // There is nothing more to say.
+            "verbose" => {}
             "allocation-depth" => wish.allocation_depth = true,
             "bitmap" => wish.bitmaps.push(value),
             "fork" => wish.fork = true,
             "pid-file" => wish.pid_file = Some(value),
+            "tls-creds" | "tls-hostname" | "tls-authz" => self.tls.take(name, value),
+            "selinux-label" => {
+                return Err(Failure::unsupported("--selinux-label", "label the socket with: chcon"));
+            }
             _ => wish.device = Some(value),
         }
         Ok(())
     }
 
     fn finish(mut self, operands: Vec<String>) -> Result<Task, Failure> {
+        self.tls.check(self.list)?;
         if self.list {
             return self.finish_list(&operands);
         }
@@ -283,6 +227,7 @@ impl Line {
                 "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
             return Err(Failure::message(what));
         }
+        self.wish.tls = self.tls.server(&self.wish)?;
         self.wish.file = file;
         (self.wish.open.cache, self.wish.open.unmap) = (cache, unmap);
         self.wish.address = self.address();
@@ -314,7 +259,8 @@ impl Line {
         if wish.fork {
             return refuse("forking");
         }
-        Ok(Task::List(self.address()))
+        let credentials = self.tls.client(&self.wish, &self.address())?;
+        Ok(Task::List(self.address(), credentials))
     }
 
     fn address(&self) -> Address {
@@ -348,29 +294,12 @@ fn detect_zeroes(value: &str) -> Result<DetectZeroes, Failure> {
     })
 }
 
-pub(super) fn version() -> String {
-    format!("cowvm nbd version {} (works like qemu-nbd 10.0.2)\n", env!("CARGO_PKG_VERSION"))
-}
-
-pub(super) fn help(program: &str) -> String {
-    let mut text = format!(
-        "Usage: {program} [OPTIONS] FILE\n  or:  {program} -L [OPTIONS]\nServes a disk image to NBD clients.\n\n"
-    );
-    for flag in FLAGS.iter().filter(|flag| flag.ready) {
-        let short = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
-        let value = flag.value.map_or(String::new(), |value| format!("={value}"));
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {short}{:<24} {}", format!("--{}{value}", flag.name), flag.help);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn failure(line: &str) -> String {
-        match read(line.split_whitespace().map(str::to_owned).collect()) {
+        match read("qemu-nbd", line.split_whitespace().map(str::to_owned).collect()) {
             Err(Failure::Other { message, .. }) => message,
             Err(Failure::Options(mistake)) => mistake.to_string(),
             Err(Failure::Operands) => "operands".to_owned(),
@@ -407,7 +336,7 @@ mod tests {
     #[test]
     fn the_place_is_a_socket_or_host_and_port() {
         for (line, place) in [("-k /s -p 1 a", "/s"), ("a", "0.0.0.0:10809"), ("-b h -p 1 a", "h:1")] {
-            match read(line.split(' ').map(str::to_owned).collect()) {
+            match read("qemu-nbd", line.split(' ').map(str::to_owned).collect()) {
                 Ok(Task::Serve(wish)) => assert_eq!(wish.address.to_string(), place),
                 _ => panic!("{line}"),
             }

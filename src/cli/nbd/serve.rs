@@ -2,19 +2,20 @@
 
 use super::detach::{self, Side};
 use super::image::open_image;
-use super::listen::{Listening, listen};
-use super::options::Wish;
+use super::task::Wish;
 use super::{DROP_IN, Failure, no_kernel_client};
 use crate::block::aio::{Backend, Engine, Socket};
 use crate::block::drive::Drive;
 use crate::block::error::errno_text;
-use crate::block::graph::bitmaps::BitmapInfo;
+use crate::block::graph::Node;
+use crate::block::graph::bitmaps::{BitmapInfo, bitmap_holder};
 use crate::cli::signals::Signals;
-use crate::nbd_server::{Export, Offer, Server, Settings};
+use crate::nbd_server::{Export, Listening, Offer, Server, Settings, listen};
 use crate::util::text::{self, say};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -27,27 +28,25 @@ pub(super) fn run(program: &str, wish: Wish) -> Result<(), Failure> {
     };
     let mut signals = Signals::take_over()?;
     allow_many_files();
-    let listening = listen(&wish.address)?;
-    let image = open_image(&wish)?;
+    let listening = listen(&wish.address).map_err(|error| Failure::plain(&error))?;
+    let drive = open_image(&wish)?;
     if let Some(device) = &wish.device {
         return Err(no_kernel_client("Failed to open", device));
     }
-    check_bitmaps(&image.drive, &wish.bitmaps)?;
-    if let Some(path) = &wish.pid_file {
-        write_pid(path)?;
-    }
+    check_bitmaps(&drive, &wish.bitmaps)?;
+    let pid_file = wish.pid_file.as_deref().map(write_pid).transpose()?;
     if program != DROP_IN && !wish.fork {
         say(&format!("{program}: listening on {}", listening.place));
     }
     if let Some(detached) = detached {
         detached.release()?;
     }
-    let served = serve(&listening, &image.drive, &wish, &mut signals);
-    if let Some(path) = &wish.pid_file {
+    let served = serve(&listening, &drive, &wish, &mut signals);
+    if let Some(path) = pid_file {
         // It says nothing any more.
-        let _ = std::fs::remove_file(text::to_path(path));
+        let _ = std::fs::remove_file(path);
     }
-    let closed = image.drive.close();
+    let closed = drive.close();
     served?;
     closed.map_err(|error| Failure::plain(&error))
 }
@@ -60,8 +59,12 @@ fn serve(
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     let engine = Engine::new(Backend::from_environment())?;
-    let server =
-        Server::new(&engine, Settings { handshake_limit: wish.handshake_limit, persistent: wish.persistent });
+    let settings = Settings {
+        handshake_limit: wish.handshake_limit,
+        persistent: wish.persistent,
+        tls: wish.tls.clone(),
+    };
+    let server = Server::new(&engine, settings);
     server.add(Export::new(drive, offer(wish)));
     let listener = Socket::new(&engine, listening.fd.try_clone()?)?;
     // SAFETY: the descriptor is open as long as `signals`.
@@ -90,16 +93,10 @@ fn offer(wish: &Wish) -> Offer {
 
 /// Whether the image has the bitmaps, and they say something.
 fn check_bitmaps(drive: &Drive, wanted: &[String]) -> Result<(), Failure> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    let there = drive.call(|local| async move {
-        local.root().driver().bitmaps().map_or_else(Vec::new, |bitmaps| bitmaps.list())
-    });
-    let there = there.map_err(|error| Failure::plain(&error))?;
     for name in wanted {
-        let found: Option<&BitmapInfo> = there.iter().find(|bitmap| bitmap.name == *name);
-        match found {
+        let wanted = name.clone();
+        let found = drive.call(|local| async move { find_bitmap(&local.root(), &wanted) });
+        match found.map_err(|error| Failure::plain(&error))? {
             None => return Err(Failure::message(format!("Bitmap '{name}' is not found"))),
             Some(bitmap) if bitmap.inconsistent => {
                 return Err(Failure::message(format!("Bitmap '{name}' is inconsistent and cannot be used")));
@@ -110,10 +107,18 @@ fn check_bitmaps(drive: &Drive, wanted: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn write_pid(path: &str) -> Result<(), Failure> {
-    let done = File::create(text::to_path(path))
+/// A bitmap of the image, or of one that it stands on.
+fn find_bitmap(top: &Rc<Node>, name: &str) -> Option<BitmapInfo> {
+    let holder = bitmap_holder(top, name)?;
+    holder.driver().bitmaps()?.list().into_iter().find(|bitmap| bitmap.name == name)
+}
+
+/// Writes it; returns where it is, also seen from another folder: a server in the background goes to the root.
+fn write_pid(path: &str) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(text::to_path(path))?;
+    let done = File::create(&path)
         .and_then(|mut file| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
-    done.map_err(|error| {
+    done.map(|()| path).map_err(|error| {
         Failure::message(format!("cannot create PID file: Cannot open pid file: {}", errno_text(&error)))
     })
 }

@@ -2,7 +2,7 @@
 
 use super::Call;
 use crate::monitor::{Control, Error, Pending, Result};
-use crate::monitor::{block_info, disks, hardware, info, run_control, snapshots};
+use crate::monitor::{block_info, disks, hardware, info, nbd, run_control, snapshots};
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
@@ -68,7 +68,7 @@ const OWN: &[Command] = &[Command {
 }];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 7] = [
+    static TOPICS: [&[Command]; 8] = [
         OWN,
         info::COMMANDS,
         block_info::COMMANDS,
@@ -76,6 +76,7 @@ fn commands() -> impl Iterator<Item = &'static Command> {
         run_control::COMMANDS,
         disks::COMMANDS,
         snapshots::COMMANDS,
+        nbd::COMMANDS,
     ];
     TOPICS.into_iter().flatten()
 }

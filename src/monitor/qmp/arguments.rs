@@ -11,6 +11,8 @@ pub(in crate::monitor) enum Kind {
     Switch,
     /// Of strings.
     List,
+    /// With members of its own.
+    Object,
 }
 
 impl Kind {
@@ -21,6 +23,7 @@ impl Kind {
             Kind::Number => "integer",
             Kind::Switch => "boolean",
             Kind::List => "array",
+            Kind::Object => "object",
         }
     }
 
@@ -30,6 +33,7 @@ impl Kind {
             // Of 64 bits with a sign, as in QEMU.
             Kind::Number => value.is_i64(),
             Kind::Switch => value.is_boolean(),
+            Kind::Object => value.is_object(),
             Kind::List => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
         }
     }
@@ -85,6 +89,11 @@ impl<'a> Arguments<'a> {
 
     pub(in crate::monitor) fn text(&self, name: &str) -> Option<&'a str> {
         self.0.get(name).and_then(Value::as_str)
+    }
+
+    /// The members of an object; nobody has checked them.
+    pub(in crate::monitor) fn object(&self, name: &str) -> Option<Arguments<'a>> {
+        self.0.get(name).and_then(Value::as_object).map(Arguments)
     }
 
     pub(in crate::monitor) fn number(&self, name: &str) -> Option<i64> {

@@ -230,7 +230,7 @@ pub fn parse_listed(data: &[u8]) -> Option<&str> {
     Fields(data).string()
 }
 
-/// A name or text cut to what the protocol can carry.
+/// Whether a name or text is one that the protocol can carry.
 pub fn fits(text: &str) -> bool {
     text.len() <= MAX_STRING
 }

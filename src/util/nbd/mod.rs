@@ -131,6 +131,8 @@ pub mod export {
     pub const CACHE: u16 = 1 << 10;
     /// The FAST_ZERO flag of WRITE_ZEROES.
     pub const FAST_ZERO: u16 = 1 << 11;
+    /// BLOCK_STATUS may name the contexts that it is about, in a payload.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
     /// The flags by the names that qemu-nbd lists them by.
     pub const NAMES: &[(u16, &str)] = &[
@@ -145,7 +147,7 @@ pub mod export {
         (1 << 9, "resize"),
         (CACHE, "cache"),
         (FAST_ZERO, "fast-zero"),
-        (1 << 12, "block-status-payload"),
+        (BLOCK_STATUS_PAYLOAD, "block-status-payload"),
     ];
 }
 

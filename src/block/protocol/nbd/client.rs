@@ -7,33 +7,29 @@
 //!   lost ─▶ Link::Waiting ─▶ connect again ─▶ replay the journal ─▶ send what waits ─▶ Link::Up
 //! ```
 //!
+//! What happens when a connection is lost is in [`super::reconnect`].
+//!
 //! The rule of replay: on a new connection first all changes that were acknowledged but not flushed are made again,
 //! one after the other in the order of their replies; only then all requests that have no reply yet are sent, in the
 //! order in which they were made. A flush that was under way is among the latter, so that its success means what it
 //! says of all writes that ended before it began. A request whose reply has come is never made again once a flush
 //! has covered it.
 
-use super::connect::connect;
-use super::journal::Journal;
-use super::negotiate::{Export, Greeted, Handshake, Wish};
-use super::receive::{Broken, receive};
+use super::connection::establish;
+use super::export::Export;
+use super::journal::{Journal, Room};
+use super::reconnect::{Absence, Link, PAUSES};
 use super::requests::{Ask, Outcome, Requests};
 use super::target::Target;
-use crate::block::aio::{Engine, Inbox, Outbox, Socket};
-use crate::block::{Error, Kind, Result};
-use crate::util::nbd::transmission::Headers;
+use crate::block::aio::Engine;
+use crate::block::{Error, Kind, Result, graph, tls};
 use crate::util::nbd::{Command, Request, command, error, export};
+use async_lock::Mutex;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tracing::trace;
-
-/// How long a server may take for the handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pauses between attempts to connect: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -50,49 +46,25 @@ pub(super) struct Settings {
     pub(super) write_through: bool,
     /// Flushes mean nothing: nothing is kept for a replay, and a lost connection is the end.
     pub(super) no_flush: bool,
-}
-
-/// What there is to send on.
-enum Link {
-    Up(Rc<Connection>),
-    /// Requests wait for the next connection.
-    Waiting,
-    /// Requests have waited long enough and fail; connecting goes on.
-    Failing(Error),
-    /// There will be no other connection.
-    Dead(Error),
-}
-
-/// A time without a server that answers: it begins when a connection is lost and ends with the next reply.
-#[derive(Clone, Copy, Default)]
-struct Absence {
-    /// Counts them.
-    number: u64,
-    away: bool,
-    /// It has been too long.
-    too_long: bool,
-}
-
-/// One connection after its handshake.
-pub(super) struct Connection {
-    pub(super) export: Export,
-    socket: Rc<Socket>,
-    outbox: Outbox<()>,
+    /// Everything goes over TLS.
+    pub(super) tls: Option<tls::Client>,
 }
 
 /// The client.
 pub(super) struct Client {
-    engine: Rc<Engine>,
-    target: Target,
-    settings: Settings,
-    link: RefCell<Link>,
-    absence: Cell<Absence>,
-    size: Cell<u64>,
-    first: Export,
+    pub(super) engine: Rc<Engine>,
+    pub(super) target: Target,
+    pub(super) settings: Settings,
+    pub(super) link: RefCell<Link>,
+    pub(super) absence: Cell<Absence>,
+    pub(super) size: Cell<u64>,
+    pub(super) first: Export,
     pub(super) requests: Requests,
-    journal: RefCell<Journal>,
+    pub(super) journal: RefCell<Journal>,
+    /// Held by whoever flushes to make room in the journal.
+    flushing: Mutex<()>,
     /// Writes were acknowledged that no flush has covered, and nothing is kept of them.
-    uncovered: Cell<bool>,
+    pub(super) uncovered: Cell<bool>,
 }
 
 impl Client {
@@ -100,7 +72,7 @@ impl Client {
     pub(super) async fn open(engine: &Rc<Engine>, target: &Target, settings: Settings) -> Result<Rc<Client>> {
         let (started, mut pause) = (Instant::now(), PAUSES.0);
         let (connection, inbox) = loop {
-            match establish(engine, target, settings.context.as_deref()).await {
+            match establish(engine, target, &settings).await {
                 Ok(established) => break established,
                 Err(error) if started.elapsed() >= settings.open_timeout => return Err(error),
                 Err(_) => {
@@ -123,6 +95,7 @@ impl Client {
             absence: Cell::default(),
             requests: Requests::default(),
             journal: RefCell::default(),
+            flushing: Mutex::default(),
             uncovered: Cell::new(false),
         });
         engine.spawn(client.clone().keep(connection, inbox));
@@ -137,6 +110,16 @@ impl Client {
     /// Size in bytes; the server may have made it larger while we were away.
     pub(super) fn size(&self) -> u64 {
         self.size.get()
+    }
+
+    /// How the connection is.
+    pub(super) fn state(&self) -> graph::Connection {
+        match &*self.link.borrow() {
+            Link::Up(_) => graph::Connection::Up,
+            Link::Waiting => graph::Connection::Waiting,
+            Link::Failing(error) => graph::Connection::Failing(error.message().to_owned()),
+            Link::Dead(error) => graph::Connection::Dead(error.message().to_owned()),
+        }
     }
 
     /// Asks for something and waits for the answer, however many connections that takes.
@@ -169,10 +152,23 @@ impl Client {
         self.ask(flush).await.map(drop)
     }
 
-    /// Waits until a change of `len` bytes can be kept.
-    pub(super) async fn make_room(&self, len: usize) -> Result<()> {
-        let full = self.journal.borrow().is_full(len);
-        if full { self.flush().await } else { Ok(()) }
+    /// Waits until a change of `len` bytes can be kept. The room is held until the change is acknowledged.
+    pub(super) async fn make_room(&self, len: usize) -> Result<Option<Room<'_>>> {
+        if self.settings.no_flush || !self.first.has(export::FLUSH) {
+            return Ok(None);
+        }
+        loop {
+            if let Some(room) = Room::take(&self.journal, len) {
+                return Ok(Some(room));
+            }
+            // One flush makes room for all who wait.
+            let _one = self.flushing.lock().await;
+            if let Some(room) = Room::take(&self.journal, len) {
+                return Ok(Some(room));
+            }
+            let empty = self.journal.borrow().is_empty();
+            if empty { Room::given_back(&self.journal).await } else { self.flush().await? }
+        }
     }
 
     /// Says goodbye and ends all tasks.
@@ -209,161 +205,26 @@ impl Client {
             Command::Flush => {
                 self.journal.borrow_mut().flushed(mark);
             }
-            Command::Write | Command::WriteZeroes | Command::Trim if ask.flags & command::FUA == 0 => {
-                if self.settings.no_flush {
-                    self.uncovered.set(true);
-                } else if self.first.has(export::FLUSH) {
-                    self.journal.borrow_mut().push(ask);
-                }
-            }
+            Command::Write | Command::WriteZeroes | Command::Trim => self.keep_copy(ask),
             _ => {}
         }
     }
 
-    /// The task that holds the client together: receives, and connects again.
-    async fn keep(self: Rc<Self>, connection: Rc<Connection>, inbox: Inbox) {
-        let (mut next, mut pause) = (Some((connection, inbox)), PAUSES.0);
-        while let Some((connection, mut inbox)) = next {
-            let (sender, socket) = (connection.clone(), connection.socket.clone());
-            self.engine.spawn(async move {
-                if sender.outbox.run(&socket).await.is_err() {
-                    sender.end();
-                }
-            });
-            let why = receive(&self, &connection, &mut inbox).await;
-            connection.end();
-            // A server that lets us in and answers nothing is one that is away.
-            if !self.absence.get().away {
-                pause = PAUSES.0;
-            }
-            self.lost(why);
-            next = self.reconnect(&mut pause).await;
-            if let Some((connection, _)) = &next {
-                self.engine.spawn(self.clone().replay(connection.clone()));
-            }
+    /// Keeps a change that the server may lose.
+    fn keep_copy(&self, ask: &Ask) {
+        // Not all durable ones are left out: one over a change that is kept would be undone when that is made again.
+        if ask.flags & command::FUA != 0 && self.journal.borrow().is_empty() {
+            return;
+        }
+        if self.settings.no_flush {
+            self.uncovered.set(true);
+        } else if self.first.has(export::FLUSH) {
+            self.journal.borrow_mut().push(ask);
         }
     }
 
-    /// The connection is gone.
-    fn lost(self: &Rc<Self>, why: Broken) {
-        let (error, violation) = match why {
-            Broken::Lost(error) => (Error::from_io(error).context("the connection was lost"), false),
-            Broken::Violation(what) => {
-                (Error::new(Kind::InvalidFormat, format!("the server broke the protocol: {what}")), true)
-            }
-        };
-        let error = self.about(error);
-        trace!(name: "nbd_lost", target = %self.target, why = %error);
-        self.begin_absence();
-        if violation {
-            // What made the server do so once would make it do so again.
-            self.requests.fail(&error, |sent, _| sent);
-        }
-        self.requests.unsend();
-        self.requests.fail(&error, |_, lasting| !lasting);
-        if matches!(&*self.link.borrow(), Link::Dead(_)) {
-            return self.requests.fail(&error, |_, _| true);
-        }
-        let link = if self.uncovered.get() {
-            let what = "the connection was lost, and writes that no flush had covered may be lost too";
-            Link::Dead(self.about(Error::new(Kind::Io, what)))
-        } else if self.settings.reconnect_delay.is_zero() || self.absence.get().too_long || violation {
-            Link::Failing(error)
-        } else {
-            Link::Waiting
-        };
-        self.set_link(link);
-    }
-
-    fn begin_absence(self: &Rc<Self>) {
-        let absence = self.absence.get();
-        if !absence.away {
-            let number = absence.number + 1;
-            self.absence.set(Absence { number, away: true, too_long: false });
-            self.engine.spawn(give_up_later(Rc::downgrade(self), number, self.settings.reconnect_delay));
-        }
-    }
-
-    /// Requests wait or fail as the link says.
-    fn set_link(&self, link: Link) {
-        if let Link::Failing(error) | Link::Dead(error) = &link {
-            self.requests.fail(error, |_, _| true);
-        }
-        self.link.replace(link);
-    }
-
-    /// Connects again, however often it takes; `None` when that is not wanted any more.
-    async fn reconnect(&self, pause: &mut Duration) -> Option<(Rc<Connection>, Inbox)> {
-        loop {
-            self.engine.sleep(*pause).await;
-            *pause = (*pause * 2).min(PAUSES.1);
-            if matches!(&*self.link.borrow(), Link::Dead(_)) {
-                return None;
-            }
-            let established = establish(&self.engine, &self.target, self.settings.context.as_deref()).await;
-            match established.and_then(|established| self.check_same(established)) {
-                Ok(established) => return Some(established),
-                Err(error) => self.still_away(error),
-            }
-        }
-    }
-
-    /// The newest reason is the one that failing requests tell.
-    fn still_away(&self, error: Error) {
-        let error = self.about(error);
-        if let Link::Failing(why) = &mut *self.link.borrow_mut() {
-            *why = error;
-        }
-    }
-
-    /// Refuses an export that is another one by now.
-    fn check_same(&self, established: (Rc<Connection>, Inbox)) -> Result<(Rc<Connection>, Inbox)> {
-        let (now, before) = (&established.0.export, &self.first);
-        let missing = before.flags & !now.flags;
-        let read_only = now.has(export::READ_ONLY) && !self.settings.read_only;
-        let changed = if now.size < self.size.get() {
-            format!("the export has {} bytes now, and had {}", now.size, self.size.get())
-        } else if missing != 0 || read_only {
-            "the export can do less than before".to_owned()
-        } else if now.blocks.minimum > before.blocks.minimum || now.blocks.maximum < before.blocks.maximum {
-            "the export has other block sizes than before".to_owned()
-        } else {
-            return Ok(established);
-        };
-        established.0.end();
-        Err(Error::new(Kind::InvalidFormat, changed))
-    }
-
-    /// Makes the changes of the journal again, then sends what waits.
-    async fn replay(self: Rc<Self>, connection: Rc<Connection>) {
-        let mut number = 0;
-        loop {
-            let next = self.journal.borrow().entry(number);
-            let Some((at, ask)) = next else { break };
-            number = at + 1;
-            let cookie = self.requests.add(ask, false, 0);
-            let waiting = Waiting { requests: &self.requests, cookie };
-            connection.send(&self.requests, cookie);
-            match waiting.outcome().await {
-                Outcome::Done(_) => {}
-                Outcome::Lost(_) => return,
-                Outcome::Refused(..) => {
-                    let what = "a write that was done before the connection was lost cannot be done again";
-                    self.set_link(Link::Dead(self.about(Error::new(Kind::Io, what))));
-                    return connection.end();
-                }
-            }
-        }
-        if connection.is_closed() || matches!(&*self.link.borrow(), Link::Dead(_)) {
-            return connection.end();
-        }
-        trace!(name: "nbd_back", target = %self.target, replayed = number);
-        self.size.set(connection.export.size);
-        self.link.replace(Link::Up(connection.clone()));
-        self.requests.unsent().into_iter().for_each(|cookie| connection.send(&self.requests, cookie));
-    }
-
-    fn result(&self, outcome: Outcome) -> Result<Option<(u64, u64)>> {
+    /// What an outcome is to who asked.
+    pub(super) fn result(&self, outcome: Outcome) -> Result<Option<(u64, u64)>> {
         match outcome {
             Outcome::Done(answer) => Ok(answer),
             Outcome::Lost(error) => Err(error),
@@ -379,57 +240,19 @@ impl Client {
         }
     }
 
-    fn about(&self, error: Error) -> Error {
+    pub(super) fn about(&self, error: Error) -> Error {
         error.path(self.target.to_string())
     }
 }
 
-/// Requests that have waited since a loss fail, once `delay` is over.
-async fn give_up_later(client: Weak<Client>, number: u64, delay: Duration) {
-    let Some(engine) = client.upgrade().map(|client| client.engine.clone()) else { return };
-    engine.sleep(delay).await;
-    let Some(client) = client.upgrade() else { return };
-    let absence = client.absence.get();
-    if absence.number != number || !absence.away {
-        return;
-    }
-    client.absence.set(Absence { too_long: true, ..absence });
-    let waiting = matches!(&*client.link.borrow(), Link::Waiting);
-    if waiting {
-        let error = Error::new(Kind::Io, "the server is away");
-        client.set_link(Link::Failing(client.about(error)));
-    }
-}
-
-impl Connection {
-    fn send(&self, requests: &Requests, cookie: u64) {
-        let Some(ask) = requests.send(cookie) else { return };
-        let body = ask.memory.filter(|_| ask.command == Command::Write);
-        let has_payload = body.is_some() && self.export.headers == Headers::Extended;
-        let flags = ask.flags | if has_payload { command::PAYLOAD_LEN } else { 0 };
-        let (offset, len) = (ask.offset, ask.len);
-        let request = Request { flags, command: ask.command as u16, cookie, offset, len };
-        self.outbox.push(&request.to_bytes(self.export.headers), body, None);
-    }
-
-    fn is_closed(&self) -> bool {
-        self.outbox.is_closed()
-    }
-
-    fn end(&self) {
-        self.outbox.close();
-        self.socket.shutdown();
-    }
-}
-
 /// A request that is waited for; without anybody who waits, its memory stays until its reply.
-struct Waiting<'a> {
-    requests: &'a Requests,
-    cookie: u64,
+pub(super) struct Waiting<'a> {
+    pub(super) requests: &'a Requests,
+    pub(super) cookie: u64,
 }
 
 impl Waiting<'_> {
-    async fn outcome(&self) -> Outcome {
+    pub(super) async fn outcome(&self) -> Outcome {
         poll_fn(|cx| self.requests.poll(self.cookie, cx.waker())).await
     }
 }
@@ -437,57 +260,5 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.requests.abandon(self.cookie);
-    }
-}
-
-/// Connects and enters the export, within [`HANDSHAKE_TIMEOUT`].
-async fn establish(
-    engine: &Rc<Engine>,
-    target: &Target,
-    context: Option<&str>,
-) -> Result<(Rc<Connection>, Inbox)> {
-    let socket = Rc::new(connect(engine, &target.address).await?);
-    let watch = Watch::start(&socket, HANDSHAKE_TIMEOUT);
-    let wish = Wish { export: &target.export, context };
-    let entered = match Handshake::begin(&socket).await {
-        Ok(Greeted::Oldstyle(inbox, export)) if target.export.is_empty() => Ok((inbox, export)),
-        Ok(Greeted::Oldstyle(..)) => {
-            Err(Error::new(Kind::Unsupported, "Server does not support non-empty export names"))
-        }
-        Ok(Greeted::Newstyle(handshake)) => handshake.enter(&wish).await,
-        Err(error) => Err(error),
-    };
-    let (inbox, export) = watch.judge(entered)?;
-    Ok((Rc::new(Connection { export, socket, outbox: Outbox::default() }), inbox))
-}
-
-/// Ends a connection that takes too long, unless it is dropped before.
-pub(super) struct Watch {
-    alive: Rc<Cell<bool>>,
-}
-
-impl Watch {
-    pub(super) fn start(socket: &Rc<Socket>, time: Duration) -> Watch {
-        let alive = Rc::new(Cell::new(true));
-        let (watched, socket, engine) =
-            (Rc::downgrade(&alive), Rc::downgrade(socket), socket.engine().clone());
-        let inner = engine.clone();
-        engine.spawn(async move {
-            inner.sleep(time).await;
-            if let (Some(alive), Some(socket)) = (watched.upgrade(), socket.upgrade()) {
-                alive.set(false);
-                socket.shutdown();
-            }
-        });
-        Watch { alive }
-    }
-
-    /// What came of it, or that it took too long.
-    pub(super) fn judge<T>(&self, result: Result<T>) -> Result<T> {
-        match result {
-            Err(_) if !self.alive.get() => Err(Error::from_io(io::Error::from_raw_os_error(libc::ETIMEDOUT))
-                .context("the server did not end the handshake")),
-            other => other,
-        }
     }
 }

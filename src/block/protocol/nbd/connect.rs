@@ -67,17 +67,23 @@ fn open_tcp(host: &str, port: &str) -> std::result::Result<OwnedFd, Refusal> {
     Err(Refusal::Failed(last))
 }
 
-/// Small messages go at once, and a peer whose host is gone is noticed some day.
+/// When a connection without data is asked whether its peer is still there: after how many seconds, then how often, and
+/// how many times without an answer.
+const KEEPALIVE: [(libc::c_int, libc::c_int); 3] =
+    [(libc::TCP_KEEPIDLE, 30), (libc::TCP_KEEPINTVL, 10), (libc::TCP_KEEPCNT, 3)];
+
+/// Small messages go at once, and a peer whose host is gone is noticed after a minute where nothing is to be sent.
 ///
 /// # Errors
 /// When the socket knows no such thing.
 pub fn prepare(socket: &impl AsRawFd) -> io::Result<()> {
-    for (level, option) in [(libc::IPPROTO_TCP, libc::TCP_NODELAY), (libc::SOL_SOCKET, libc::SO_KEEPALIVE)] {
-        let on: libc::c_int = 1;
+    let switches = [(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1), (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)];
+    let times = KEEPALIVE.map(|(option, value)| (libc::IPPROTO_TCP, option, value));
+    for (level, option, value) in switches.into_iter().chain(times) {
         let size = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the option's value is an int that lives during the call.
         let done =
-            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size) };
+            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
         if done < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -4,9 +4,10 @@ use super::client::{Client, Settings};
 use super::requests::Ask;
 use super::target::Target;
 use crate::block::aio::Engine;
-use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
+use crate::block::graph::{BlockStatus, ChildRole, Connection, Driver, Limits, Node};
 use crate::block::options::{OpenOptions, Preallocation};
-use crate::block::{Error, Iov, Kind, Result};
+use crate::block::secret::Secrets;
+use crate::block::{Error, Iov, Kind, Result, tls};
 use crate::util::keyval::Options;
 use crate::util::nbd::{Command, MAX_TRANSFER, command, context, export};
 use async_trait::async_trait;
@@ -29,7 +30,7 @@ pub struct NbdDriver {
 
 impl NbdDriver {
     /// Connects to the server of `target` and enters the export. Of `own`, the options `reconnect-delay`,
-    /// `open-timeout` (both in seconds) and `x-dirty-bitmap` are taken.
+    /// `open-timeout` (both in seconds), `x-dirty-bitmap`, `tls-creds` and `tls-hostname` are taken.
     ///
     /// # Errors
     /// In qemu-img's words, with server and export.
@@ -40,11 +41,7 @@ impl NbdDriver {
         own: &mut Options,
     ) -> Result<NbdDriver> {
         let filename = target.to_string();
-        let settings = settings(options, own)?;
-        if target.tls {
-            let message = "TLS is not supported yet";
-            return Err(Error::new(Kind::Unsupported, message).path(filename).remedy("use a tunnel"));
-        }
+        let settings = settings(target, options, own)?;
         let client = Client::open(engine, target, settings).await.map_err(|error| error.path(&filename))?;
         let export = client.export();
         let max_transfer = export.blocks.maximum.min(MAX_TRANSFER);
@@ -67,7 +64,7 @@ impl NbdDriver {
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let len = (end - at).min(MAX_RANGE);
-            self.client.make_room(0).await?;
+            let _room = self.client.make_room(0).await?;
             self.client
                 .ask(Ask { command, flags: flags | self.fua(), offset: at, len, memory: None })
                 .await?;
@@ -95,7 +92,7 @@ impl Drop for NbdDriver {
 }
 
 /// Takes the options of the driver.
-fn settings(options: &OpenOptions, own: &mut Options) -> Result<Settings> {
+fn settings(target: &Target, options: &OpenOptions, own: &mut Options) -> Result<Settings> {
     let mut seconds = |key: &str, default: Duration| match own.take(key) {
         None => Ok(default),
         Some(text) => text.parse::<u32>().map(|count| Duration::from_secs(count.into())).map_err(|_| {
@@ -112,7 +109,23 @@ fn settings(options: &OpenOptions, own: &mut Options) -> Result<Settings> {
         read_only: options.read_only,
         write_through: !options.cache.writeback,
         no_flush: options.cache.no_flush,
+        tls: take_tls(target, &options.secrets, own)?,
     })
+}
+
+/// The credentials for a server, where TLS is wanted. The name that it must prove is that of its host, if no other is
+/// named; behind a Unix socket it has none.
+fn take_tls(target: &Target, secrets: &Secrets, own: &mut Options) -> Result<Option<tls::Client>> {
+    let (id, hostname) = (own.take("tls-creds"), own.take("tls-hostname"));
+    let credentials = match id {
+        Some(id) => secrets.tls_client(&id)?,
+        None if target.tls => secrets.only_tls_client().ok_or_else(|| {
+            Error::invalid_argument("nbds:// needs credentials of a client")
+                .remedy("define them with --object tls-creds-x509,id=…,dir=…,endpoint=client")
+        })?,
+        None => return Ok(None),
+    };
+    Ok(Some(credentials.of(hostname.or_else(|| target.address.host().map(str::to_owned)))))
 }
 
 #[async_trait(?Send)]
@@ -144,7 +157,7 @@ impl Driver for NbdDriver {
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
-        self.client.make_room(from.len()).await?;
+        let _room = self.client.make_room(from.len()).await?;
         let (len, flags, memory) = (from.len() as u64, self.fua(), Some(from.clone()));
         self.client.ask(Ask { command: Command::Write, flags, offset, len, memory }).await.map(drop)
     }
@@ -199,6 +212,10 @@ impl Driver for NbdDriver {
             std::cmp::Ordering::Less => "Cannot resize NBD nodes",
         };
         Err(Error::new(Kind::Unsupported, message).path(&self.filename).remedy("resize it at the server"))
+    }
+
+    fn connection(&self) -> Option<Connection> {
+        Some(self.client.state())
     }
 
     async fn close(&self) -> Result<()> {

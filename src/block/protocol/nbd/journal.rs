@@ -6,12 +6,17 @@
 
 use super::requests::Ask;
 use crate::block::Buffer;
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
 
-/// Most bytes that are kept; then a flush makes room.
-pub(super) const MAX_BYTES: usize = 64 << 20;
-/// What an entry without data counts for, in bytes.
+/// Most bytes that are kept, those for which room is held among them; then a flush makes room.
+const MAX_BYTES: usize = 64 << 20;
+/// What an entry counts for beside its data, in bytes.
 const OVERHEAD: usize = 256;
+/// Data is kept in buffers of whole pages, in bytes.
+const PAGE: usize = 4096;
 
 /// The changes in the order of their replies.
 #[derive(Default)]
@@ -20,6 +25,9 @@ pub(super) struct Journal {
     /// Number of the first entry; they are numbered from 0 over the life of the client.
     first: u64,
     bytes: usize,
+    /// For changes that are not acknowledged yet.
+    reserved: usize,
+    waiting: Vec<Waker>,
 }
 
 impl Journal {
@@ -49,26 +57,82 @@ impl Journal {
         }
     }
 
-    /// Whether `len` bytes more are too many.
-    pub(super) fn is_full(&self, len: usize) -> bool {
-        !self.entries.is_empty() && self.bytes + len + OVERHEAD > MAX_BYTES
-    }
-
     /// Whether a flush covers everything.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The entry of a number, and of the first one that there is if that is later.
-    pub(super) fn entry(&self, number: u64) -> Option<(u64, Ask)> {
-        let number = number.max(self.first);
-        let entry = self.entries.get((number - self.first) as usize)?;
-        Some((number, entry.clone()))
+    /// Some of the entries from that number on, `most` of them at most and none over another; the number behind them.
+    pub(super) fn batch(&self, number: u64, most: usize) -> (u64, Vec<Ask>) {
+        let start = number.max(self.first);
+        let mut batch: Vec<Ask> = Vec::new();
+        for entry in self.entries.range(((start - self.first) as usize).min(self.entries.len())..).take(most)
+        {
+            if batch.iter().any(|other| overlap(other, entry)) {
+                break;
+            }
+            batch.push(entry.clone());
+        }
+        (start + batch.len() as u64, batch)
     }
 }
 
+fn overlap(one: &Ask, other: &Ask) -> bool {
+    one.offset < other.offset + other.len && other.offset < one.offset + one.len
+}
+
 fn size(ask: &Ask) -> usize {
-    OVERHEAD + ask.memory.as_ref().map_or(0, crate::block::Iov::len)
+    size_of_data(ask.memory.as_ref().map_or(0, crate::block::Iov::len))
+}
+
+fn size_of_data(len: usize) -> usize {
+    OVERHEAD + len.next_multiple_of(PAGE)
+}
+
+/// Room for a change that is under way; dropping it gives it back.
+#[must_use]
+pub(super) struct Room<'a> {
+    journal: &'a RefCell<Journal>,
+    bytes: usize,
+}
+
+impl Room<'_> {
+    /// Room for `len` bytes, if there is any. One change always finds room.
+    pub(super) fn take(journal: &RefCell<Journal>, len: usize) -> Option<Room<'_>> {
+        let bytes = size_of_data(len);
+        let mut state = journal.borrow_mut();
+        let held = state.bytes + state.reserved;
+        if held > 0 && held + bytes > MAX_BYTES {
+            return None;
+        }
+        state.reserved += bytes;
+        Some(Room { journal, bytes })
+    }
+
+    /// Waits until some is given back.
+    pub(super) async fn given_back(journal: &RefCell<Journal>) {
+        let before = journal.borrow().reserved;
+        poll_fn(|cx| {
+            let mut state = journal.borrow_mut();
+            if state.reserved < before || before == 0 {
+                return Poll::Ready(());
+            }
+            state.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut state = self.journal.borrow_mut();
+            state.reserved -= self.bytes;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
 }
 
 #[cfg(test)]
@@ -88,10 +152,10 @@ mod tests {
         let mark = journal.mark();
         journal.push(&write(2));
         journal.flushed(mark);
-        let (number, entry) = journal.entry(0).unwrap();
-        assert_eq!((number, entry.memory.unwrap().to_vec()), (1, vec![2; 10]));
+        let (end, batch) = journal.batch(0, 9);
+        assert_eq!((end, batch[0].memory.as_ref().unwrap().to_vec()), (2, vec![2; 10]));
         journal.flushed(journal.mark());
-        assert!(journal.is_empty() && journal.entry(0).is_none());
+        assert!(journal.is_empty() && journal.batch(0, 9).1.is_empty());
         assert_eq!(journal.bytes, 0);
         journal.flushed(mark);
     }
@@ -101,6 +165,29 @@ mod tests {
         let (mut journal, ask) = (Journal::default(), write(1));
         journal.push(&ask);
         ask.memory.unwrap().fill(0, 10, 9);
-        assert_eq!(journal.entry(0).unwrap().1.memory.unwrap().to_vec(), [1; 10]);
+        assert_eq!(journal.batch(0, 1).1[0].memory.as_ref().unwrap().to_vec(), [1; 10]);
+    }
+
+    #[test]
+    fn what_is_made_again_together_does_not_overlap() {
+        let mut journal = Journal::default();
+        for (offset, byte) in [(0, 1), (10, 2), (5, 3), (20, 4)] {
+            journal.push(&Ask { offset, ..write(byte) });
+        }
+        let ends: Vec<u64> = [0, 2, 3].map(|start| journal.batch(start, 9).0).into();
+        assert_eq!(ends, [2, 4, 4]);
+        assert_eq!(journal.batch(0, 1).0, 1);
+    }
+
+    #[test]
+    fn room_is_bounded_with_what_is_under_way_and_one_change_always_finds_some() {
+        let journal = RefCell::new(Journal::default());
+        let rooms: Vec<Room<'_>> = std::iter::from_fn(|| Room::take(&journal, 1 << 20)).collect();
+        assert_eq!(rooms.len(), 63);
+        drop(rooms);
+        let all = Room::take(&journal, 2 * MAX_BYTES);
+        assert!(all.is_some() && Room::take(&journal, 0).is_none());
+        drop(all);
+        assert_eq!(journal.borrow().reserved, 0);
     }
 }

@@ -2,21 +2,26 @@
 //!
 //! ```text
 //!   driver    requests of the pipeline           target     names and addresses
-//!   client    links, replay (the rule is there)  connect    sockets
+//!   client    replay (the rule is there)         connect    sockets
+//!   reconnect what a loss leads to               connection one of them, in use
 //!   requests, journal, receive                   negotiate  the handshake
 //! ```
 
 mod client;
 pub mod connect;
+mod connection;
 mod driver;
+mod export;
 mod journal;
 mod list;
 mod negotiate;
 mod receive;
+mod reconnect;
+mod refusal;
 mod requests;
 mod target;
 
 pub use driver::NbdDriver;
+pub use export::Export;
 pub use list::{Listed, list};
-pub use negotiate::Export;
 pub use target::{Address, Target};

@@ -8,59 +8,22 @@
 //! Whatever the server sends is bounded: a message by [`MAX_DATA`], their number by [`MAX_REPLIES`], the time by the
 //! caller.
 
+use super::export::Export;
+use super::refusal::{broken, malformed, refused};
 use crate::block::aio::{Inbox, Socket};
-use crate::block::{Buffer, Error, Kind, Result};
+use crate::block::{Buffer, Error, Kind, Result, tls};
 use crate::util::nbd::handshake::{self, Info};
 use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{
-    BlockSizes, GREETING, NEWSTYLE, OLDSTYLE, OptionReply, ZEROES, context, export, hello, info, option,
-    reply,
+    GREETING, NEWSTYLE, OLDSTYLE, OptionReply, ZEROES, context, hello, info, option, reply,
 };
+use std::io;
 use std::rc::Rc;
 
 /// Longest reply to an option, in bytes.
 const MAX_DATA: u32 = 64 << 10;
 /// Most replies to one option.
 const MAX_REPLIES: usize = 10_000;
-
-/// What is known of an export once its server has let us in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// In bytes.
-    pub size: u64,
-    /// Of [`export`].
-    pub flags: u16,
-    /// Constraints of requests.
-    pub blocks: BlockSizes,
-    /// What the server said of them, if it did.
-    pub said_blocks: Option<BlockSizes>,
-    /// How requests and replies look.
-    pub headers: Headers,
-    /// The number of the context of block status that was chosen.
-    pub context: Option<u32>,
-    /// A text for people.
-    pub description: Option<String>,
-}
-
-impl Export {
-    fn new(size: u64, flags: u16) -> Export {
-        let flags = if flags & export::HAS_FLAGS == 0 { 0 } else { flags };
-        Export {
-            size,
-            flags,
-            blocks: BlockSizes::UNSAID,
-            said_blocks: None,
-            headers: Headers::Simple,
-            context: None,
-            description: None,
-        }
-    }
-
-    /// Whether it has the transmission flag.
-    pub fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
-    }
-}
 
 /// What a client wants of the export.
 pub(super) struct Wish<'a> {
@@ -87,35 +50,56 @@ pub(super) enum Greeted {
 }
 
 impl Handshake {
-    /// Reads the server's greeting and answers it.
-    pub(super) async fn begin(socket: &Rc<Socket>) -> Result<Greeted> {
+    /// Reads the server's greeting and answers it. With credentials, all that comes then goes over TLS.
+    pub(super) async fn begin(socket: &Rc<Socket>, tls: Option<&tls::Client>) -> Result<Greeted> {
         let mut inbox = Inbox::new(socket);
-        let magic = number(&mut inbox).await?;
+        let magic = u64::from_be_bytes(array(&mut inbox).await?);
         if magic != GREETING {
             return Err(broken(format!("Bad initial magic received: 0x{magic:016x}")));
         }
-        match number(&mut inbox).await? {
+        match u64::from_be_bytes(array(&mut inbox).await?) {
             NEWSTYLE => {}
+            OLDSTYLE if tls.is_some() => return Err(no_tls()),
             OLDSTYLE => {
-                let size = number(&mut inbox).await?;
-                let flags = fields(&mut inbox, 4).await?;
+                let size = u64::from_be_bytes(array(&mut inbox).await?);
+                let [_, _, flags @ ..] = array::<4>(&mut inbox).await?;
                 inbox.skip(ZEROES as u64).await?;
-                let export = Export::new(size, u16::from_be_bytes([flags[2], flags[3]]));
-                return Ok(Greeted::Oldstyle(inbox, checked(export)?));
+                let export = Export::new(size, u16::from_be_bytes(flags));
+                return Ok(Greeted::Oldstyle(inbox, export.checked()?));
             }
             magic => return Err(broken(format!("Bad server magic received: 0x{magic:016x}"))),
         }
-        let flags = fields(&mut inbox, 2).await?;
-        let flags = u16::from_be_bytes([flags[0], flags[1]]);
+        let flags = u16::from_be_bytes(array(&mut inbox).await?);
         let answer = flags & (hello::FIXED | hello::NO_ZEROES);
         send(socket, &u32::from(answer).to_be_bytes()).await?;
-        Ok(Greeted::Newstyle(Handshake {
+        let mut handshake = Handshake {
             socket: socket.clone(),
             inbox,
             headers: Headers::Simple,
             fixed: flags & hello::FIXED != 0,
             no_zeroes: flags & hello::NO_ZEROES != 0,
-        }))
+        };
+        if let Some(tls) = tls {
+            handshake.start_tls(tls).await?;
+        }
+        Ok(Greeted::Newstyle(handshake))
+    }
+
+    /// Goes on with TLS.
+    async fn start_tls(&mut self, tls: &tls::Client) -> Result<()> {
+        if !self.fixed {
+            return Err(no_tls());
+        }
+        self.ask(option::STARTTLS, &[]).await?;
+        match self.answer(option::STARTTLS).await? {
+            (reply::ACK, _) => {}
+            (kind, data) => return Err(refused(option::STARTTLS, kind, &data)),
+        }
+        // What somebody on the way has put behind the answer must not pass for what comes over TLS.
+        if !self.inbox.is_empty() {
+            return Err(broken("the server goes on without TLS"));
+        }
+        self.socket.start_tls(tls.session()?).await.map_err(|error| tls.explain(error))
     }
 
     /// Enters an export.
@@ -134,7 +118,7 @@ impl Handshake {
         match self.go(option::GO, wish.export).await? {
             Some(export) => {
                 let export = Export { headers: self.headers, context, ..export };
-                Ok((self.inbox, checked(export)?))
+                Ok((self.inbox, export.checked()?))
             }
             None => self.enter_by_name(wish).await,
         }
@@ -157,7 +141,7 @@ impl Handshake {
         Err(broken("the server's list of exports has no end"))
     }
 
-    /// The contexts of an export that match `query`.
+    /// The contexts of an export.
     pub(super) async fn contexts(&mut self, export: &str) -> Result<Vec<String>> {
         self.ask(option::LIST_META_CONTEXT, &handshake::contexts_data(export, &[])).await?;
         let mut names = Vec::new();
@@ -174,6 +158,11 @@ impl Handshake {
             }
         }
         Err(broken("the server's list of contexts has no end"))
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> &Rc<Socket> {
+        &self.socket
     }
 
     /// The form of replies, once [`Handshake::choose_headers`] has found it.
@@ -198,7 +187,6 @@ impl Handshake {
                     self.headers = headers;
                     return Ok(());
                 }
-                (reply::ERR_TLS_REQD, data) => return Err(refused(wanted, reply::ERR_TLS_REQD, &data)),
                 (kind, _) if kind & reply::ERROR != 0 => {}
                 _ => return Err(malformed()),
             }
@@ -258,14 +246,14 @@ impl Handshake {
         let hung_up = |error: Error| {
             error.replaced("Requested export not available").remedy("ask the server for its exports")
         };
-        let size = number(&mut self.inbox).await.map_err(hung_up)?;
-        let flags = fields(&mut self.inbox, 2).await?;
+        let size = u64::from_be_bytes(array(&mut self.inbox).await.map_err(hung_up)?);
+        let flags = u16::from_be_bytes(array(&mut self.inbox).await?);
         if !self.no_zeroes {
             self.inbox.skip(ZEROES as u64).await?;
         }
-        let export = Export::new(size, u16::from_be_bytes([flags[0], flags[1]]));
+        let export = Export::new(size, flags);
         // Chunks may have been agreed on before.
-        Ok((self.inbox, checked(Export { headers: self.headers, ..export })?))
+        Ok((self.inbox, Export { headers: self.headers, ..export }.checked()?))
     }
 
     async fn ask(&mut self, option: u32, data: &[u8]) -> Result<()> {
@@ -286,60 +274,27 @@ impl Handshake {
     }
 }
 
-/// Refuses what no request could be made to.
-fn checked(export: Export) -> Result<Export> {
-    if i64::try_from(export.size).is_err() {
-        return Err(Error::new(Kind::TooLarge, "the export is larger than a disk can be"));
-    }
-    if !export.blocks.make_sense() {
-        return Err(broken("the server's block sizes make no sense"));
-    }
-    Ok(export)
-}
-
 async fn send(socket: &Socket, bytes: &[u8]) -> Result<()> {
     socket.send_all(&Buffer::from_bytes(bytes).iov(bytes.len())).await.map_err(Error::from_io)
 }
 
 async fn fields(inbox: &mut Inbox, len: usize) -> Result<Vec<u8>> {
-    inbox.bytes(len).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => {
+    inbox.bytes(len).await.map_err(ended)
+}
+
+async fn array<const N: usize>(inbox: &mut Inbox) -> Result<[u8; N]> {
+    inbox.array().await.map_err(ended)
+}
+
+fn ended(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
             broken("Failed to read data: Unexpected end-of-file before all data were read")
         }
         _ => Error::from_io(error),
-    })
+    }
 }
 
-async fn number(inbox: &mut Inbox) -> Result<u64> {
-    let bytes = fields(inbox, 8).await?;
-    Ok(bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-}
-
-/// What a server's error to an option means, in qemu-img's words.
-fn refused(which: u32, kind: u32, data: &[u8]) -> Error {
-    let (class, words) = match kind {
-        reply::ERR_UNSUP => (Kind::Unsupported, format!("Unsupported option type {which}")),
-        reply::ERR_POLICY => (Kind::Unsupported, format!("Denied by server for option {which}")),
-        reply::ERR_INVALID => (Kind::InvalidArgument, format!("Invalid parameters for option {which}")),
-        reply::ERR_PLATFORM => (Kind::Unsupported, format!("Server lacks support for option {which}")),
-        reply::ERR_TLS_REQD => (Kind::Unsupported, format!("Server requires TLS for option {which}")),
-        reply::ERR_UNKNOWN => (Kind::NotFound, "Requested export not available".to_owned()),
-        reply::ERR_SHUTDOWN => (Kind::Io, format!("Server shutting down before option {which}")),
-        reply::ERR_BLOCK_SIZE_REQD => {
-            (Kind::Unsupported, format!("Server requires INFO_BLOCK_SIZE for option {which}"))
-        }
-        _ => return broken(format!("Unknown error code when asking for option {which}")),
-    };
-    let said = std::str::from_utf8(data).ok().filter(|text| !text.is_empty());
-    let said = said.map_or(String::new(), |text| format!("\nserver reported: {text}"));
-    Error::new(class, words + &said)
-}
-
-fn malformed() -> Error {
-    broken("a reply of the server makes no sense")
-}
-
-/// A server that does not speak the protocol.
-fn broken(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidFormat, message)
+fn no_tls() -> Error {
+    Error::new(Kind::Unsupported, "Server does not support STARTTLS")
 }

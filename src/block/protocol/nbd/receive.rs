@@ -3,13 +3,14 @@
 //! The server is not trusted: a reply that nobody waits for, bytes outside of what was asked for, a payload longer than
 //! it can be, all end the connection.
 
-use super::client::{Client, Connection};
+use super::client::Client;
+use super::connection::Connection;
 use super::requests::{Ask, Outcome};
 use crate::block::aio::Inbox;
-use crate::util::nbd::Command;
 use crate::util::nbd::transmission::{
     Chunk, Headers, MAX_REPLY_HEADER, Reply, parse_error, parse_first_extent, parse_hole, reply_header_size,
 };
+use crate::util::nbd::{Command, error};
 use std::io;
 
 /// Longest payload of an error, in bytes.
@@ -69,9 +70,16 @@ async fn next(client: &Client, connection: &Connection, inbox: &mut Inbox) -> Re
     };
     if done {
         let outcome = client.requests.sum(cookie).ok_or(Broken::Violation("a reply lacks something"))?;
-        client.answered();
-        if matches!(outcome, Outcome::Done(_)) && lasting {
-            client.acknowledged(&ask, mark);
+        if matches!(outcome, Outcome::Refused(error::ESHUTDOWN, _)) {
+            // It was not done, and another server may do it.
+            return Err(Broken::Lost(io::Error::from_raw_os_error(libc::ESHUTDOWN)));
+        }
+        if lasting {
+            connection.proven.set(true);
+            client.answered();
+            if matches!(outcome, Outcome::Done(_)) {
+                client.acknowledged(&ask, mark);
+            }
         }
         client.requests.finish(cookie, outcome);
     }
@@ -107,31 +115,15 @@ impl Reader<'_> {
         match kind {
             Chunk::None if len == 0 => Ok(()),
             Chunk::Data if is(Command::Read) && len > 8 => {
-                let offset = inbox.bytes(8).await?;
-                let offset = offset.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                let offset = u64::from_be_bytes(inbox.array().await?);
                 self.data(inbox, offset, len - 8).await
             }
-            Chunk::Hole if is(Command::Read) && len == 12 => {
-                let payload = inbox.bytes(12).await?;
-                let hole = parse_hole(&payload);
-                let (offset, len) = hole.ok_or(Broken::Violation("a hole makes no sense"))?;
-                let start = self.place(offset, len)?;
-                self.ask.memory.iter().for_each(|memory| memory.fill(start, len as usize, 0));
-                self.client.requests.note_received(self.cookie, len);
-                Ok(())
-            }
+            Chunk::Hole if is(Command::Read) && len == 12 => self.hole(inbox).await,
             Chunk::Status | Chunk::StatusExtended if is(Command::BlockStatus) && len <= MAX_STATUS => {
                 if (kind == Chunk::StatusExtended) != self.extended {
                     return Err(Broken::Violation("extents of another width than agreed"));
                 }
-                let payload = inbox.bytes(len as usize).await?;
-                let extent = parse_first_extent(&payload, self.extended);
-                let (of, len, flags) = extent.ok_or(Broken::Violation("extents make no sense"))?;
-                if Some(of) != context {
-                    return Err(Broken::Violation("extents of a context that was not chosen"));
-                }
-                self.client.requests.note_extent(self.cookie, (len, flags));
-                Ok(())
+                self.status(inbox, len, context).await
             }
             Chunk::Error if len <= MAX_ERROR => {
                 let payload = inbox.bytes(len as usize).await?;
@@ -144,14 +136,43 @@ impl Reader<'_> {
         }
     }
 
+    /// Zeros of a read.
+    async fn hole(&self, inbox: &mut Inbox) -> Result<(), Broken> {
+        let hole = parse_hole(&inbox.array::<12>().await?);
+        let (offset, len) = hole.ok_or(Broken::Violation("a hole makes no sense"))?;
+        let start = self.place(offset, len)?;
+        self.note_received(len)?;
+        self.ask.memory.iter().for_each(|memory| memory.fill(start, len as usize, 0));
+        Ok(())
+    }
+
+    /// Extents, of which the first counts.
+    async fn status(&self, inbox: &mut Inbox, len: u64, context: Option<u32>) -> Result<(), Broken> {
+        let payload = inbox.bytes(len as usize).await?;
+        let extent = parse_first_extent(&payload, self.extended);
+        let (of, len, flags) = extent.ok_or(Broken::Violation("extents make no sense"))?;
+        if Some(of) != context {
+            return Err(Broken::Violation("extents of a context that was not chosen"));
+        }
+        self.client.requests.note_extent(self.cookie, (len, flags));
+        Ok(())
+    }
+
     /// Receives bytes of a read to their place.
     async fn data(&self, inbox: &mut Inbox, offset: u64, len: u64) -> Result<(), Broken> {
         let start = self.place(offset, len)?;
         if let Some(memory) = &self.ask.memory {
             inbox.exact_iov(&memory.slice(start, len as usize)).await?;
         }
-        self.client.requests.note_received(self.cookie, len);
-        Ok(())
+        self.note_received(len)
+    }
+
+    /// No byte comes twice: a server could go on for ever.
+    fn note_received(&self, len: u64) -> Result<(), Broken> {
+        match self.client.requests.note_received(self.cookie, len) {
+            true => Ok(()),
+            false => Err(Broken::Violation("more bytes than were asked for")),
+        }
     }
 
     /// Where a range of the export is in the memory of the read.

@@ -103,9 +103,14 @@ impl Requests {
         Some((entry.ask.clone(), entry.mark, entry.lasting))
     }
 
-    /// Notes what a chunk said.
-    pub(super) fn note_received(&self, cookie: u64, len: u64) {
-        self.with(cookie, |entry| entry.received += len);
+    /// Notes how much of a read has come; false where that is more than was asked for.
+    pub(super) fn note_received(&self, cookie: u64, len: u64) -> bool {
+        let mut fits = true;
+        self.with(cookie, |entry| {
+            entry.received += len;
+            fits = entry.received <= entry.ask.len;
+        });
+        fits
     }
 
     /// Notes the first extent of a block status.

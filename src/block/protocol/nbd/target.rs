@@ -6,7 +6,7 @@
 //!   nbd:unix:PATH[:exportname=NAME]      nbds://…, nbds+unix://…      with TLS
 //! ```
 
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Result};
 use crate::util::keyval::Options;
 use crate::util::nbd::DEFAULT_PORT;
 use crate::util::text;
@@ -24,6 +24,31 @@ pub enum Address {
     Unix(String),
 }
 
+impl Address {
+    /// Reads `HOST:PORT` or `unix:PATH`.
+    ///
+    /// # Errors
+    /// [`crate::block::Kind::InvalidArgument`] in QEMU's words.
+    pub fn parse(place: &str) -> Result<Address> {
+        if let Some(path) = place.strip_prefix("unix:") {
+            return Ok(Address::Unix(path.to_owned()));
+        }
+        match split_port(place) {
+            (host, Some(port)) => Ok(Address::Tcp(host.to_owned(), port.to_owned())),
+            (_, None) => Err(Error::invalid_argument(format!("error parsing address '{place}'"))
+                .remedy("name the port too: HOST:PORT")),
+        }
+    }
+
+    /// The host that the server is on, where it is named.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Address::Tcp(host, _) => Some(host),
+            Address::Unix(_) => None,
+        }
+    }
+}
+
 /// An export of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -31,7 +56,7 @@ pub struct Target {
     pub address: Address,
     /// The export's name; empty for the default one.
     pub export: String,
-    /// Only over TLS.
+    /// The name says that TLS is wanted. Options may say so too.
     pub tls: bool,
 }
 
@@ -39,12 +64,12 @@ impl Target {
     /// What `name` means, if it begins as names of exports do.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] in qemu-img's words, of a name that goes on differently.
+    /// [`crate::block::Kind::InvalidArgument`] in qemu-img's words, of a name that goes on differently.
     pub fn from_name(name: &str) -> Result<Option<Target>> {
         if let Some((scheme, rest)) = name.split_once("://")
             && let Some((tls, unix)) = scheme_of(scheme)
         {
-            let no_url = || invalid("No valid URL specified");
+            let no_url = || Error::invalid_argument("No valid URL specified");
             let target = if unix { from_unix_url(rest, tls) } else { from_url(rest, tls) };
             return target.ok_or_else(no_url).map(Some);
         }
@@ -54,13 +79,13 @@ impl Target {
     /// Takes the options that say the same: `server.type=…` and so on, or `host`, `port`, `path`; `export`.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] in qemu-img's words.
+    /// [`crate::block::Kind::InvalidArgument`] in qemu-img's words.
     pub fn take(options: &mut Options) -> Result<Target> {
         let mut server = options.take_group("server.");
         let old = [("host", "inet"), ("path", "unix")];
         if server.pairs().is_empty() {
             let kind = old.iter().find(|(key, _)| options.get(key).is_some());
-            let (_, kind) = kind.ok_or_else(|| invalid("NBD server address missing"))?;
+            let (_, kind) = kind.ok_or_else(|| Error::invalid_argument("NBD server address missing"))?;
             server.set("type", kind);
             for key in ["host", "path", "port"] {
                 if let Some(value) = options.take(key) {
@@ -70,7 +95,7 @@ impl Target {
         }
         let address = take_address(&mut server)?;
         let export = options.take("export").unwrap_or_default();
-        Ok(Target { address, export, tls: options.get("tls-creds").is_some() })
+        Ok(Target { address, export, tls: false })
     }
 }
 
@@ -114,38 +139,33 @@ fn from_unix_url(rest: &str, tls: bool) -> Option<Target> {
 /// The name behind `nbd:`.
 fn from_plain(rest: &str) -> Result<Target> {
     if rest.is_empty() {
-        return Err(invalid("NBD server address missing"));
+        return Err(Error::invalid_argument("NBD server address missing"));
     }
     let (place, export) = rest.split_once(EXPORT).map_or((rest, None), |(place, name)| (place, Some(name)));
-    let address = if let Some(path) = place.strip_prefix("unix:") {
-        Address::Unix(path.to_owned())
-    } else {
-        match (split_port(place), export) {
-            ((host, Some(port)), _) => Address::Tcp(host.to_owned(), port.to_owned()),
-            ((host, None), Some(_)) => Address::Tcp(host.to_owned(), DEFAULT_PORT.to_string()),
-            _ => {
-                return Err(invalid(format!("error parsing address '{place}'"))
-                    .remedy("name the port too: nbd:HOST:PORT"));
-            }
-        }
+    let address = match (Address::parse(place), export) {
+        (Err(_), Some(_)) => Address::Tcp(split_port(place).0.to_owned(), DEFAULT_PORT.to_string()),
+        (address, _) => address?,
     };
     Ok(Target { address, export: export.unwrap_or_default().to_owned(), tls: false })
 }
 
 fn take_address(server: &mut Options) -> Result<Address> {
-    let kind = server.take("type").ok_or_else(|| invalid("Parameter 'type' is missing"))?;
-    let mut needed =
-        |key: &str| server.take(key).ok_or_else(|| invalid(format!("Parameter '{key}' is missing")));
+    let kind = server.take("type").ok_or_else(|| Error::invalid_argument("Parameter 'type' is missing"))?;
+    let mut needed = |key: &str| {
+        server.take(key).ok_or_else(|| Error::invalid_argument(format!("Parameter '{key}' is missing")))
+    };
     let address = match kind.as_str() {
         "unix" => Address::Unix(needed("path")?),
         "inet" => {
             let host = needed("host")?;
             Address::Tcp(host, needed("port").unwrap_or_else(|_| DEFAULT_PORT.to_string()))
         }
-        other => return Err(invalid(format!("Parameter 'type' does not accept value '{other}'"))),
+        other => {
+            return Err(Error::invalid_argument(format!("Parameter 'type' does not accept value '{other}'")));
+        }
     };
     match server.pairs().first() {
-        Some((key, _)) => Err(invalid(format!("Parameter '{key}' is unexpected"))),
+        Some((key, _)) => Err(Error::invalid_argument(format!("Parameter '{key}' is unexpected"))),
         None => Ok(address),
     }
 }
@@ -193,6 +213,9 @@ fn decoded(text: &str) -> Option<String> {
             continue;
         }
         let (digits, tail) = rest.split_at_checked(2)?;
+        if !digits.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
         out.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
         rest = tail;
     }
@@ -210,10 +233,6 @@ fn encoded(text: &str) -> String {
         }
     }
     text::from_bytes(&out)
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Kind::InvalidArgument, message)
 }
 
 #[cfg(test)]
@@ -263,6 +282,7 @@ mod tests {
             ("nbd+unix:///", "No valid URL specified"),
             ("nbd://h:1/a?x=y", "No valid URL specified"),
             ("nbd://h/%G0", "No valid URL specified"),
+            ("nbd://h/%+5", "No valid URL specified"),
         ] {
             assert_eq!(Target::from_name(name).unwrap_err().message(), message, "{name}");
         }

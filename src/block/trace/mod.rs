@@ -1,7 +1,11 @@
-//! The events that the block layer reports to whoever listens (`imgtool -T`).
+//! The events that the block layer reports to whoever listens (`-T` of `imgtool` and `nbd`).
 //!
 //! Each is emitted where it happens by [`tracing::trace!`] under its name here, with the node or file and the numbers
 //! of the request. Nobody listens: it costs one load of an atomic.
+
+mod listen;
+
+pub use listen::{Trace, list};
 
 /// Name and meaning of every event.
 pub const EVENTS: &[(&str, &str)] = &[
@@ -15,5 +19,7 @@ pub const EVENTS: &[(&str, &str)] = &[
     ("image_close", "an image, or a file of it, is closed"),
     ("image_create", "a new image is made"),
     ("image_open", "an image of a chain was opened"),
+    ("nbd_back", "the server of an export is back, and all changes that it may have lost are made again"),
+    ("nbd_lost", "the connection to the server of an export was lost"),
     ("step", "a step within a format, such as an allocation, by its name in blkdebug"),
 ];

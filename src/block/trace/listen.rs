@@ -6,10 +6,8 @@
 //!   -T help                           what there is
 //! ```
 
-use super::Program;
-use super::output::Failure;
-use crate::block::Error;
-use crate::block::trace::EVENTS;
+use super::EVENTS;
+use crate::block::{Error, Result};
 use crate::util::keyval::Options;
 use crate::util::text::{self, say};
 use std::fmt;
@@ -25,23 +23,26 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// What `-T` asked for.
 #[derive(Debug, Default)]
-pub(super) struct Trace {
+pub struct Trace {
     /// Names of events.
     chosen: Vec<&'static str>,
     file: Option<String>,
 }
 
 impl Trace {
-    /// Takes the value of one `-T`.
-    pub(super) fn add(&mut self, program: &Program, text: &str) -> Result<(), Failure> {
+    /// Takes the value of one `-T`; warnings begin with the name of the `program`.
+    ///
+    /// # Errors
+    /// An option that is unknown, a list of patterns that cannot be read.
+    pub fn add(&mut self, program: &str, text: &str) -> Result<()> {
         let mut options = Options::parse(text, Some("enable"));
         let (pattern, list) = (options.take("enable"), options.take("events"));
         if let Some(file) = options.take("file") {
             self.file = Some(file);
         }
-        options.finish().map_err(|error| Failure::message(error.to_string()))?;
+        options.finish().map_err(|error| Error::invalid_argument(error.to_string()))?;
         if let Some(pattern) = pattern.filter(|pattern| !pattern.is_empty()) {
-            self.choose(&pattern, &format!("{}: ", program.name()));
+            self.choose(&pattern, &format!("{program}: "));
         }
         if let Some(list) = list {
             self.read(program, &list)?;
@@ -50,13 +51,13 @@ impl Trace {
     }
 
     /// Reads patterns from a file.
-    fn read(&mut self, program: &Program, list: &str) -> Result<(), Failure> {
-        let failed = |error| Failure::message(format!("{list}: {}", Error::from_io(error).message()));
+    fn read(&mut self, program: &str, list: &str) -> Result<()> {
+        let failed = |error| Error::from_io(error).context(list);
         let patterns = std::fs::read(text::to_path(list)).map_err(failed)?;
         for (number, line) in patterns.split(|&byte| byte == b'\n').enumerate() {
             let pattern = text::from_bytes(line.trim_ascii());
             if !pattern.is_empty() && !pattern.starts_with('#') {
-                self.choose(&pattern, &format!("{}:{list}:{}: ", program.name(), number + 1));
+                self.choose(&pattern, &format!("{program}:{list}:{}: ", number + 1));
             }
         }
         Ok(())
@@ -77,7 +78,10 @@ impl Trace {
     }
 
     /// Begins to listen, if anything is to be heard.
-    pub(super) fn start(self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// When the file cannot be made, or somebody listens already.
+    pub fn start(self) -> Result<()> {
         let out: Box<dyn Write + Send> = match self.file.filter(|file| !file.is_empty()) {
             Some(file) => Box::new(create(&file)?),
             None => Box::new(io::stderr()),
@@ -90,18 +94,17 @@ impl Trace {
         let lines = lines.with_writer(Mutex::new(out));
         let lines = lines.with_filter(filter_fn(move |event| chosen.contains(&event.name())));
         let started = tracing_subscriber::registry().with(lines).try_init();
-        started.map_err(|error| Failure::message(error.to_string()))
+        started.map_err(|error| Error::invalid_argument(error.to_string()))
     }
 }
 
-fn create(file: &str) -> Result<File, Failure> {
-    File::create(text::to_path(file)).map_err(|error| {
-        Failure::message(format!("Error opening logfile {file}: {}", Error::from_io(error).message()))
-    })
+fn create(file: &str) -> Result<File> {
+    let created = File::create(text::to_path(file));
+    created.map_err(|error| Error::from_io(error).context(format!("Error opening logfile {file}")))
 }
 
 /// All events, for `-T help`.
-pub(super) fn list() -> String {
+pub fn list() -> String {
     EVENTS.iter().map(|(name, meaning)| format!("{name:<22} {meaning}\n")).collect()
 }
 
@@ -159,12 +162,11 @@ mod tests {
 
     #[test]
     fn later_patterns_overrule_earlier_ones() {
-        let program = Program::new("qemu-img");
         let mut trace = Trace::default();
-        trace.add(&program, "block_*,file=log").unwrap();
-        trace.add(&program, "-block_w*").unwrap();
+        trace.add("qemu-img", "block_*,file=log").unwrap();
+        trace.add("qemu-img", "-block_w*").unwrap();
         assert_eq!(trace.chosen, ["block_discard", "block_flush", "block_read", "block_truncate"]);
         assert_eq!(trace.file.as_deref(), Some("log"));
-        assert!(trace.add(&program, "a=b").is_err());
+        assert!(trace.add("qemu-img", "a=b").is_err());
     }
 }
