@@ -127,7 +127,7 @@ fn check_file(options: &OpenOptions, file: &Options) -> Result<()> {
 /// Takes the options of the node of the protocol `driver`: those of every node here, the others there.
 fn take_location(driver: &str, file: &mut Options, options: &mut OpenOptions) -> Result<Location> {
     apply(file, COMMON, options)?;
-    if driver == FILE {
+    if Location::is_of_host(driver) {
         apply(file, OF_FILE, options)?;
     }
     Location::from_options(driver, std::mem::take(file))

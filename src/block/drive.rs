@@ -9,27 +9,34 @@
 //! * [`Drive::call`] is the door of the control path. Work that changes the graph or the layout of metadata
 //!   takes [`Local::drained`] first: it waits for the requests in flight and holds back new ones.
 
+mod empty;
 mod errors;
 mod layers;
+mod media;
+mod requests;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use errors::{Action, DiskError, Listener, Operation};
+pub use media::{Medium, Tray, TrayListener};
 pub use stats::Count;
 
 use crate::block::aio::{Backend, Engine};
 use crate::block::graph::Node;
-use crate::block::graph::status::{ChainStatus, chain_status};
-use crate::block::options::{DetectZeroes, OpenOptions, Preallocation};
-use crate::block::{Error, Iov, Kind, Result, describe};
-use async_lock::{RwLock, RwLockReadGuardArc, RwLockWriteGuardArc};
+use crate::block::graph::driver::{DeviceFacts, HostTray};
+use crate::block::options::{OpenOptions, Preallocation};
+use crate::block::{Error, Kind, Result, describe};
+use async_lock::{RwLock, RwLockWriteGuardArc};
 use errors::Judge;
 use futures_util::future::LocalBoxFuture;
-use layers::{Layer, open_root};
-use stats::{Moment, Stats};
-use std::cell::RefCell;
+use layers::{Graph, Layer, open_root};
+use media::TrayState;
+use stats::Stats;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -51,10 +58,12 @@ struct Facts {
     /// The name and the format of the image at the top.
     image: Mutex<(String, &'static str)>,
     options: OpenOptions,
-    read_only: bool,
+    read_only: AtomicBool,
     size: AtomicU64,
     judge: Judge,
     stats: Stats,
+    /// Where the medium is in, if it can be exchanged.
+    tray: Option<TrayState>,
 }
 
 impl Facts {
@@ -68,7 +77,8 @@ impl Facts {
 }
 
 impl Drive {
-    /// Opens `filename` on a thread of its own. `id` names the drive to users ("hda").
+    /// Opens `filename` on a thread of its own. `id` names the drive to users ("hda"). A drive with removable media
+    /// has none where the name is empty.
     ///
     /// # Errors
     /// Whatever opening the image or any file below it says.
@@ -90,11 +100,11 @@ impl Drive {
         let (name, options) = described.unwrap_or_else(|| (filename.to_owned(), options.clone()));
         let own = options.clone();
         let open = async move |engine: &Rc<Engine>| {
-            let (root, below) = open_root(engine, &name, &own).await?;
-            match reshape {
-                Some(reshape) => Ok((reshape(root).await?, below)),
-                None => Ok((root, below)),
+            let mut graph = open_root(engine, &name, &own).await?;
+            if let Some(reshape) = reshape {
+                graph.root = reshape(graph.root).await?;
             }
+            Ok(graph)
         };
         Drive::start(id, options, move |engine| engine.block_on(open(engine))?)
     }
@@ -109,13 +119,14 @@ impl Drive {
         options: OpenOptions,
         open: impl FnOnce(&Rc<Engine>) -> Result<Rc<Node>> + Send + 'static,
     ) -> Result<Arc<Drive>> {
-        Drive::start(id, options, move |engine| Ok((open(engine)?, None)))
+        let own = options.clone();
+        Drive::start(id, options, move |engine| Ok(Graph::of(open(engine)?, own)))
     }
 
     fn start(
         id: &str,
         options: OpenOptions,
-        open: impl FnOnce(&Rc<Engine>) -> Result<(Rc<Node>, Option<Layer>)> + Send + 'static,
+        open: impl FnOnce(&Rc<Engine>) -> Result<Graph> + Send + 'static,
     ) -> Result<Arc<Drive>> {
         let (mailbox, jobs) = async_channel::unbounded();
         let (opened, result) = mpsc::channel();
@@ -154,7 +165,15 @@ impl Drive {
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        self.facts.read_only
+        self.facts.read_only.load(Ordering::Acquire)
+    }
+
+    /// What the device of the host is like that the disk is, if it is one.
+    ///
+    /// # Errors
+    /// Only when the drive is closed.
+    pub fn device(&self) -> Result<Option<DeviceFacts>> {
+        self.call(|local| async move { local.root().driver().device() })
     }
 
     /// What it has done of an operation since it was opened.
@@ -223,7 +242,7 @@ fn gone() -> Error {
 
 /// The drive's thread.
 fn run(
-    open: impl FnOnce(&Rc<Engine>) -> Result<(Rc<Node>, Option<Layer>)>,
+    open: impl FnOnce(&Rc<Engine>) -> Result<Graph>,
     id: String,
     options: &OpenOptions,
     jobs: &async_channel::Receiver<Job>,
@@ -231,8 +250,8 @@ fn run(
 ) -> Result<()> {
     let start = || {
         let engine = Engine::new(Backend::from_environment())?;
-        let (root, below) = open(&engine)?;
-        Ok((Local::new(&engine, id, root, below, options), engine))
+        let graph = open(&engine)?;
+        Ok((Local::new(&engine, id, graph, options), engine))
     };
     let (local, engine) = match start() {
         Ok(started) => started,
@@ -261,9 +280,17 @@ pub struct Local {
     root: RefCell<Rc<Node>>,
     /// How the image below the root is opened, where the drive itself put the root on top of it.
     below: RefCell<Option<Layer>>,
+    /// How the top image is opened that is in the drive, or was the last.
+    how: RefCell<Layer>,
     facts: Arc<Facts>,
     /// Requests hold it shared, drained sections exclusively.
     gate: Arc<RwLock<()>>,
+    /// Counts the media that were put in and taken out.
+    medium: Cell<u64>,
+    /// The drive of the host that the medium is in, or was the last.
+    host: RefCell<Option<Arc<dyn HostTray>>>,
+    /// There is a medium in that drive, but it could not be opened.
+    unreadable: Cell<bool>,
 }
 
 /// Held while no request is in flight and new ones wait.
@@ -273,24 +300,30 @@ pub struct Drained {
 }
 
 impl Local {
-    fn new(
-        engine: &Rc<Engine>,
-        id: String,
-        root: Rc<Node>,
-        below: Option<Layer>,
-        options: &OpenOptions,
-    ) -> Rc<Local> {
+    fn new(engine: &Rc<Engine>, id: String, graph: Graph, options: &OpenOptions) -> Rc<Local> {
         let facts = Arc::new(Facts {
             id,
-            image: Mutex::new((root.filename().to_owned(), root.driver().format_name())),
+            image: Mutex::default(),
             options: options.clone(),
-            read_only: root.driver().read_only(),
-            size: AtomicU64::new(root.size()),
+            read_only: AtomicBool::default(),
+            size: AtomicU64::default(),
             judge: Judge::new(options.errors),
             stats: Stats::default(),
+            tray: options.removable.map(TrayState::new),
         });
-        let (root, below) = (RefCell::new(root), RefCell::new(below));
-        Rc::new(Local { engine: engine.clone(), root, below, facts, gate: Arc::default() })
+        let local = Rc::new(Local {
+            engine: engine.clone(),
+            root: RefCell::new(graph.root.clone()),
+            below: RefCell::default(),
+            how: RefCell::new(graph.how.clone()),
+            facts,
+            gate: Arc::default(),
+            medium: Cell::new(0),
+            host: RefCell::default(),
+            unreadable: Cell::new(false),
+        });
+        local.put_in(graph);
+        local
     }
 
     /// The engine of this thread.
@@ -309,100 +342,9 @@ impl Local {
     /// What the image's driver or the host says; the size is then as it was.
     pub async fn resize(&self, size: u64) -> Result<()> {
         let _drained = self.drained().await;
+        self.require_medium()?;
         let done = self.root().truncate(size, Preallocation::Off).await;
         self.note_size();
-        done
-    }
-
-    /// Reads `into.len()` bytes.
-    pub async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
-        self.check_range(offset, into.len() as u64)?;
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = self.root().read(offset, into).await;
-        self.facts.stats.count(Operation::Read, into.len() as u64, since, &done);
-        done
-    }
-
-    /// Writes `from.len()` bytes; durable on return if the drive has no write cache.
-    pub async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
-        self.check_range(offset, from.len() as u64)?;
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = self.write_now(offset, from).await;
-        self.facts.stats.count(Operation::Write, from.len() as u64, since, &done);
-        done
-    }
-
-    async fn write_now(&self, offset: u64, from: &Iov) -> Result<()> {
-        let detect = self.facts.options.detect_zeroes;
-        if detect != DetectZeroes::Off && from.is_zero() {
-            let may_unmap = detect == DetectZeroes::Unmap;
-            self.root().write_zeroes(offset, from.len() as u64, may_unmap).await?;
-        } else {
-            self.root().write(offset, from).await?;
-        }
-        self.write_through().await
-    }
-
-    /// Makes a range read as zeros.
-    pub async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
-        self.check_range(offset, len)?;
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = match self.root().write_zeroes(offset, len, may_unmap).await {
-            Ok(()) => self.write_through().await,
-            failed => failed,
-        };
-        self.facts.stats.count(Operation::Write, len, since, &done);
-        done
-    }
-
-    /// As [`Local::write_zeroes`], but only if that is faster than writing zeros.
-    ///
-    /// # Errors
-    /// [`Kind::Unsupported`] if it is not; nothing was changed then.
-    pub async fn write_zeroes_fast(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
-        self.check_range(offset, len)?;
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = match self.root().write_zeroes_fast(offset, len, may_unmap).await {
-            Ok(()) => self.write_through().await,
-            failed => failed,
-        };
-        self.facts.stats.count(Operation::Write, len, since, &done);
-        done
-    }
-
-    /// Tells that a range is no longer needed. Ignored unless the drive was opened with `discard=unmap`.
-    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_range(offset, len)?;
-        if !self.facts.options.unmap {
-            return Ok(());
-        }
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = self.root().discard(offset, len).await;
-        self.facts.stats.count(Operation::Discard, len, since, &done);
-        done
-    }
-
-    /// What the first bytes of a range are, as seen through the backing chain.
-    ///
-    /// # Errors
-    /// As the drivers say.
-    pub async fn status(&self, offset: u64, len: u64) -> Result<ChainStatus> {
-        self.check_range(offset, len)?;
-        let _entered = self.enter().await;
-        chain_status(&self.root(), offset, len).await
-    }
-
-    /// Makes all completed writes durable.
-    pub async fn flush(&self) -> Result<()> {
-        let _entered = self.enter().await;
-        let since = Moment::now();
-        let done = self.root().flush().await;
-        self.facts.stats.count(Operation::Flush, 0, since, &done);
         done
     }
 
@@ -419,26 +361,5 @@ impl Local {
     /// Tells all threads what size the image has now.
     pub fn note_size(&self) {
         self.facts.size.store(self.size(), Ordering::Release);
-    }
-
-    async fn enter(&self) -> RwLockReadGuardArc<()> {
-        match self.gate.try_read_arc() {
-            Some(guard) => guard,
-            None => self.gate.read_arc().await,
-        }
-    }
-
-    async fn write_through(&self) -> Result<()> {
-        if self.facts.options.cache.writeback { Ok(()) } else { self.root().flush().await }
-    }
-
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size() => Ok(()),
-            _ => {
-                Err(Error::new(Kind::OutOfRange, "request past the end of the disk")
-                    .path(self.facts.filename()))
-            }
-        }
     }
 }

@@ -29,6 +29,8 @@ pub enum Kind {
     ReadOnly,
     /// What was named is not there.
     NotFound,
+    /// The drive is empty.
+    NoMedium,
     /// A request outside the disk, or not aligned as it must be.
     OutOfRange,
     /// An option or a name that makes no sense.
@@ -80,6 +82,7 @@ impl Error {
         let kind = match errno {
             Some(libc::ENOSPC | libc::EDQUOT) => Kind::NoSpace,
             Some(libc::EROFS) => Kind::ReadOnly,
+            Some(libc::ENOMEDIUM) => Kind::NoMedium,
             _ => Kind::Io,
         };
         Error { kind, message: errno_text(&source), path: None, remedy: None, errno }
@@ -149,6 +152,7 @@ impl Error {
             Kind::TooLarge => libc::EFBIG,
             Kind::InvalidFormat | Kind::InvalidArgument | Kind::OutOfRange => libc::EINVAL,
             Kind::NotFound => libc::ENOENT,
+            Kind::NoMedium => libc::ENOMEDIUM,
             Kind::Unsupported => libc::ENOTSUP,
             Kind::ReadOnly => libc::EPERM,
         })

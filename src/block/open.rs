@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   user's name ─▶ describe (json:…) ─┬─▶ Location ──open──▶ Source ──probe──▶ format driver ─▶ Node
-//!                  blkdebug:CONFIG:…  ┘   file, nbd, fat       ▲                   │
-//!                                                              └───── chain ◀──────┘ data file, backing file
+//!                  blkdebug:CONFIG:…  ┘   file, device,        ▲                   │
+//!                                         nbd, fat             └───── chain ◀──────┘ data file, backing file
 //! ```
 //! Names that an image carries (of its backing file, of its data file) are names of files and nothing else: no
 //! protocol, no JSON, no device is ever opened on an image's word. `blkdebug:CONFIG:` in front of a user's name makes
@@ -97,7 +97,7 @@ impl Opener<'_> {
             "raw" => self.open_raw(file, filename, options, guess.is_some()),
             "qcow2" => self.open_qcow2(file, filename, options).await,
             "luks" => self.open_luks(file, filename, options).await,
-            other if other == location.protocol() => self.open_file(file, filename, options),
+            other if other == file.protocol() => self.open_file(file, filename, options),
             other => Err(unknown_format(other, filename, guess.is_some())),
         }?;
         trace!(name: "image_open", file = ?filename, format, read_only = options.read_only);
@@ -212,7 +212,7 @@ fn finish(format: &str, left: &Options) -> Result<()> {
 /// Refuses a format before what it is on is opened.
 fn check_format(location: &Location, options: &OpenOptions) -> Result<()> {
     match options.format.as_deref() {
-        Some(format) if format != location.protocol() && !FORMATS.contains(&format) => {
+        Some(format) if !location.may_be(format) && !FORMATS.contains(&format) => {
             Err(unknown_format(format, &location.name(), false))
         }
         _ => Ok(()),

@@ -111,6 +111,15 @@ pub enum Base {
     Named(String),
 }
 
+/// A drive whose medium can be exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removable {
+    /// Its media are read-only, and it has a door.
+    Cdrom,
+    /// A disk that can be taken out at any time.
+    Floppy,
+}
+
 /// How to open an image and the chain below it.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -143,6 +152,8 @@ pub struct OpenOptions {
     pub metadata_only: bool,
     /// Leave the image as it is: writes go to a temporary overlay (`snapshot=on`). For drives.
     pub snapshot: bool,
+    /// The medium can be exchanged. For drives.
+    pub removable: Option<Removable>,
     /// What becomes of requests that fail (`werror=`, `rerror=`). For drives.
     pub errors: ErrorPolicy,
     /// Open the backing file and the data file too. `info` looks at one file alone.
@@ -170,6 +181,7 @@ impl Default for OpenOptions {
             secrets: Secrets::default(),
             metadata_only: false,
             snapshot: false,
+            removable: None,
             errors: ErrorPolicy::default(),
             backing: true,
             data_file: None,

@@ -2,7 +2,7 @@
 
 use crate::block::describe;
 use crate::block::drive::Drive;
-use crate::block::options::{CacheMode, DetectZeroes, ErrorPolicy, OpenOptions};
+use crate::block::options::{CacheMode, DetectZeroes, ErrorPolicy, OpenOptions, Removable};
 use crate::block::secret::Secrets;
 use crate::devices::virtio::blk::BlkOptions;
 use crate::util::keyval::{Options, escape};
@@ -55,9 +55,12 @@ const NBD_OPTIONS: &[&str] = &[
 pub(super) struct DriveSpec {
     /// The disk's name; `None` gets one by its place.
     id: Option<String>,
+    /// Empty: no medium.
     file: String,
     /// What the image is, where no name says it: options as `--image-opts` takes them.
     description: Option<String>,
+    /// The medium can be exchanged.
+    removable: Option<Removable>,
     format: Option<String>,
     read_only: Option<bool>,
     cache: CacheMode,
@@ -80,6 +83,7 @@ impl DriveSpec {
             id: Some(id.to_owned()),
             file: file.to_owned(),
             description: None,
+            removable: None,
             format: None,
             read_only: None,
             cache: CacheMode::WRITEBACK,
@@ -94,6 +98,12 @@ impl DriveSpec {
         }
     }
 
+    /// `-cdrom FILE` and its like. A name that is empty is no medium.
+    pub(super) fn removable(id: &str, file: &str, kind: Removable) -> DriveSpec {
+        let read_only = (kind == Removable::Cdrom).then_some(true);
+        DriveSpec { removable: Some(kind), read_only, ..DriveSpec::plain(id, file) }
+    }
+
     /// `-drive`'s argument.
     ///
     /// # Errors
@@ -104,13 +114,27 @@ impl DriveSpec {
         if options.get("driver").and(options.get("format")).is_some() {
             return Err(bad(&"Cannot specify both 'driver' and 'format'"));
         }
+        let removable = match options.take("media").as_deref() {
+            None | Some("disk") => None,
+            Some("cdrom") => Some(Removable::Cdrom),
+            Some("floppy") => Some(Removable::Floppy),
+            Some(other) => return Err(bad(&format!("'{other}' invalid media"))),
+        };
         let description = take_description(&mut options);
         let file = match options.take("file") {
-            None if description.is_some() => String::new(),
+            None if description.is_some() || removable.is_some() => String::new(),
             Some(_) if description.is_some() => {
                 return Err(bad(&"file= and file.… exclude each other: write file.filename="));
             }
             file => file.ok_or_else(|| bad(&"file= is missing"))?,
+        };
+        let read_only = options.take_switch("readonly").map_err(|error| bad(&error))?;
+        let read_only = match (removable, read_only) {
+            (Some(Removable::Cdrom), Some(false)) => {
+                return Err(bad(&"media in a CD-ROM drive are read-only"));
+            }
+            (Some(Removable::Cdrom), None) => Some(true),
+            _ => read_only,
         };
         let cache = match options.take("cache") {
             Some(word) => CacheMode::parse(&word)
@@ -153,8 +177,9 @@ impl DriveSpec {
             id: options.take("id"),
             file,
             description,
+            removable,
             format: options.take("format"),
-            read_only: options.take_switch("readonly").map_err(|error| bad(&error))?,
+            read_only,
             cache,
             unmap,
             detect_zeroes,
@@ -198,13 +223,18 @@ impl DriveSpec {
             location: None,
             check: false,
             snapshot: self.snapshot,
+            removable: self.removable,
             errors: self.errors,
         };
         let described =
             self.description.as_ref().map(|text| describe::from_options(text, &options)).transpose()?;
         let (file, options) = described.unwrap_or_else(|| (self.file.clone(), options));
         let drive = Drive::open(id, &file, &options)?;
-        let options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };
+        let mut options = BlkOptions { serial: self.serial.clone(), ..BlkOptions::default() };
+        // What may be exchanged for something else shows the blocks that anything can bear.
+        if let Some(device) = drive.device()?.filter(|_| self.removable.is_none()) {
+            options = options.with_blocks(device.logical_block_size, device.physical_block_size);
+        }
         Ok(DiskConfig { drive, options })
     }
 }
@@ -307,6 +337,20 @@ mod tests {
         assert!(refusal("file=a,readonly=perhaps").contains("'readonly'"));
         assert!(refusal("file=a,werror=maybe").contains("'maybe' invalid write error action"));
         assert!(refusal("file=a,if=ide").contains("'ide'"));
+    }
+
+    #[test]
+    fn removable_drives_may_be_empty_and_discs_are_read_only() {
+        let drive = |text| DriveSpec::parse(text).unwrap();
+        let (cdrom, floppy) = (drive("media=cdrom"), drive("media=floppy,readonly=on,file=a"));
+        assert_eq!((cdrom.removable, cdrom.read_only), (Some(Removable::Cdrom), Some(true)));
+        assert_eq!((floppy.removable, floppy.read_only), (Some(Removable::Floppy), Some(true)));
+        assert_eq!((cdrom.file.as_str(), floppy.file.as_str()), ("", "a"));
+        assert_eq!(drive("media=floppy").read_only, None);
+        assert!(drive("media=disk,file=a").removable.is_none());
+        assert!(refusal("media=tape,file=a").contains("'tape' invalid media"));
+        assert!(refusal("media=cdrom,readonly=off").contains("read-only"));
+        assert!(refusal("media=disk").contains("file= is missing"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cowvm run`: from arguments to a machine, and what is left to say when it has ended.
 
+use crate::block::options::Removable;
 use crate::block::secret::Secrets;
 use crate::cli::drive::{self, DriveSpec};
 use crate::cli::keyboard::{Keyboard, Use};
@@ -55,7 +56,16 @@ pub(super) struct RunArgs {
     /// Fourth disk
     #[arg(long, value_name = "FILE")]
     hdd: Option<String>,
-    /// A disk with options: file=,format=,id=,readonly=on|off,cache=,discard=ignore|unmap,serial=,encrypt.key-secret=
+    /// A CD-ROM drive with this disc (an image, or a drive of the host such as /dev/cdrom)
+    #[arg(long, value_name = "FILE")]
+    cdrom: Option<String>,
+    /// First floppy drive with this disk
+    #[arg(long, value_name = "FILE")]
+    fda: Option<String>,
+    /// Second floppy drive
+    #[arg(long, value_name = "FILE")]
+    fdb: Option<String>,
+    /// A disk with options: file=,format=,id=,media=disk|cdrom|floppy,readonly=on|off,cache=,discard=ignore|unmap,serial=,encrypt.key-secret=
     #[arg(long, value_name = "KEY=VALUE,...")]
     drive: Vec<String>,
     /// A passphrase for encrypted disks: secret,id=ID,file=FILE[,format=base64]; certificates for NBD over TLS:
@@ -145,7 +155,8 @@ fn report(end: &End) -> Result<ExitCode> {
 }
 
 impl RunArgs {
-    /// The disks in the order of their slots: the named ones, then those of -drive.
+    /// The disks in the order of their slots: the named ones, then those of -drive, then the removable ones, so that
+    /// one of these does not change what the guest calls the others.
     fn disks(&self) -> Result<Vec<DriveSpec>> {
         let named = [
             ("hda", self.hda.as_ref().or(self.image.as_ref())),
@@ -154,7 +165,15 @@ impl RunArgs {
             ("hdd", self.hdd.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(id, file)| Some(Ok(DriveSpec::plain(id, file?))));
-        let all = named.chain(self.drive.iter().map(|text| DriveSpec::parse(text)));
+        let removable = [
+            ("ide1-cd0", &self.cdrom, Removable::Cdrom),
+            ("floppy0", &self.fda, Removable::Floppy),
+            ("floppy1", &self.fdb, Removable::Floppy),
+        ];
+        let removable = removable
+            .into_iter()
+            .filter_map(|(id, file, kind)| Some(Ok(DriveSpec::removable(id, file.as_ref()?, kind))));
+        let all = named.chain(self.drive.iter().map(|text| DriveSpec::parse(text))).chain(removable);
         match self.snapshot {
             true => all.map(|spec| Ok(spec?.in_snapshot_mode())).collect(),
             false => all.collect(),

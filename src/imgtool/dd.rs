@@ -163,7 +163,7 @@ async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Resu
         out_of_order: false,
         compress: false,
         offload: false,
-        target_is_zero: new.values().reads_as_zeros(),
+        target_is_zero: new.values().reads_as_zeros_in(&target),
         target_is_new: true,
         target_backing: None,
         salvage: false,

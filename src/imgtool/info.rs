@@ -103,8 +103,9 @@ fn describe(image: &NodeInfo, driver: &Options) -> Option<String> {
     };
     put(&mut members, BEFORE);
     members.insert("driver".to_owned(), json!(image.format));
+    let protocol = image.file.as_ref().map_or("file", |file| file.format);
     put(&mut members, MIDDLE);
-    members.insert("file".to_owned(), json!({"driver": "file", "filename": image.filename}));
+    members.insert("file".to_owned(), json!({"driver": protocol, "filename": image.filename}));
     put(&mut members, AFTER);
     (members.len() > 2).then(|| format!("json:{}", json::to_line(&Value::Object(members))))
 }

@@ -7,7 +7,7 @@ use super::{Control, Result};
 use crate::block::drive::{Count, Drive, Operation};
 use crate::block::graph::{ChildRole, Connection, Node};
 use crate::block::ops::info::NodeInfo;
-use crate::block::options::{CacheMode, DetectZeroes};
+use crate::block::options::{CacheMode, DetectZeroes, Removable};
 use crate::imgtool::image_to_json;
 use crate::util::size::human_size;
 use serde_json::{Value, json};
@@ -74,8 +74,11 @@ struct Layer {
     connection: Option<Connection>,
 }
 
-/// The images of a drive, from the top.
+/// The images of a drive, from the top; none where there is no medium in it.
 fn layers(drive: &Drive) -> Result<Vec<Layer>> {
+    if drive.tray().is_some_and(|tray| !tray.inserted) {
+        return Ok(Vec::new());
+    }
     Control::ask(drive, |local| async move {
         let mut layers = Vec::new();
         let mut next: Option<Rc<Node>> = Some(local.root());
@@ -107,11 +110,19 @@ fn show(control: &mut Control, call: &Call, out: &mut String) -> Result<()> {
 
 fn describe(drive: &Drive, verbose: bool, out: &mut String) -> Result<()> {
     let layers = layers(drive)?;
-    let Some(top) = layers.first() else { return Ok(()) };
     let (id, read_only) = (drive.id(), if drive.read_only() { ", read-only" } else { "" });
     // Writing to a String cannot fail.
-    let _ =
-        writeln!(out, "{id} ({}): {} ({}{read_only})", node_name(id), top.image.filename, top.image.format);
+    let _ = match layers.first() {
+        None => writeln!(out, "{id}: [not inserted]"),
+        Some(Layer { image: NodeInfo { filename, format, .. }, .. }) => {
+            writeln!(out, "{id} ({}): {filename} ({format}{read_only})", node_name(id))
+        }
+    };
+    if let Some(tray) = drive.tray() {
+        let door = if tray.open { "open" } else { "closed" };
+        let _ = writeln!(out, "    Removable device: not locked, tray {door}");
+    }
+    let Some(top) = layers.first() else { return Ok(()) };
     let _ = writeln!(out, "    Cache mode:       {}", cache_mode(drive.options().cache));
     if drive.options().detect_zeroes != DetectZeroes::Off {
         let _ = writeln!(out, "    Detect zeroes:    {}", detect_zeroes(drive.options().detect_zeroes));
@@ -165,15 +176,22 @@ fn device(control: &Control, drive: &Drive) -> Result<Value> {
         Some(true) => "nospace",
         Some(false) => "failed",
     };
-    let layers = layers(drive)?;
-    Ok(json!({
+    let (layers, tray) = (layers(drive)?, drive.tray());
+    let mut info = json!({
         "io-status": status,
         "device": drive.id(),
         "locked": false,
-        "removable": false,
-        "inserted": node(drive, &layers, 0),
-        "type": "unknown",
-    }))
+        "removable": tray.is_some(),
+    });
+    if !layers.is_empty() {
+        info["inserted"] = node(drive, &layers, 0);
+    }
+    // Other drives have no door.
+    if let Some(tray) = tray.filter(|tray| tray.kind == Removable::Cdrom) {
+        info["tray_open"] = json!(tray.open);
+    }
+    info["type"] = json!("unknown");
+    Ok(info)
 }
 
 /// QMP's `BlockDeviceInfo` of the layer at `at`.

@@ -1,4 +1,4 @@
-//! What changes disks that are in use: size, external snapshots, commit; and the media that there are not.
+//! What changes disks that are in use: size, external snapshots, commit.
 
 use super::hmp::table::{Command, Run};
 use super::qmp::{self, Argument, Arguments, Kind, Reply};
@@ -43,22 +43,6 @@ pub(super) const COMMANDS: &[Command] = &[
             let format = call.words.get(2).map(String::as_str);
             take_overlay(control, call.word(0), call.word(1), format, call.has('n'))
         }),
-    },
-    Command {
-        name: "eject",
-        arguments: "[-f] device",
-        words: 1..=1,
-        flags: "f",
-        help: "eject a medium",
-        run: Run::Tell(|control, call, _| change_medium(control, call.word(0))),
-    },
-    Command {
-        name: "change",
-        arguments: "device filename [format [read-only-mode]]",
-        words: 2..=4,
-        flags: "f",
-        help: "put another medium in",
-        run: Run::Tell(|control, call, _| change_medium(control, call.word(0))),
     },
 ];
 
@@ -114,30 +98,7 @@ pub(super) const QMP: &[qmp::Command] = &[
             Ok(Reply::nothing())
         },
     },
-    qmp::Command {
-        name: "eject",
-        arguments: &[DEVICE, Argument::optional("id", Kind::Text), Argument::optional("force", Kind::Switch)],
-        run: medium,
-    },
-    qmp::Command {
-        name: "blockdev-change-medium",
-        arguments: &[
-            DEVICE,
-            Argument::optional("id", Kind::Text),
-            Argument::required("filename", Kind::Text),
-            Argument::optional("format", Kind::Text),
-            Argument::optional("force", Kind::Switch),
-            Argument::optional("read-only-mode", Kind::Text),
-        ],
-        run: medium,
-    },
 ];
-
-fn medium(control: &mut Control, arguments: &Arguments) -> Result<Reply> {
-    let name = arguments.text("device").or(arguments.text("id"));
-    let name = name.ok_or_else(|| Error::new("Parameter 'id' is missing"))?;
-    change_medium(control, name).map(|()| Reply::nothing())
-}
 
 /// The disk that `device` or `node-name` names.
 fn device<'a>(arguments: &Arguments<'a>) -> Result<&'a str> {
@@ -193,14 +154,6 @@ fn begin_commit(control: &Control, disks: &[&Disk]) -> Pending {
         Error::plain(format!("'commit' error for '{name}': {}", Error::from(error)))
     };
     control.start(disks, describe, |local| async move { local.commit().await })
-}
-
-/// There are no drives with media yet.
-fn change_medium(control: &Control, name: &str) -> Result<()> {
-    control
-        .disk(name)
-        .map_err(|_| Error::of_class("DeviceNotFound", format!("Device '{name}' not found")))?;
-    Err(Error::new(format!("Device '{name}' is not removable")))
 }
 
 fn find<'a>(control: &'a Control, name: &str) -> Result<&'a Disk> {

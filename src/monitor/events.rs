@@ -43,6 +43,10 @@ pub(super) fn note(control: &mut Control, event: &Event) {
             let reason = if *guest { "guest-reset" } else { "host-qmp-system-reset" };
             control.emit("RESET", Some(json!({"guest": guest, "reason": reason})));
         }
+        Event::TrayMoved { drive, open } => {
+            let data = json!({"device": drive, "tray-open": open, "id": drive});
+            control.emit("DEVICE_TRAY_MOVED", Some(data));
+        }
         Event::DiskError(error) => {
             if error.action == Action::Stop
                 && control.failing.insert(error.drive.clone(), error.no_space).is_none()

@@ -22,6 +22,7 @@ mod hardware;
 pub mod hmp;
 mod info;
 mod jobs;
+mod media;
 pub mod mux;
 mod nbd;
 mod pending;

@@ -165,8 +165,13 @@ impl Parts {
         let boot = self.boot(boot, &disks, console)?;
         let errors = Arc::new(DiskErrors::new(self.run_state.clone()));
         for disk in &disks {
-            let errors = errors.clone();
-            disk.drive.listen_for_errors(Box::new(move |error| errors.push(error)));
+            let (of_requests, of_trays) = (errors.clone(), errors.clone());
+            disk.drive.listen_for_errors(Box::new(move |error| of_requests.push(error)));
+            disk.drive.listen_for_tray(Box::new(move |drive, open| of_trays.tray_moved(drive, open)));
+            if disk.drive.tray().is_some() {
+                let device = disk.device.clone();
+                disk.drive.watch_medium(move || device.config_changed())?;
+            }
         }
         let platform = self.platform(vcpus.len() as u8);
         let bios_port = boot.port();

@@ -1,6 +1,7 @@
-//! Requests to disks that failed, on their way to the main thread.
+//! What happens on the threads of disks, on its way to the main thread: requests that failed, doors that moved.
 
 use crate::block::drive::{Action, DiskError};
+use crate::vm::machine::Event;
 use crate::vm::run_state::{Request, RunState};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// How many wait at most: what a guest that repeats a hopeless request adds beyond that is dropped.
 const LIMIT: usize = 64;
 
-/// The errors that the main thread has not heard of yet.
+/// What the main thread has not heard of yet.
 pub struct DiskErrors {
     run_state: Arc<RunState>,
-    queue: Mutex<VecDeque<DiskError>>,
+    queue: Mutex<VecDeque<Event>>,
 }
 
 impl DiskErrors {
@@ -23,19 +24,28 @@ impl DiskErrors {
     /// A request has failed. Returns at once, on any thread.
     pub fn push(&self, error: DiskError) {
         let stop = error.action == Action::Stop;
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() < LIMIT {
-            queue.push_back(error);
-        }
-        drop(queue);
+        self.note(Event::DiskError(error));
         match stop {
             true => self.run_state.request(Request::DiskError),
             false => self.run_state.announce(),
         }
     }
 
-    /// Main thread: what has failed since the last call.
-    pub fn take(&self) -> VecDeque<DiskError> {
+    /// The door of a drive was opened or closed. Returns at once, on any thread.
+    pub fn tray_moved(&self, drive: &str, open: bool) {
+        self.note(Event::TrayMoved { drive: drive.to_owned(), open });
+        self.run_state.announce();
+    }
+
+    /// Main thread: what has happened since the last call.
+    pub fn take(&self) -> VecDeque<Event> {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, event: Event) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < LIMIT {
+            queue.push_back(event);
+        }
     }
 }

@@ -53,6 +53,13 @@ pub enum Event {
     Loaded,
     /// A request to a disk failed.
     DiskError(DiskError),
+    /// The door of a drive moved.
+    TrayMoved {
+        /// The drive's name.
+        drive: String,
+        /// It is open now.
+        open: bool,
+    },
 }
 
 /// A disk of the machine, as the user knows it.
@@ -64,7 +71,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Starts `work` on the drive's thread. `done` hears the result there, after the guest was told of another size.
+    /// Starts `work` on the drive's thread. `done` hears the result there, after the guest was told of another size or
+    /// medium.
     ///
     /// # Errors
     /// Only when the drive is closed.
@@ -78,10 +86,10 @@ impl Disk {
     {
         let device = self.device.clone();
         self.drive.spawn(move |local| {
-            let (size, task) = (local.size(), work(local.clone()));
+            let (shown, task) = ((local.size(), local.medium()), work(local.clone()));
             async move {
                 let result = task.await;
-                if local.size() != size {
+                if (local.size(), local.medium()) != shown {
                     device.config_changed();
                 }
                 done(result);
@@ -168,7 +176,7 @@ impl Machine {
     }
 
     fn hear_errors(&mut self) {
-        self.events.extend(self.errors.take().into_iter().map(Event::DiskError));
+        self.events.extend(self.errors.take());
     }
 
     /// Asks for a reset, as the guest can: it happens when the request is taken.
@@ -314,7 +322,11 @@ impl Machine {
     }
 
     fn flush(&self) -> Result<()> {
-        let flush = |disk: &Disk| disk.drive.call(|local| async move { local.flush().await }).flatten();
+        let flush = |disk: &Disk| match disk.drive.call(|local| async move { local.flush().await }).flatten()
+        {
+            Err(error) if error.kind() == block::Kind::NoMedium => Ok(()),
+            done => done,
+        };
         // All of them, whatever becomes of the first.
         let results: Vec<_> = self.disks.iter().map(flush).collect();
         Ok(results.into_iter().collect::<std::result::Result<(), _>>()?)

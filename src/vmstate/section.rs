@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 /// Bytes of the longest name.
 pub(super) const MAX_NAME: usize = 40;
 /// Bytes of the largest body.
-pub(super) const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 4 << 20;
 
 /// The state of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -80,7 +80,7 @@ fn set_checksum(head: &mut [u8]) {
 fn a_head_with_a_right_checksum_is_still_held_against_all_limits() {
     assert!(with(24, &(BLOCK * 4).to_le_bytes()).is_ok());
     for (at, value) in
-        [(20, 1), (24, MAX_RAM + 1), (32, 4 * BLOCK), (48, 1), (64 + 44, 2 << 20), (16, u64::MAX)]
+        [(20, 1), (24, MAX_RAM + 1), (32, 4 * BLOCK), (48, 1), (64 + 44, 8 << 20), (16, u64::MAX)]
     {
         let width = if matches!(at, 20 | 16 | 108) { 4 } else { 8 };
         assert!(with(at, &value.to_le_bytes()[..width]).is_err(), "{at}");

@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod data_file;
+mod devices;
 mod discards;
 mod fixture;
 mod hostile;
 mod judge;
 mod locks;
+#[path = "../common/loop_device.rs"]
+mod loop_device;
 mod matrix;
 mod model;
 mod open;

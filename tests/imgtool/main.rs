@@ -29,12 +29,15 @@ mod convert_options;
 mod convert_streams;
 mod create;
 mod dd;
+mod devices;
 mod differential;
 mod encryption;
 mod harness;
 mod info;
 mod json;
 mod locks;
+#[path = "../common/loop_device.rs"]
+mod loop_device;
 mod manual;
 mod map;
 mod measure;

@@ -88,7 +88,12 @@ impl Place {
 
     /// A raw disk with the guest on it.
     pub(crate) fn raw(&self, name: &str) -> String {
-        let mut bytes = guest().to_vec();
+        self.boot_disk(name, guest())
+    }
+
+    /// A raw disk whose boot sector is `code`.
+    pub(crate) fn boot_disk(&self, name: &str, code: &[u8]) -> String {
+        let mut bytes = code.to_vec();
         bytes.resize(510, 0);
         bytes.extend([0x55, 0xaa]);
         bytes.resize(DISK as usize, 0);

@@ -11,6 +11,7 @@ mod demo;
 mod disk_errors;
 mod hmp;
 mod machine;
+mod media;
 mod nbd;
 mod qmp;
 mod snapshot_mode;

@@ -70,7 +70,12 @@ impl Judge {
         let kind = error.kind();
         if matches!(
             kind,
-            Kind::OutOfRange | Kind::ReadOnly | Kind::Unsupported | Kind::InvalidArgument | Kind::NotFound
+            Kind::OutOfRange
+                | Kind::ReadOnly
+                | Kind::Unsupported
+                | Kind::InvalidArgument
+                | Kind::NotFound
+                | Kind::NoMedium
         ) {
             return Action::Report;
         }

@@ -9,6 +9,7 @@
 //! open goes away, so that whatever fails, the drive goes on with what it had.
 
 use super::Local;
+use super::empty::no_root;
 use crate::block::aio::Engine;
 use crate::block::format::qcow2::{self, CreateOptions};
 use crate::block::graph::{ChildRole, Node};
@@ -17,7 +18,7 @@ use crate::block::ops::commit::{CommitOptions, commit};
 use crate::block::ops::create::{Template, create};
 use crate::block::options::OpenOptions;
 use crate::block::protocol::Location;
-use crate::block::protocol::file::{Access, FileDriver};
+use crate::block::protocol::file::{Access, Expected, FileDriver};
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::Options;
 use crate::util::text;
@@ -27,22 +28,39 @@ use std::rc::Rc;
 /// An image of the drive: its name, and how it is opened but for the mode.
 #[derive(Clone)]
 pub(super) struct Layer {
-    filename: String,
-    options: OpenOptions,
+    pub(super) filename: String,
+    pub(super) options: OpenOptions,
 }
 
-/// Opens the graph of a drive. The layer is the one below the root, where a temporary overlay was put on top.
-pub(super) async fn open_root(
-    engine: &Rc<Engine>,
-    filename: &str,
-    options: &OpenOptions,
-) -> Result<(Rc<Node>, Option<Layer>)> {
-    if !options.snapshot || options.read_only {
-        return Ok((open(engine, filename, options).await?, None));
+/// The graph of a drive.
+pub(super) struct Graph {
+    pub(super) root: Rc<Node>,
+    /// The image below the root, where a temporary overlay was put on top.
+    pub(super) below: Option<Layer>,
+    /// What was to be opened.
+    pub(super) how: Layer,
+}
+
+impl Graph {
+    /// A graph that is `root` and what is below it.
+    #[cfg(test)]
+    pub(super) fn of(root: Rc<Node>, options: OpenOptions) -> Graph {
+        let how = Layer { filename: root.filename().to_owned(), options };
+        Graph { root, below: None, how }
     }
-    let layer = Layer { filename: filename.to_owned(), options: options.clone() };
-    let base = layer.open(engine, true).await?;
-    Ok((temporary_overlay(engine, &base).await?, Some(layer)))
+}
+
+/// Opens the graph of a drive; a removable one has no medium where there is no name.
+pub(super) async fn open_root(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<Graph> {
+    let how = Layer { filename: filename.to_owned(), options: options.clone() };
+    if options.removable.is_some() && filename.is_empty() {
+        return Ok(Graph { root: no_root(), below: None, how });
+    }
+    if !options.snapshot || options.read_only {
+        return Ok(Graph { root: open(engine, filename, options).await?, below: None, how });
+    }
+    let base = how.open(engine, true).await?;
+    Ok(Graph { root: temporary_overlay(engine, &base).await?, below: Some(how.clone()), how })
 }
 
 /// An overlay over `base` that nobody else can see and that is gone with the process.
@@ -100,6 +118,7 @@ impl Local {
     /// says. The drive then goes on as before.
     pub async fn take_overlay(&self, filename: &str, reuse: bool) -> Result<()> {
         let _drained = self.drained().await;
+        self.require_medium()?;
         let below = self.root();
         self.check_overlay(filename, reuse)?;
         below.flush().await?;
@@ -110,7 +129,7 @@ impl Local {
                 let _ = std::fs::remove_file(text::to_path(filename));
             }
         })?;
-        let layer = self.layer_of_root();
+        let layer = self.how.replace(self.overlay_layer(filename));
         self.root.replace(top);
         self.facts.set_image(filename, "qcow2");
         // It stays open for writing where that fails, as after a commit.
@@ -120,7 +139,7 @@ impl Local {
     }
 
     fn check_overlay(&self, filename: &str, reuse: bool) -> Result<()> {
-        if self.facts.read_only {
+        if self.root().driver().read_only() {
             return Err(Error::new(Kind::ReadOnly, format!("Device '{}' is read only", self.facts.id)));
         }
         if self.facts.options.snapshot {
@@ -137,6 +156,19 @@ impl Local {
             Ok(1..) if !reuse => Err(refuse(filename, "there is a file of that name already")),
             _ => Ok(()),
         }
+    }
+
+    /// An overlay has none of the options that the drive's own image has.
+    fn overlay_layer(&self, filename: &str) -> Layer {
+        let options = OpenOptions {
+            format: Some("qcow2".to_owned()),
+            driver: Options::default(),
+            lazy_refcounts: None,
+            data_file: None,
+            location: Some(Location::of_host(filename)),
+            ..self.facts.options.clone()
+        };
+        Layer { filename: filename.to_owned(), options }
     }
 
     async fn make_overlay(&self, filename: &str, below: &Rc<Node>, reuse: bool) -> Result<Rc<Node>> {
@@ -156,7 +188,7 @@ impl Local {
 
     async fn open_overlay(&self, filename: &str, below: &Rc<Node>) -> Result<Rc<Node>> {
         let options = OpenOptions { read_only: false, ..self.facts.options.clone() };
-        let file = FileDriver::open(&self.engine, filename, &options)?;
+        let file = FileDriver::open(&self.engine, Expected::Any, filename, &options)?;
         file.lock(Access { write: true, resize: true, share_writes: false })?;
         let file = Node::new(filename, Box::new(file));
         let top = open_over(&self.engine, file, below, filename, options.unmap).await?;
@@ -166,38 +198,25 @@ impl Local {
         }
     }
 
-    /// How the image at the root is opened: as the user said, or as what an earlier [`Local::take_overlay`] put there.
-    fn layer_of_root(&self) -> Layer {
-        let (filename, options) = (self.facts.filename(), self.facts.options.clone());
-        if self.below.borrow().is_none() {
-            return Layer { filename, options };
-        }
-        let options = OpenOptions {
-            format: Some("qcow2".to_owned()),
-            location: Some(Location::File(filename.clone())),
-            driver: Options::default(),
-            lazy_refcounts: None,
-            data_file: None,
-            ..options
-        };
-        Layer { filename, options }
-    }
-
     /// How the image below the root is opened: as the drive opened it, or as the root's header says.
-    fn layer_below(&self, below: &Node) -> Layer {
+    fn layer_below(&self, below: &Rc<Node>) -> Layer {
         if let Some(layer) = self.below.borrow().clone() {
             return layer;
         }
-        let mut driver = self.facts.options.driver.clone().take_group("backing.");
+        let how = self.how.borrow().options.clone();
+        let mut driver = how.driver.clone().take_group("backing.");
         let _ = (driver.take("driver"), driver.take("file.filename"));
         let options = OpenOptions {
             format: Some(below.driver().format_name().to_owned()),
-            // An image named it.
-            location: Some(Location::File(below.filename().to_owned())),
+            location: Some(match Location::can_be_named(bottom(below).driver().format_name()) {
+                // An image named it.
+                true => Location::File(below.filename().to_owned()),
+                false => Location::of_host(below.filename()),
+            }),
             driver,
             lazy_refcounts: None,
             data_file: None,
-            ..self.facts.options.clone()
+            ..how
         };
         Layer { filename: below.filename().to_owned(), options }
     }

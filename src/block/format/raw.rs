@@ -4,6 +4,7 @@
 //! zeros. Where the format was guessed and not given, the guest must not be able to turn the disk into an
 //! image of another format: such a write of the first sector is refused.
 
+use crate::block::graph::driver::DeviceFacts;
 use crate::block::graph::filling::{Filling, Room};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::{Preallocation, size_option};
@@ -112,6 +113,10 @@ impl Driver for Raw {
         self.file.driver().read_only()
     }
 
+    fn device(&self) -> Option<DeviceFacts> {
+        self.file.driver().device()
+    }
+
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         self.file.debug_event(Event::ReadAio);
         self.file.read(self.at(offset), into).await
@@ -158,7 +163,12 @@ impl Driver for Raw {
             return Err(Error::new(Kind::Unsupported, "Cannot resize fixed-size raw disks"));
         }
         preallocation.refuse_metadata()?;
-        self.file.truncate(self.at(size), preallocation).await
+        let done = self.file.truncate(self.at(size), preallocation).await;
+        // A device may have grown meanwhile to what is wanted.
+        if self.device().is_some() && self.size() != size {
+            return Err(Error::new(Kind::Unsupported, "Cannot resize device files"));
+        }
+        done
     }
 }
 

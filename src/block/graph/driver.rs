@@ -17,7 +17,9 @@ use crate::block::graph::{Connection, Event, Node};
 use crate::block::options::Preallocation;
 use crate::block::{Error, Iov, Kind, Result};
 use async_trait::async_trait;
+use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The edge from a node to the one below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +167,11 @@ pub trait Driver {
     /// The driver above is about to do this: `blkdebug` makes requests fail by it. Filters pass it on.
     fn debug_event(&self, _event: Event) {}
 
+    /// The device of the host whose bytes the node shows as they are; none for files, and behind a format.
+    fn device(&self) -> Option<DeviceFacts> {
+        None
+    }
+
     /// The host file whose bytes the node shows as they are, for reading much of it on other threads; none where
     /// reads must pass the driver.
     fn bulk_file(&self) -> Option<BulkFile> {
@@ -233,6 +240,40 @@ pub trait Driver {
     fn checker(&self) -> Option<&dyn Check> {
         None
     }
+}
+
+/// A block device of the host.
+#[derive(Clone)]
+pub struct DeviceFacts {
+    /// Bytes of the least request: a power of two from 512 on.
+    pub logical_block_size: u32,
+    /// Bytes that the device writes at once: a power of two, no less than a logical block.
+    pub physical_block_size: u32,
+    /// Where its medium is in, if that can be taken out.
+    pub tray: Option<Arc<dyn HostTray>>,
+}
+
+/// A drive of the host whose medium can be taken out. Its methods may block for seconds.
+pub trait HostTray: Send + Sync {
+    /// What is in it now.
+    fn look(&self) -> Look;
+
+    /// Unlocks the door and opens it.
+    ///
+    /// # Errors
+    /// What the drive says.
+    fn open(&self) -> io::Result<()>;
+}
+
+/// What a look at a drive of the host has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// There is a medium that can be read.
+    pub medium: bool,
+    /// The door is open.
+    pub open: bool,
+    /// It may be another medium than at the last look.
+    pub changed: bool,
 }
 
 /// A format that can be checked for consistency.

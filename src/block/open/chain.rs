@@ -115,7 +115,11 @@ impl Opener<'_> {
                 .path(filename)
                 .remedy("name the file with data-file.filename=")
         })?;
-        let opened = Location::File(name.clone()).open(self.engine, options).await;
+        let location = match given {
+            Some(_) => Location::of_host(&name),
+            None => Location::File(name.clone()),
+        };
+        let opened = location.open(self.engine, options).await;
         let file = opened.map_err(|error| {
             let remedy = no_data_file(image.data_file().filter(|_| given.is_none()));
             Error::new(error.kind(), error.message()).path(&name).remedy(remedy)
@@ -144,8 +148,10 @@ impl Opener<'_> {
         let format = driver.take("driver").or(format);
         let is_base = options.base.as_ref().is_some_and(|base| is_base(base, overlay, name));
         let given = driver.take("file.filename");
-        let location = given
-            .map_or_else(|| Location::from_image(&beside(overlay, name)), |name| Ok(Location::File(name)));
+        let location = given.map_or_else(
+            || Location::from_image(&beside(overlay, name)),
+            |name| Ok(Location::of_host(&name)),
+        );
         let options = OpenOptions {
             format,
             driver,

@@ -1,29 +1,33 @@
-//! The `file` protocol: a regular file of the host.
+//! The `file`, `host_device` and `host_cdrom` protocols: a regular file of the host, or a block device.
 //!
 //! Owns the descriptor, the image locks (module `lock`) and what the file system knows of holes. Requests end at
-//! the file's length in bytes; writes beyond it make the file larger.
+//! the file's length in bytes; writes beyond it make a regular file larger and find a device full. What only devices
+//! have is in module `device`.
 
 mod attributes;
+mod device;
 mod lock;
+mod mounted;
+mod open;
 mod temporary;
+mod zero;
 
 pub use attributes::{DEFAULT_EXTENT_SIZE_HINT, FileAttributes};
 pub use lock::Access;
+pub use open::Expected;
 
-use crate::block::aio::{BulkFile, Engine, HostFile};
-use crate::block::graph::driver::Specifics;
+use crate::block::aio::{BulkFile, HostFile};
+use crate::block::graph::driver::{DeviceFacts, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
-use crate::block::options::{CacheMode, OpenOptions, Preallocation};
-use crate::block::{Buffer, Error, Iov, Kind, Result};
-use crate::util::text;
+use crate::block::options::{CacheMode, Preallocation};
+use crate::block::{Buffer, Error, Iov, Result};
 use async_trait::async_trait;
-use std::borrow::Cow;
+use device::Device;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::fs::{File, Metadata, OpenOptions as HostOpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 /// Longest request handed to the host at once, in bytes.
@@ -49,126 +53,21 @@ pub struct FileDriver {
     locked: Cell<Option<Access>>,
     /// Made when it is first asked for.
     bulk: OnceCell<Option<BulkFile>>,
+    /// What is known of it where it is a block device.
+    device: Option<Box<Device>>,
 }
 
 impl FileDriver {
-    /// Opens an existing file. No lock is taken: [`FileDriver::lock`] does, once the format is known.
-    ///
-    /// # Errors
-    /// In qemu-img's words: "Could not open 'x': No such file or directory".
-    pub fn open(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
-        if filename.is_empty() {
-            let message = "The 'file' block driver requires a file name";
-            return Err(Error::new(Kind::InvalidArgument, message));
-        }
-        let mut host = HostOpenOptions::new();
-        host.read(true).write(!options.read_only);
-        FileDriver::open_with(engine, filename, options, &mut host, "open")
-    }
-
-    /// Makes an empty file, or empties the one that is there, for writing a new image to it. It is locked
-    /// before anything is lost.
-    ///
-    /// # Errors
-    /// As [`FileDriver::open`], and those of [`FileDriver::lock`].
-    pub fn create(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
-        let driver = FileDriver::open_to_replace(engine, filename, options)?;
-        driver.empty()?;
-        Ok(driver)
-    }
-
-    /// Opens and locks the file that is there, or makes one, for a new image that will take all of it: after
-    /// [`FileDriver::empty`].
-    ///
-    /// # Errors
-    /// As [`FileDriver::create`].
-    pub fn open_to_replace(engine: &Rc<Engine>, filename: &str, options: &OpenOptions) -> Result<FileDriver> {
-        let mut host = HostOpenOptions::new();
-        // Who asks for a file that is there to be made may be refused it in a folder with the sticky bit.
-        let is_there = path_of(filename).exists();
-        host.read(true).write(true).create(!is_there).truncate(false).mode(0o644);
-        FileDriver::open_alone(engine, filename, options, &mut host)
-    }
-
-    /// Locks the file that is there against all who would use it while another one is made that takes its place.
-    ///
-    /// # Errors
-    /// As [`FileDriver::create`].
-    pub fn claim(engine: &Rc<Engine>, filename: &str) -> Result<FileDriver> {
-        let mut host = HostOpenOptions::new();
-        host.read(true).write(true);
-        FileDriver::open_alone(engine, filename, &OpenOptions::default(), &mut host)
-    }
-
-    /// Gives up all that is in the file.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn empty(&self) -> Result<()> {
-        self.make_empty().map_err(|error| self.failed("Could not create", error))
-    }
-
-    fn open_alone(
-        engine: &Rc<Engine>,
-        filename: &str,
-        options: &OpenOptions,
-        host: &mut HostOpenOptions,
-    ) -> Result<FileDriver> {
-        let writable = OpenOptions { read_only: false, ..options.clone() };
-        let driver = FileDriver::open_with(engine, filename, &writable, host, "create")?;
-        driver.lock(Access { write: true, resize: true, share_writes: true })?;
-        Ok(driver)
-    }
-
-    fn open_with(
-        engine: &Rc<Engine>,
-        filename: &str,
-        options: &OpenOptions,
-        host: &mut HostOpenOptions,
-        doing: &str,
-    ) -> Result<FileDriver> {
-        let direct = if options.cache.direct { libc::O_DIRECT } else { 0 };
-        // Without O_NONBLOCK the open of a FIFO would wait for a writer.
-        let file = host
-            .custom_flags(direct | libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path_of(filename))
-            .map_err(|error| failed_to(doing, filename, error, options))?;
-        FileDriver::of(engine, filename, options, file)
-    }
-
-    /// The driver of an open file.
-    fn of(engine: &Rc<Engine>, filename: &str, options: &OpenOptions, file: File) -> Result<FileDriver> {
-        let metadata = file.metadata()?;
-        check_regular(filename, &metadata)?;
-        make_blocking(&file)?;
-        let (request_alignment, memory_alignment) =
-            if options.cache.direct { direct_alignment(&file) } else { (1, 1) };
-        Ok(FileDriver {
-            file: HostFile::new(engine, OwnedFd::from(file), options.cache.direct),
-            filename: filename.to_owned(),
-            size: Cell::new(metadata.len()),
-            read_only: options.read_only,
-            cache: options.cache,
-            limits: Limits {
-                request_alignment,
-                memory_alignment,
-                max_transfer: MAX_TRANSFER,
-                growable: true,
-            },
-            identity: (metadata.dev(), metadata.ino()),
-            lost: RefCell::default(),
-            extent: Cell::new(None),
-            locked: Cell::new(None),
-            bulk: OnceCell::new(),
-        })
-    }
-
     /// Locks the image against other processes, QEMU's among them, until it is closed.
     ///
     /// # Errors
-    /// [`Kind::Locked`] in qemu-img's words.
+    /// [`crate::block::Kind::Locked`] in qemu-img's words; a device that is to be written must not be in use on the host either.
     pub fn lock(&self, access: Access) -> Result<()> {
         lock::acquire(self.file.fd(), &self.filename, access)?;
+        match &self.device {
+            Some(device) if access.write => device.claim()?,
+            _ => {}
+        }
         self.locked.set(Some(access));
         Ok(())
     }
@@ -208,7 +107,7 @@ impl FileDriver {
     /// Empties the file. Through the page cache not by truncation to nothing: ext4 takes that for a file that is being
     /// replaced and writes all of it to disk at close. The byte that stays is made zero: nobody need write there.
     fn make_empty(&self) -> io::Result<()> {
-        if self.size.get() == 0 {
+        if self.size.get() == 0 || self.device.is_some() {
             return Ok(());
         }
         let left = u64::from(!self.cache.direct);
@@ -230,19 +129,14 @@ impl FileDriver {
         self.extent.set(None);
     }
 
-    /// Punches a hole, or zeroes the blocks in place.
-    async fn zero_range(&self, offset: u64, len: u64, punch: bool) -> Result<()> {
-        let mode = if punch {
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE
-        } else {
-            libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE
-        };
-        self.file.allocate(mode, offset, len).await.map_err(|error| match error.raw_os_error() {
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL) => {
-                Error::new(Kind::Unsupported, "the file system cannot zero a range").path(&self.filename)
-            }
-            _ => self.request_failed(error),
-        })
+    /// Makes a regular file as long as the end of a request; a device is as long as it is.
+    fn grow_to(&self, end: u64) -> Result<()> {
+        if self.device.is_some() {
+            return Err(self.request_failed(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
+        set_len(self.file.fd(), end).map_err(|error| self.request_failed(error))?;
+        self.grown_to(end);
+        Ok(())
     }
 
     /// The extent of data or hole at `offset`, by lseek(2).
@@ -281,7 +175,7 @@ impl Drop for FileDriver {
 #[async_trait(?Send)]
 impl Driver for FileDriver {
     fn format_name(&self) -> &'static str {
-        "file"
+        self.device.as_ref().map_or("file", |device| device.protocol())
     }
 
     fn size(&self) -> u64 {
@@ -313,8 +207,7 @@ impl Driver for FileDriver {
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {
         let (size, end) = (self.size.get(), offset + len);
         if end > size {
-            set_len(self.file.fd(), end).map_err(|error| self.request_failed(error))?;
-            self.grown_to(end);
+            self.grow_to(end)?;
         }
         if offset < size {
             self.extent.set(None);
@@ -325,7 +218,10 @@ impl Driver for FileDriver {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let done = self.zero_range(offset, len, true).await;
+        let done = match &self.device {
+            Some(device) => self.discard_on(device, offset, len).await,
+            None => self.zero_range(offset, len, true).await,
+        };
         self.extent.set(None);
         done
     }
@@ -361,6 +257,10 @@ impl Driver for FileDriver {
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        if let Some(device) = &self.device {
+            self.size.set(device.size(self.file.fd())?);
+            return device.check_size(size, self.size.get(), preallocation);
+        }
         let old = self.size.get();
         let resize = |error| self.failed("Could not resize", error);
         match preallocation {
@@ -386,9 +286,16 @@ impl Driver for FileDriver {
 
     fn set_locked(&self, locked: bool) -> Result<()> {
         match self.locked.get() {
-            Some(access) if locked => lock::acquire(self.file.fd(), &self.filename, access),
-            _ => Ok(lock::release(self.file.fd())?),
+            Some(access) if locked => self.lock(access),
+            _ => {
+                self.device.iter().for_each(|device| device.release());
+                Ok(lock::release(self.file.fd())?)
+            }
         }
+    }
+
+    fn device(&self) -> Option<DeviceFacts> {
+        self.device.as_ref().map(|device| device.facts())
     }
 
     fn specifics(&self) -> Option<Specifics> {
@@ -409,72 +316,6 @@ impl Driver for FileDriver {
 
     fn allocated_size(&self) -> Option<u64> {
         FileDriver::allocated_size(self).ok()
-    }
-}
-
-/// What a name leads to.
-fn path_of(filename: &str) -> Cow<'_, Path> {
-    text::to_path(filename.strip_prefix("file:").unwrap_or(filename))
-}
-
-fn failed_to(doing: &str, filename: &str, error: io::Error, options: &OpenOptions) -> Error {
-    let remedy = match error.raw_os_error() {
-        Some(libc::ENOENT) if doing == "create" => "check the folder's name",
-        Some(libc::ENOENT) => "check the name; 'imgtool create' makes a new image",
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) if !options.read_only => {
-            "give yourself write permission on the file, or open it read-only"
-        }
-        Some(libc::EACCES | libc::EPERM) => "give yourself read permission on the file and its directories",
-        Some(libc::EINVAL) if options.cache.direct => {
-            "this file system has no direct I/O: use cache=writeback or cache=writethrough"
-        }
-        _ => "check the file",
-    };
-    let direct = options.cache.direct && error.raw_os_error() == Some(libc::EINVAL);
-    let error = Error::from_io(error);
-    let error = if direct { error.replaced("filesystem does not support O_DIRECT") } else { error };
-    error.context(format!("Could not {doing} '{filename}'")).path(filename).remedy(remedy)
-}
-
-fn check_regular(filename: &str, metadata: &Metadata) -> Result<()> {
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return Ok(());
-    }
-    let remedy = if kind.is_block_device() || kind.is_char_device() {
-        "host devices are not supported yet: copy it to an image file first"
-    } else {
-        "name an image file"
-    };
-    let message = format!("'file' driver requires '{filename}' to be a regular file");
-    Err(Error::new(Kind::InvalidArgument, message).path(filename).remedy(remedy))
-}
-
-/// Takes back O_NONBLOCK, which was for the open alone.
-fn make_blocking(file: &File) -> io::Result<()> {
-    // SAFETY: plain system calls.
-    let done = unsafe {
-        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK)
-    };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// What offsets and addresses of direct I/O on this file must be aligned to (statx(2), since Linux 6.1).
-fn direct_alignment(file: &File) -> (u32, u32) {
-    // SAFETY: all-zero bytes are a valid `statx`.
-    let mut answer: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: an open descriptor, an empty path and a buffer of the right type.
-    let done = unsafe {
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut answer)
-    };
-    let (offset, memory) = (answer.stx_dio_offset_align, answer.stx_dio_mem_align);
-    let known = done == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0;
-    if known && offset.is_power_of_two() && memory.is_power_of_two() {
-        // Buffers of ours are aligned to a page, and no device asks for more.
-        (offset.clamp(512, 1 << 16), memory.min(DIRECT_ALIGN))
-    } else {
-        (DIRECT_ALIGN, DIRECT_ALIGN)
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   a.img   file:a:b                          driver=file,filename=…
+//!   /dev/sdb   host_device:…   host_cdrom:…   driver=host_device,filename=…
 //!   nbd:…   nbd://…                           driver=nbd,server.type=…,export=…
 //!   fat:[12:|16:|32:][floppy:][rw:]DIR        driver=vvfat,dir=…,fat-type=…,floppy=…,rw=…,label=…
 //! ```
 //! This is the one place that knows which protocols there are before [`Source`] does. Only a user's name is read so: one
 //! that stands in an image is that of a file ([`Location::from_image`]), so that no image leads to anything else.
 
-use super::file::FileDriver;
+use super::file::{Expected, FileDriver};
 use super::nbd::{NbdDriver, Target};
 use super::source::Source;
 use super::vvfat::{FatOptions, Vvfat};
@@ -21,6 +22,9 @@ use std::rc::Rc;
 
 /// The protocol of files.
 pub(crate) const FILE: &str = "file";
+/// Those of devices.
+const DEVICE: &str = "host_device";
+const CDROM: &str = "host_cdrom";
 const NBD: &str = "nbd";
 const FAT: &str = "vvfat";
 
@@ -28,13 +32,16 @@ const FAT: &str = "vvfat";
 type Take = fn(&mut Options) -> Result<Location>;
 
 /// The protocols, by the names of their drivers.
-const PROTOCOLS: &[(&str, Take)] = &[(FILE, take_file), (NBD, take_nbd), (FAT, take_fat)];
+const PROTOCOLS: &[(&str, Take)] =
+    &[(FILE, take_file), (DEVICE, take_device), (CDROM, take_cdrom), (NBD, take_nbd), (FAT, take_fat)];
 
 /// What an image is to be opened on.
 #[derive(Clone, Debug)]
 pub enum Location {
-    /// A file of the host; the name is taken as it is, whatever it looks like.
+    /// A regular file of the host; the name is taken as it is, whatever it looks like.
     File(String),
+    /// A file or a device of the host that a user named; the name as before.
+    Host(Expected, String),
     /// An export of a server; with what is left to the driver.
     Nbd(Target, Options),
     /// A directory, shown as a disk.
@@ -49,7 +56,17 @@ impl Location {
 
     /// Whether an image can name what the driver of a protocol is on as its backing file.
     pub(crate) fn can_be_named(driver: &str) -> bool {
-        ![NBD, FAT].contains(&driver)
+        ![DEVICE, CDROM, NBD, FAT].contains(&driver)
+    }
+
+    /// Whether that protocol is one of files and devices.
+    pub(crate) fn is_of_host(driver: &str) -> bool {
+        [FILE, DEVICE, CDROM].contains(&driver)
+    }
+
+    /// The file or the device that a user's name means, taken as it is.
+    pub(crate) fn of_host(name: &str) -> Location {
+        Location::Host(Expected::Any, name.to_owned())
     }
 
     /// What a user's name means.
@@ -63,7 +80,21 @@ impl Location {
         }
         match FatOptions::from_name(name) {
             Some(fat) => Ok(Location::Fat(fat)),
-            None => Location::from_image(name),
+            None => Location::from_path(name),
+        }
+    }
+
+    /// What a user's name means that is none of an export or a directory.
+    fn from_path(name: &str) -> Result<Location> {
+        let prefixes = [(DEVICE, Expected::Device), (CDROM, Expected::Cdrom)];
+        for (protocol, expected) in prefixes {
+            if let Some(path) = name.strip_prefix(protocol).and_then(|rest| rest.strip_prefix(':')) {
+                return Ok(Location::Host(expected, path.to_owned()));
+            }
+        }
+        match name.starts_with("file:") {
+            true => Location::from_image(name),
+            false => check_protocol(name).map(|()| Location::of_host(name)),
         }
     }
 
@@ -92,16 +123,26 @@ impl Location {
     /// The name of the protocol's driver.
     pub(crate) fn protocol(&self) -> &'static str {
         match self {
-            Location::File(_) => FILE,
+            Location::File(_) | Location::Host(Expected::Regular | Expected::Any, _) => FILE,
+            Location::Host(Expected::Device, _) => DEVICE,
+            Location::Host(Expected::Cdrom, _) => CDROM,
             Location::Nbd(..) => NBD,
             Location::Fat(_) => FAT,
+        }
+    }
+
+    /// Whether it may turn out to be of this protocol.
+    pub(crate) fn may_be(&self, driver: &str) -> bool {
+        match self {
+            Location::Host(Expected::Any, _) => Location::is_of_host(driver),
+            _ => driver == self.protocol(),
         }
     }
 
     /// What the node is called: the file's name, or a name that means the same location but for what only options say.
     pub fn name(&self) -> String {
         match self {
-            Location::File(name) => name.clone(),
+            Location::File(name) | Location::Host(_, name) => name.clone(),
             Location::Nbd(target, _) => target.to_string(),
             Location::Fat(fat) => fat.name(),
         }
@@ -113,7 +154,10 @@ impl Location {
     /// In qemu-img's words.
     pub(crate) async fn open(&self, engine: &Rc<Engine>, options: &OpenOptions) -> Result<Source> {
         Ok(match self {
-            Location::File(name) => Source::File(FileDriver::open(engine, name, options)?),
+            Location::File(name) => Source::File(FileDriver::open(engine, Expected::Regular, name, options)?),
+            Location::Host(expected, name) => {
+                Source::File(FileDriver::open(engine, *expected, name, options)?)
+            }
             Location::Nbd(target, own) => {
                 let mut own = own.clone();
                 let export = NbdDriver::open(engine, target, options, &mut own).await?;
@@ -126,9 +170,20 @@ impl Location {
 }
 
 fn take_file(own: &mut Options) -> Result<Location> {
+    take_filename(FILE, own).map(Location::File)
+}
+
+fn take_device(own: &mut Options) -> Result<Location> {
+    take_filename(DEVICE, own).map(|name| Location::Host(Expected::Device, name))
+}
+
+fn take_cdrom(own: &mut Options) -> Result<Location> {
+    take_filename(CDROM, own).map(|name| Location::Host(Expected::Cdrom, name))
+}
+
+fn take_filename(driver: &str, own: &mut Options) -> Result<String> {
     let name = own.take("filename").filter(|name| !name.is_empty());
-    let missing = || Error::invalid_argument("The 'file' block driver requires a file name");
-    name.map(Location::File).ok_or_else(missing)
+    name.ok_or_else(|| Error::invalid_argument(format!("The '{driver}' block driver requires a file name")))
 }
 
 fn take_nbd(own: &mut Options) -> Result<Location> {
@@ -158,6 +213,8 @@ mod tests {
         for (name, driver, options) in [
             ("a.img", "file", "filename=a.img"),
             ("file:a:b", "file", "filename=a:b"),
+            ("host_device:/dev/a:b", "host_device", "filename=/dev/a:b"),
+            ("host_cdrom:/dev/sr0", "host_cdrom", "filename=/dev/sr0"),
             ("nbd:h:1:exportname=e", "nbd", "host=h,port=1,export=e"),
             ("fat:rw:32:/d", "vvfat", "dir=/d,rw=on,fat-type=32"),
         ] {
@@ -182,10 +239,22 @@ mod tests {
 
     #[test]
     fn a_name_in_an_image_is_a_files_and_nothing_else() {
-        for name in ["nbd://h", "nbd:h:1", "fat:/etc", "fat:rw:/etc", "json:{}", "blkdebug::a"] {
+        for name in [
+            "host_device:/dev/sda",
+            "host_cdrom:/dev/sr0",
+            "nbd://h",
+            "nbd:h:1",
+            "fat:/etc",
+            "fat:rw:/etc",
+            "json:{}",
+            "blkdebug::a",
+        ] {
             assert!(Location::from_image(name).is_err(), "{name}");
         }
         assert_eq!(Location::from_image("file:nbd://h").unwrap().protocol(), FILE);
         assert_eq!(Location::from_image("./fat:a").unwrap().name(), "./fat:a");
+        // It is never one of a device, wherever the path leads.
+        assert!(matches!(Location::from_image("/dev/sda").unwrap(), Location::File(_)));
+        assert!(Location::from_name("/dev/sda").unwrap().may_be("host_device"));
     }
 }

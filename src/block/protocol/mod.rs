@@ -1,6 +1,7 @@
 //! Protocol drivers: where the bytes of an image are.
 
 pub mod file;
+pub mod host_cdrom;
 mod location;
 pub mod nbd;
 mod source;

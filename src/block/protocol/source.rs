@@ -34,6 +34,11 @@ impl Source {
         }
     }
 
+    /// The name of the protocol's driver.
+    pub(crate) fn protocol(&self) -> &'static str {
+        self.driver().format_name()
+    }
+
     /// Locks a file against other processes; a server looks after its exports itself.
     pub(crate) fn lock(&self, access: Access) -> Result<()> {
         match self {

@@ -16,6 +16,10 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 /// Most descriptors of a chain, in an indirect table or not.
 pub const MAX_DESCRIPTORS: usize = 256;
+/// Most bytes of a buffer that drivers are told of, and of all buffers of a chain: whoever stops a device waits for all
+/// that is in flight.
+pub const MAX_BUFFER: u32 = 1 << 20;
+const MAX_CHAIN: u64 = MAX_DESCRIPTORS as u64 * MAX_BUFFER as u64;
 
 /// What came off a ring.
 #[expect(
@@ -25,7 +29,7 @@ pub const MAX_DESCRIPTORS: usize = 256;
 pub enum Popped {
     /// A chain of buffers in memory.
     Chain(Chain),
-    /// A chain with a buffer outside memory, or with its buffers in the wrong order.
+    /// A chain with a buffer outside memory, with its buffers in the wrong order, or with too many bytes.
     Faulty {
         /// Its first descriptor.
         head: u16,
@@ -122,7 +126,8 @@ fn map_buffers(head: u16, descriptors: Descriptors, memory: &Rc<GuestMemoryMmap>
     let split = descriptors.iter().position(|d| d.is_write_only()).unwrap_or(descriptors.len());
     let (readable, writable) = descriptors.split_at(split);
     let in_order = writable.iter().all(|d| d.is_write_only());
-    match (in_order, buffers(readable, memory), buffers(writable, memory)) {
+    let is_short = descriptors.iter().map(|d| u64::from(d.len())).sum::<u64>() <= MAX_CHAIN;
+    match (in_order && is_short, buffers(readable, memory), buffers(writable, memory)) {
         (true, Some(readable), Some(writable)) => {
             Popped::Chain(Chain { head, readable, writable, descriptors })
         }
@@ -161,4 +166,23 @@ fn iov(parts: SmallVec<[Part; 8]>, memory: &Rc<GuestMemoryMmap>) -> Iov {
     // SAFETY: the ranges come from `get_slices`, so they lie in the regions of guest memory, which stay mapped
     // while a clone of `memory` lives. Nobody makes Rust references into guest memory.
     unsafe { Iov::new(parts, memory.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_with_more_bytes_than_a_driver_may_ask_for_is_faulty() {
+        let memory = Rc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap());
+        // All buffers are the same memory.
+        let chain = |buffers| {
+            let state = HeldV1 { head: 3, buffers: vec![(0, 2 << 20, 2); buffers] };
+            state.load().map(&memory)
+        };
+        let Popped::Chain(most) = chain(128) else { panic!("refused") };
+        assert_eq!(most.writable.len() as u64, MAX_CHAIN);
+        let Popped::Faulty { head, last } = chain(129) else { panic!("taken") };
+        assert_eq!((head, last.len()), (3, 2 << 20));
+    }
 }

@@ -29,6 +29,13 @@ pub struct DriverLinkV1 {
     vectors: Vec<u16>,
 }
 
+impl DriverLinkV1 {
+    /// The device status.
+    pub fn status(&self) -> u8 {
+        self.status
+    }
+}
+
 /// The way from a device to its driver.
 pub struct DriverLink {
     vectors: Arc<[MsiVector]>,

@@ -148,7 +148,8 @@ fn copy_options(request: &Request, target: &Target) -> CopyOptions {
         out_of_order: request.out_of_order,
         compress: request.compress,
         offload: request.offload,
-        target_is_zero: request.target_is_zero || made.is_some_and(Values::reads_as_zeros) && !has_backing,
+        target_is_zero: request.target_is_zero
+            || made.is_some_and(|made| made.reads_as_zeros_in(&target.node)) && !has_backing,
         target_is_new: made.is_some_and(is_empty),
         // A backing file that is not there has an end that nobody knows.
         target_backing: left_to_backing.then(|| backing.map_or(u64::MAX, |backing| backing.size())),

@@ -2,7 +2,7 @@
 
 use super::Call;
 use crate::monitor::{Control, Error, Pending, Result};
-use crate::monitor::{block_info, disks, hardware, info, nbd, run_control, snapshots};
+use crate::monitor::{block_info, disks, hardware, info, media, nbd, run_control, snapshots};
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
@@ -68,13 +68,14 @@ const OWN: &[Command] = &[Command {
 }];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 8] = [
+    static TOPICS: [&[Command]; 9] = [
         OWN,
         info::COMMANDS,
         block_info::COMMANDS,
         hardware::COMMANDS,
         run_control::COMMANDS,
         disks::COMMANDS,
+        media::COMMANDS,
         snapshots::COMMANDS,
         nbd::COMMANDS,
     ];

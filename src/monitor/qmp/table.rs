@@ -2,7 +2,7 @@
 
 use super::{Argument, Arguments, Kind, Reply, not_found};
 use crate::monitor::{Control, Result, hmp};
-use crate::monitor::{block_info, disks, info, jobs, nbd, run_control, snapshots};
+use crate::monitor::{block_info, disks, info, jobs, media, nbd, run_control, snapshots};
 use serde_json::{Map, Value, json};
 
 /// A row of the command table.
@@ -45,8 +45,17 @@ const OWN: &[Command] = &[
 ];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
-    static TOPICS: [&[Command]; 8] =
-        [OWN, run_control::QMP, info::QMP, block_info::QMP, disks::QMP, jobs::QMP, snapshots::QMP, nbd::QMP];
+    static TOPICS: [&[Command]; 9] = [
+        OWN,
+        run_control::QMP,
+        info::QMP,
+        block_info::QMP,
+        disks::QMP,
+        media::QMP,
+        jobs::QMP,
+        snapshots::QMP,
+        nbd::QMP,
+    ];
     TOPICS.into_iter().flatten()
 }
 

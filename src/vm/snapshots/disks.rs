@@ -28,7 +28,7 @@ use crate::vm::{Error, Result};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The writable disks of a machine.
+/// The writable disks of a machine, media of removable drives among them.
 pub(super) struct Disks {
     /// The one with the VM state.
     pub(super) first: Arc<Drive>,
@@ -49,7 +49,9 @@ impl Disks {
     /// When a writable one cannot have snapshots, or there is none to store VM state in.
     pub(super) fn of(drives: &[Arc<Drive>]) -> Result<Disks> {
         let mut able = Vec::new();
-        for drive in drives.iter().filter(|drive| !drive.read_only()) {
+        let is_part =
+            |drive: &&Arc<Drive>| !drive.read_only() && drive.tray().is_none_or(|tray| tray.inserted);
+        for drive in drives.iter().filter(is_part) {
             let can = drive.call(|local| async move {
                 let root = local.root();
                 let driver = root.driver();
@@ -62,9 +64,9 @@ impl Disks {
             }
             able.push(drive.clone());
         }
-        let mut able = able.into_iter();
-        match able.next() {
-            Some(first) => Ok(Disks { first, others: able.collect() }),
+        // A medium that can be taken out is no place for the machine's state.
+        match able.iter().position(|drive| drive.tray().is_none()) {
+            Some(first) => Ok(Disks { first: able.remove(first), others: able }),
             None => Err(Error::new("no block device can store vmstate for snapshot")
                 .remedy("add a writable qcow2 disk")),
         }

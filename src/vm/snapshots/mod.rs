@@ -17,6 +17,7 @@
 //! as in the snapshot).
 
 mod disks;
+mod media;
 mod ram;
 mod recovery;
 mod state;

@@ -7,6 +7,7 @@
 //! | `irqchip`, `kvmclock` | KVM's interrupt controllers and timer, its clock |
 //! | `uart`, `cmos`, `pm` | serial port, real-time clock, ACPI's registers |
 //! | `pci`, `pci.N` | the bus, the device in each slot |
+//! | `media` | what was in the removable drives, where there are any |
 //! | `bios` | what the BIOS remembers outside of the guest's memory, where there is one |
 //!
 //! The keyboard controller has no state. Bytes typed that the guest has not read belong to the console.
@@ -20,6 +21,7 @@ use crate::vm::irqchip::{ChipsV1, PowerOnState};
 use crate::vm::machine::{Machine, lock};
 use crate::vm::memory;
 use crate::vm::run_state::Request;
+use crate::vm::snapshots::media;
 use crate::vm::vcpu_section::VcpuV1;
 use crate::vm::{Error, Result};
 use crate::vmstate::{self, Section, Sections};
@@ -106,6 +108,7 @@ impl Machine {
         sections.push(Section::new("cmos", 1, &lock(&self.cmos).save())?);
         sections.push(Section::new("pm", 1, &lock(&self.power).save())?);
         sections.extend(lock(&self.pci).save()?);
+        sections.extend(media::section(&self.disks)?);
         if let Some(bios) = bios {
             sections.push(Section::new("bios", 1, &bios)?);
         }
@@ -117,6 +120,7 @@ impl Machine {
         let mut sections = Sections::new(sections)?;
         let machine: MachineV1 = sections.read("machine")?;
         self.check_machine(&machine)?;
+        media::check(&self.disks, &mut sections)?;
         let vcpus = (0..machine.vcpus).map(|index| sections.read(&format!("vcpu.{index}")));
         let state = Checked {
             vcpus: vcpus.collect::<vmstate::Result<_>>()?,

@@ -15,10 +15,12 @@ use async_trait::async_trait;
 use std::sync::Arc;
 
 impl Qcow2 {
-    /// Whether clusters can be filled by others: they stand in the image file, as they are, as a whole.
+    /// Whether clusters can be filled by others: they stand in the image file, as they are, as a whole. Room that is
+    /// taken and not used costs a file nothing; a device may have no more of it.
     pub(super) fn can_be_filled(&self) -> bool {
         let plain = self.encryption.is_none() && !self.has_data_file() && !self.geometry.extended_l2;
-        plain && self.bitmaps.is_empty() && self.bulk_file().is_some()
+        let has_room = self.file.driver().device().is_none();
+        plain && has_room && self.bitmaps.is_empty() && self.bulk_file().is_some()
     }
 
     fn bulk_file(&self) -> Option<BulkFile> {

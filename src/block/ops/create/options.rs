@@ -3,6 +3,7 @@
 //! A [`Template`] is what a format (and the file that it will be in) lets users choose. Values are read and
 //! checked in it.
 
+use crate::block::graph::{ChildRole, Node};
 use crate::block::options::size_option;
 use crate::block::{Error, Kind, Result};
 use crate::util::keyval::{self, Options};
@@ -268,10 +269,15 @@ impl Values {
         self.get("size").and_then(|size| size.parse().ok())
     }
 
-    /// Whether the new image reads as zeros, where it has no backing file.
-    pub fn reads_as_zeros(&self) -> bool {
+    /// Whether the new image, which `node` is, reads as zeros, where it has no backing file.
+    pub fn reads_as_zeros_in(&self, node: &Node) -> bool {
+        let is_device = |node: &Node| node.driver().device().is_some();
+        // What was on a device before is there still, wherever the new image has it as data.
+        let shows_old = is_device(node)
+            || self.get("preallocation").is_some_and(|mode| mode != "off")
+                && node.child(ChildRole::File).is_some_and(|file| is_device(&file));
         // Nobody encrypts the zeros of a new LUKS volume.
-        self.template.format != "luks"
+        self.template.format != "luks" && !shows_old
     }
 
     /// All values that are set, by the names of their options.

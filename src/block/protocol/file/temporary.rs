@@ -26,7 +26,7 @@ impl FileDriver {
             Error::from_io(error).context(what).path(&folder).remedy("name another folder with TMPDIR=")
         })?;
         let options = OpenOptions { cache: CacheMode::UNSAFE, read_only: false, ..OpenOptions::default() };
-        FileDriver::of(engine, filename, &options, file)
+        FileDriver::of(engine, filename, &options, file, None)
     }
 }
 

@@ -8,6 +8,7 @@
 //! ```
 
 use super::{BlkOptions, QUEUE_SIZE};
+use crate::devices::virtio::chain::MAX_BUFFER;
 
 /// Bytes of a sector, the unit of the protocol whatever the block size.
 pub(super) const SECTOR: u64 = 512;
@@ -18,6 +19,7 @@ pub(super) const MAX_SEGMENT_SECTORS: u32 = 1 << 22;
 /// Bytes of the configuration space.
 const LEN: usize = 0x3c;
 
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
@@ -29,7 +31,7 @@ pub(super) const F_WRITE_ZEROES: u64 = 1 << 14;
 /// The feature bits of a drive. Discards are offered whatever becomes of them: one that ignores them keeps a
 /// promise too, and `fstrim` works everywhere.
 pub(super) fn features(read_only: bool) -> u64 {
-    let both = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY;
+    let both = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY;
     both | if read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
 }
 
@@ -39,6 +41,7 @@ pub(super) fn bytes(size: u64, options: &BlkOptions) -> [u8; LEN] {
     let mut out = [0; LEN];
     let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x00, &(size / SECTOR).to_le_bytes());
+    put(0x08, &MAX_BUFFER.to_le_bytes());
     // Two descriptors are for the header and the status.
     put(0x0c, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
     put(0x14, &logical.to_le_bytes());
@@ -69,7 +72,7 @@ mod tests {
         // SAFETY: the structure is packed, of integers only, and longer than what is copied into it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut config).cast(), LEN) };
         assert_eq!({ config.capacity }, 20480);
-        assert_eq!({ config.seg_max }, 254);
+        assert_eq!(({ config.size_max }, { config.seg_max }), (1 << 20, 254));
         assert_eq!({ config.blk_size }, 4096);
         assert_eq!((config.physical_block_exp, { config.min_io_size }), (2, 4));
         assert_eq!({ config.num_queues }, 1);

@@ -31,6 +31,9 @@ const DEVICE_TYPE: u16 = 2;
 const PCI_CLASS: u32 = 0x01_00_00;
 /// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
+/// Most bytes of a logical block, and of a physical one.
+const MAX_LOGICAL: u32 = 32768;
+const MAX_PHYSICAL: u32 = 2 << 20;
 /// Bytes of a serial number.
 const SERIAL_LEN: usize = 20;
 
@@ -52,6 +55,14 @@ impl Default for BlkOptions {
 }
 
 impl BlkOptions {
+    /// The same with the blocks of a device of the host, as far as a guest can have such.
+    #[must_use]
+    pub fn with_blocks(self, logical: u32, physical: u32) -> BlkOptions {
+        let logical_block_size = logical.clamp(512, MAX_LOGICAL);
+        let physical_block_size = physical.clamp(logical_block_size, MAX_PHYSICAL);
+        BlkOptions { logical_block_size, physical_block_size, ..self }
+    }
+
     fn check(&self) -> Result<()> {
         let (logical, physical) = (self.logical_block_size, self.physical_block_size);
         if self.serial.len() > SERIAL_LEN {
@@ -60,12 +71,12 @@ impl BlkOptions {
                 self.serial
             )));
         }
-        if !logical.is_power_of_two() || !(512..=32768).contains(&logical) {
+        if !logical.is_power_of_two() || !(512..=MAX_LOGICAL).contains(&logical) {
             let message =
                 format!("the logical block size must be a power of two from 512 to 32768, not {logical}");
             return Err(Error::Option(message));
         }
-        if !physical.is_power_of_two() || !(logical..=2 << 20).contains(&physical) {
+        if !physical.is_power_of_two() || !(logical..=MAX_PHYSICAL).contains(&physical) {
             return Err(Error::Option(format!(
                 "the physical block size must be a power of two from {logical} to 2097152, not {physical}"
             )));
@@ -81,7 +92,7 @@ pub struct BlkHandle {
 }
 
 impl BlkHandle {
-    /// Tells the guest that the size of the drive has changed.
+    /// Tells the guest that the drive has another size, or another medium.
     pub fn config_changed(&self) {
         self.link.config_changed();
     }

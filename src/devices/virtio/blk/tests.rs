@@ -650,6 +650,18 @@ fn options_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn blocks_of_a_host_s_device_are_shown_as_far_as_virtio_has_them() {
+    let of = |logical, physical| {
+        let options = BlkOptions::default().with_blocks(logical, physical);
+        options.check().unwrap();
+        (options.logical_block_size, options.physical_block_size)
+    };
+    assert_eq!(of(512, 4096), (512, 4096));
+    assert_eq!(of(4096, 512), (4096, 4096));
+    assert_eq!(of(65536, 4 << 20), (32768, 2 << 20));
+}
+
+#[test]
 fn a_drive_that_was_closed_first_does_not_hang_the_device() {
     let mut guest = Guest::new(writable(), FLUSH);
     guest.drive.close().unwrap();

@@ -17,7 +17,7 @@ use crate::devices::virtio::{COMMON_FEATURES, EVENT_IDX, Ring, StartedQueue, VER
 use serde::{Deserialize, Serialize};
 
 /// Device status: the features are agreed upon.
-const FEATURES_OK: u8 = 8;
+pub(super) const FEATURES_OK: u8 = 8;
 
 /// What the driver has set up.
 #[derive(Debug)]
@@ -80,6 +80,11 @@ impl Common {
     /// The features that the driver accepted.
     pub(super) fn features(&self) -> u64 {
         self.driver_features
+    }
+
+    /// Most entries of a queue; none of one that there is not.
+    pub(super) fn max_size(&self, index: u16) -> u16 {
+        self.queues.get(usize::from(index)).map_or(0, |queue| queue.max_size)
     }
 
     pub(super) fn save(&self) -> CommonV1 {

@@ -2,7 +2,7 @@
 //! itself shows (size, serial number) belongs to its disk and is not state.
 
 use super::VirtioPci;
-use super::common::CommonV1;
+use super::common::{Common, CommonV1, FEATURES_OK};
 use crate::devices::pci::MsixV1;
 use crate::devices::virtio::StartedQueue;
 use crate::devices::virtio::chain::HeldV1;
@@ -23,6 +23,20 @@ pub(super) struct VirtioPciV1 {
     running: Vec<(u16, u16, u16)>,
     /// Requests that failed and are to be done again, with the numbers of their queues.
     held: Vec<(u16, HeldV1)>,
+}
+
+impl VirtioPciV1 {
+    fn runs(&self, queue: u16) -> bool {
+        self.running.iter().any(|&(index, ..)| index == queue)
+    }
+
+    /// A queue has no more requests in flight than entries.
+    fn held_fit(&self, common: &Common) -> bool {
+        self.running.iter().all(|&(index, ..)| {
+            let held = self.held.iter().filter(|(queue, _)| *queue == index).count();
+            held <= common.max_size(index).into()
+        })
+    }
 }
 
 impl VirtioPci {
@@ -52,15 +66,19 @@ impl VirtioPci {
             return Err(Error::mismatch("the snapshot has another kind of device in a slot of the PCI bus"));
         }
         let fits = self.msix.accepts(&state.msix) && self.link.accepts(&state.link);
+        // Before the handshake a driver may write what it likes: the device does not agree to it then.
+        let agreed = state.link.status() & FEATURES_OK != 0;
         let features = state.common.features() & !self.offered();
-        if features != 0 {
+        if agreed && features != 0 {
             return Err(Error::mismatch(format!(
                 "the guest uses features of a virtio device that it does not have here: {features:#x}"
             )));
         }
         let queues = self.common.accepts(&state.common);
+        let in_order = state.running.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let running = state.running.iter().all(|&(index, ..)| self.ring_of(&state.common, index).is_some());
-        let held = state.held.iter().all(|(_, held)| held.is_possible());
+        let held = state.held.iter().all(|(queue, held)| state.runs(*queue) && held.is_possible());
+        let running = running && in_order && state.held_fit(&self.common);
         match fits && queues && running && held {
             true => Ok(()),
             false => Err(Error::damaged("a virtio device is in an impossible state")),

@@ -455,6 +455,16 @@ fn a_state_moves_to_another_device_which_goes_on_with_its_queues() {
 }
 
 #[test]
+fn what_a_driver_writes_before_the_handshake_does_not_spoil_the_state() {
+    let mut driver = Driver::new();
+    for half in [0, 1] {
+        driver.store(0x08, half, 4);
+        driver.store(0x0c, 0xffff_ffff, 4);
+    }
+    driver.device.check(&driver.device.save("pci.1").unwrap()).unwrap();
+}
+
+#[test]
 fn a_state_that_the_device_could_not_be_in_is_refused() {
     let saved = at_work().device.save("pci.1").unwrap();
     let driver = Driver::new();
@@ -474,6 +484,10 @@ fn a_state_that_the_device_could_not_be_in_is_refused() {
     refused(&|state| state["common"]["queues"][1][0]["used"] = 0xfff_fff0.into());
     refused(&|state| state["running"] = serde_json::json!([[0, 0, 0]]));
     refused(&|state| state["running"] = serde_json::json!([[9, 0, 0]]));
+    refused(&|state| state["running"] = serde_json::json!([[1, 0, 0], [1, 0, 0]]));
+    let held = |queue: u16, count| vec![serde_json::json!([queue, {"head": 0, "buffers": []}]); count];
+    refused(&|state| state["held"] = held(0, 1).into());
+    refused(&|state| state["held"] = held(1, 257).into());
     refused(&|state| state["more"] = 1.into());
     let features = refused(&|state| state["common"]["driver_features"] = (1u64 << 32 | 1 << 40).into());
     assert!(features.contains("0x10000000000"), "{features}");
