@@ -24,7 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Longest request, in bytes: what is not in files is made in memory.
 const MAX_TRANSFER: u32 = 1 << 20;
-/// How far the allocation status is looked for at once, in bytes.
+/// How far the allocation status is looked for first, in bytes.
+const FIRST_LOOK: u64 = 64 << 10;
+/// How far it is looked for at most.
 const STATUS_LEN: u64 = 4 << 20;
 /// Most host files that are open for reading; each takes two descriptors.
 const MAX_OPEN: usize = 32;
@@ -137,6 +139,16 @@ impl Vvfat {
         done.map_err(|error| self.failed(Error::from_io(error)))
     }
 
+    /// Whether the sector at `offset` is known to be zeros, and how many bytes from its start are like it, of those up to
+    /// `len` bytes behind `offset`.
+    fn alike(&self, offset: u64, len: u64) -> (bool, u64) {
+        let pieces = self.volume().pieces(offset / SECTOR..(offset + len).div_ceil(SECTOR));
+        let is_zeros = |piece: &super::view::Piece| piece.from == Source::Zeros;
+        let zero = pieces.first().is_some_and(is_zeros);
+        let alike = pieces.iter().take_while(|piece| is_zeros(piece) == zero);
+        (zero, alike.map(|piece| piece.len as u64).sum())
+    }
+
     /// Carries over what the guest wrote.
     async fn carry_over(&self) -> Result<()> {
         let _alone = self.gate.write().await;
@@ -229,12 +241,13 @@ impl Driver for Vvfat {
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         let _shared = self.gate.read().await;
-        let end = (offset + len.min(STATUS_LEN)).div_ceil(SECTOR);
-        let pieces = self.volume().pieces(offset / SECTOR..end);
-        let is_zeros = |piece: &super::view::Piece| piece.from == Source::Zeros;
-        let zero = pieces.first().is_some_and(is_zeros);
-        let alike = pieces.iter().take_while(|piece| is_zeros(piece) == zero);
-        let found: u64 = alike.map(|piece| piece.len as u64).sum();
+        // Far only where near is all the same: a disk of small files changes every few sectors.
+        let (most, mut look) = (len.min(STATUS_LEN), len.min(FIRST_LOOK));
+        let (mut zero, mut found) = self.alike(offset, look);
+        while found >= look && look < most {
+            look = most.min(look * 8);
+            (zero, found) = self.alike(offset, look);
+        }
         Ok(BlockStatus {
             len: found.saturating_sub(offset % SECTOR).min(len),
             allocated: true,
