@@ -116,7 +116,7 @@ impl Opener<'_> {
                 .remedy("name the file with data-file.filename=")
         })?;
         let location = match given {
-            Some(_) => Location::of_host(&name),
+            Some(_) => Location::from_name(&name)?,
             None => Location::File(name.clone()),
         };
         let opened = location.open(self.engine, options).await;
