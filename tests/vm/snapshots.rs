@@ -3,25 +3,8 @@
 use super::harness::session::Session;
 use super::harness::site::is_campaign;
 
-/// How a script talks to guest and monitor.
-const WORDS: &str = r#"
-# said TEXT COUNT: until the guest's console has so many lines that start with TEXT.
-said() {
-    waited=0
-    until [ "$(tr -d '\r' <"$name.log" | grep -c "^$1")" -ge "$2" ]; do
-        vmm_runs || fail "cowvm ended before it said '$1' $2 times"
-        pause "it never said '$1' $2 times"
-    done
-}
-# monitor COMMAND
-asked=0
-monitor() {
-    asked=$((asked + 1))
-    printf '\001c%s\ninfo status\n' "$1" >&3
-    said 'VM status: running' "$asked"
-    printf '\001c' >&3
-}
-# count N TIMES: the guest counts, to N, and has done so for so many times then.
+/// count N TIMES: the guest counts, to N, and has done so for so many times then.
+const COUNT: &str = r#"
 count() {
     echo count >&3
     said "COUNT $1 $1 $1 $1" "$2"
@@ -39,7 +22,7 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
     session.run(
         256,
         &format!(
-            "{WORDS}
+            "{COUNT}
             options='-smp 2 -m 256 -hda one.qcow2 -hdb two.qcow2'
             start first snapshots $options
             wait_for READY
@@ -57,7 +40,6 @@ fn linux_with_two_processors_and_two_disks_goes_back_and_forth_and_into_another_
             monitor 'info snapshots'
             printf '\\001x' >&3
             wait \"$vmm_pid\"
-            asked=0
             start second snapshots $options -loadvm a
             count 2 1
             monitor 'savevm c'

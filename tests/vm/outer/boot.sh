@@ -21,6 +21,7 @@ start() {
 launch() {
     name=$1
     script=$2
+    asked=0
     shift 2
     "$COWVM" run -kernel vmlinuz -initrd initrd -append "console=ttyS0 panic=-1 quiet guest=$script" "$@" \
         <&4 4<&- >"$name.log" 2>&1 &
@@ -42,6 +43,23 @@ wait_for() {
         vmm_runs || fail "cowvm ended before the guest said '$1'"
         pause "the guest never said '$1'"
     done
+}
+
+# said TEXT COUNT: until it has so many of them.
+said() {
+    waited=0
+    until [ "$(tr -d '\r' <"$name.log" | grep -c "^$1")" -ge "$2" ]; do
+        vmm_runs || fail "cowvm ended before it said '$1' $2 times"
+        pause "it never said '$1' $2 times"
+    done
+}
+
+# monitor COMMAND: has the monitor on the console of a guest that was started do it.
+monitor() {
+    asked=$((asked + 1))
+    printf '\001c%s\ninfo status\n' "$1" >&3
+    said 'VM status: running' "$asked"
+    printf '\001c' >&3
 }
 
 # murder: ends cowvm without a warning.
