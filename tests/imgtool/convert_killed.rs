@@ -4,7 +4,7 @@
 use crate::harness::Lab;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 
 /// A source that takes longer than any test at a low rate.
@@ -26,6 +26,14 @@ fn others(lab: &Lab) -> Vec<String> {
 fn start(lab: &Lab, line: &str) -> Child {
     let mut command = Command::new(lab.tool());
     command.args(line.split(' ')).current_dir(lab.path("")).stdout(Stdio::piped());
+    // Whoever runs the tests in the background may have them ignore some, and ours would go on doing so.
+    // SAFETY: plain system calls, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            [libc::SIGINT, libc::SIGTERM, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
+            Ok(())
+        })
+    };
     let mut child = command.spawn().unwrap();
     let (mut said, mut byte) = (Vec::new(), [0]);
     while !String::from_utf8_lossy(&said).contains("(6.25/100%)") {
