@@ -30,7 +30,9 @@ fn start(lab: &Lab, line: &str) -> Child {
     // SAFETY: plain system calls, which may be made between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            [libc::SIGINT, libc::SIGTERM, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         })
     };
