@@ -115,7 +115,8 @@ fn libguestfs_makes_and_fills_disks() {
     std::fs::create_dir(lab.path("tree")).unwrap();
     lab.write("tree/word", b"first\n").write("script", GUESTFISH.as_bytes());
     let tools = lab.tool().parent().unwrap().to_owned();
-    let args = ["LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg", "TMPDIR=."];
+    let folder = format!("TMPDIR={}", lab.path("").display());
+    let args = ["LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg", &folder];
     let guestfs = |words: &[&str]| run("env", &[&args[..], words].concat(), &lab.path(""), Some(&tools));
     let made = guestfs(&["virt-make-fs", "--format=qcow2", "--type=ext4", "tree", "made.qcow2"]);
     assert!(made.status.success(), "{made:?}");
