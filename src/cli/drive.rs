@@ -114,12 +114,7 @@ impl DriveSpec {
         if options.get("driver").and(options.get("format")).is_some() {
             return Err(bad(&"Cannot specify both 'driver' and 'format'"));
         }
-        let removable = match options.take("media").as_deref() {
-            None | Some("disk") => None,
-            Some("cdrom") => Some(Removable::Cdrom),
-            Some("floppy") => Some(Removable::Floppy),
-            Some(other) => return Err(bad(&format!("'{other}' invalid media"))),
-        };
+        let removable = take_media(&mut options).map_err(|error| bad(&error))?;
         let description = take_description(&mut options);
         let file = match options.take("file") {
             None if description.is_some() || removable.is_some() => String::new(),
@@ -129,33 +124,13 @@ impl DriveSpec {
             file => file.ok_or_else(|| bad(&"file= is missing"))?,
         };
         let read_only = options.take_switch("readonly").map_err(|error| bad(&error))?;
-        let read_only = match (removable, read_only) {
-            (Some(Removable::Cdrom), Some(false)) => {
-                return Err(bad(&"media in a CD-ROM drive are read-only"));
-            }
-            (Some(Removable::Cdrom), None) => Some(true),
-            _ => read_only,
-        };
+        let read_only = protection(removable, read_only).map_err(|error| bad(&error))?;
         let cache = match options.take("cache") {
             Some(word) => CacheMode::parse(&word)
                 .map_err(|error| Error::from(error).context(&format!("-drive {text}")))?,
             None => CacheMode::WRITEBACK,
         };
-        let unmap = match options.take("discard").as_deref() {
-            None | Some("ignore" | "off") => false,
-            Some("unmap" | "on") => true,
-            Some(other) => return Err(bad(&format!("discard= is ignore or unmap, not '{other}'"))),
-        };
-        let detect_zeroes = match options.take("detect-zeroes").as_deref() {
-            None | Some("off") => DetectZeroes::Off,
-            Some("on") => DetectZeroes::On,
-            Some("unmap") if unmap => DetectZeroes::Unmap,
-            Some("unmap") => {
-                let what = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
-                return Err(bad(&what));
-            }
-            Some(other) => return Err(bad(&format!("detect-zeroes= is off, on or unmap, not '{other}'"))),
-        };
+        let (unmap, detect_zeroes) = take_zeroing(&mut options).map_err(|error| bad(&error))?;
         match options.take("if").as_deref() {
             None | Some("virtio") => {}
             Some(other) => {
@@ -237,6 +212,50 @@ impl DriveSpec {
         }
         Ok(DiskConfig { drive, options })
     }
+}
+
+/// Takes the kind of drive, where its medium can be exchanged.
+fn take_media(options: &mut Options) -> std::result::Result<Option<Removable>, String> {
+    match options.take("media").as_deref() {
+        None | Some("disk") => Ok(None),
+        Some("cdrom") => Ok(Some(Removable::Cdrom)),
+        Some("floppy") => Ok(Some(Removable::Floppy)),
+        Some(other) => Err(format!("'{other}' invalid media")),
+    }
+}
+
+/// Whether a drive's media are only read, where that was said or follows from its kind.
+fn protection(
+    kind: Option<Removable>,
+    read_only: Option<bool>,
+) -> std::result::Result<Option<bool>, &'static str> {
+    match (kind, read_only) {
+        (Some(Removable::Cdrom), Some(false)) => Err("media in a CD-ROM drive are read-only"),
+        (Some(Removable::Cdrom), None) => Ok(Some(true)),
+        _ => Ok(read_only),
+    }
+}
+
+/// Takes what becomes of discards (whether they unmap) and of zeros that are written.
+fn take_zeroing(options: &mut Options) -> std::result::Result<(bool, DetectZeroes), String> {
+    let unmap = match options.take("discard").as_deref() {
+        None | Some("ignore" | "off") => false,
+        Some("unmap" | "on") => true,
+        Some(other) => return Err(format!("discard= is ignore or unmap, not '{other}'")),
+    };
+    let detect_zeroes = match options.take("detect-zeroes").as_deref() {
+        None | Some("off") => DetectZeroes::Off,
+        Some("on") => DetectZeroes::On,
+        Some("unmap") if unmap => DetectZeroes::Unmap,
+        Some("unmap") => {
+            return Err(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"
+                    .to_owned(),
+            );
+        }
+        Some(other) => return Err(format!("detect-zeroes= is off, on or unmap, not '{other}'")),
+    };
+    Ok((unmap, detect_zeroes))
 }
 
 /// Takes the options of the node that the image's bytes come from: `file.…`, or those of `driver=nbd`.
