@@ -3,14 +3,15 @@
 //!
 //! `cargo bench --bench imgtool [-- --size 4096] [-- --rounds 5] [-- --only map,commit] [-- --dir DIR]`. `--size` is that
 //! of the disk in MiB; half of it is holes, in turns of 16 MiB, and the data is compressible to about half. Outputs are
-//! removed before every run, and images that a command changes are made anew. Medians of the rounds.
+//! removed before every run, and images that a command changes are made anew. Medians of the rounds. "Floor" is what the
+//! host's copies of the same bytes take when nothing else is done.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
 
 mod measure;
 
 use measure::command::{Cost, cost};
-use measure::{median, option};
+use measure::{floor, median, option};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,10 +29,17 @@ struct Case {
     output: &'static str,
     /// How many runs, one after the other, make a measurement.
     times: u32,
+    /// It copies the disk, and nothing else.
+    is_copy: bool,
 }
 
 const fn case(name: &'static str, line: &'static str) -> Case {
-    Case { name, prepare: &[], line, output: "out", times: 1 }
+    Case { name, prepare: &[], line, output: "out", times: 1, is_copy: false }
+}
+
+/// A command that copies the disk.
+const fn plain(name: &'static str, line: &'static str) -> Case {
+    Case { is_copy: true, ..case(name, line) }
 }
 
 /// A command of some milliseconds that changes nothing.
@@ -48,17 +56,24 @@ const fn change(name: &'static str, prepare: &'static [&'static str], line: &'st
 const OVERLAY: &[&str] =
     &["create -q -f qcow2 -b base.raw -F raw out", "bench -q -w -c 2000 -s 65536 -S 1048576 -f qcow2 out"];
 
+/// As [`OVERLAY`], over an image.
+const OVERLAY_OF_QCOW2: &[&str] = &[
+    "convert -f raw -O qcow2 base.raw below",
+    "create -q -f qcow2 -b below -F qcow2 out",
+    "bench -q -w -c 2000 -s 65536 -S 1048576 -f qcow2 out",
+];
+
 const CASES: &[Case] = &[
-    case("convert raw raw", "convert -f raw -O raw base.raw out"),
-    case("convert raw qcow2", "convert -f raw -O qcow2 base.raw out"),
-    case("convert qcow2 raw", "convert -f qcow2 -O raw base.qcow2 out"),
-    case("convert qcow2 qcow2", "convert -f qcow2 -O qcow2 base.qcow2 out"),
+    plain("convert raw raw", "convert -f raw -O raw base.raw out"),
+    plain("convert raw qcow2", "convert -f raw -O qcow2 base.raw out"),
+    plain("convert qcow2 raw", "convert -f qcow2 -O raw base.qcow2 out"),
+    plain("convert qcow2 qcow2", "convert -f qcow2 -O qcow2 base.qcow2 out"),
     case("convert -c zlib", "convert -c -f raw -O qcow2 base.raw out"),
     case("convert -c zstd", "convert -c -f raw -O qcow2 -o compression_type=zstd base.raw out"),
     case("convert zlib raw", "convert -f qcow2 -O raw zlib.qcow2 out"),
     case("convert zstd raw", "convert -f qcow2 -O raw zstd.qcow2 out"),
     case("convert -S 0", "convert -S 0 -f raw -O raw base.raw out"),
-    case("convert -C", "convert -C -f raw -O raw base.raw out"),
+    plain("convert -C", "convert -C -f raw -O raw base.raw out"),
     case("dd", "dd -f raw -O raw bs=2M if=base.raw of=out"),
     case("compare raw qcow2", "compare -f raw -F qcow2 base.raw base.qcow2"),
     case("compare qcow2 zlib", "compare -f qcow2 -F qcow2 base.qcow2 zlib.qcow2"),
@@ -68,6 +83,7 @@ const CASES: &[Case] = &[
     short("measure", "measure -O qcow2 -f raw base.raw"),
     change("commit", OVERLAY, "commit -q -f qcow2 out"),
     change("commit -t unsafe", OVERLAY, "commit -q -t unsafe -f qcow2 out"),
+    change("commit to qcow2", OVERLAY_OF_QCOW2, "commit -q -f qcow2 out"),
     change("rebase", OVERLAY, "rebase -f qcow2 -b base.qcow2 -F qcow2 out"),
     change("snapshot -c", &["convert -f raw -O qcow2 base.raw out"], "snapshot -c one out"),
 ];
@@ -80,9 +96,9 @@ fn main() {
     let folder = Folder(folder.path().to_owned());
     folder.make_images(size);
     println!(
-        "| command | qemu-img s | cowvm s | times as fast | qemu-img MiB | cowvm MiB | size of output |"
+        "| command | qemu-img s | cowvm s | times as fast | floor s | qemu-img MiB | cowvm MiB | size of output |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for case in CASES.iter().filter(|case| only.split(',').any(|part| case.name.contains(part))) {
         folder.compare(case, rounds);
     }
@@ -126,10 +142,14 @@ impl Folder {
 
     fn compare(&self, case: &Case, rounds: usize) {
         let ours: &[&str] = &[env!("CARGO_BIN_EXE_cowvm"), "imgtool"];
-        let mut runs = [Vec::new(), Vec::new()];
+        let (mut runs, mut floor) = ([Vec::new(), Vec::new()], Vec::new());
         for _ in 0..rounds {
             for (tool, runs) in [&["qemu-img"][..], ours].into_iter().zip(&mut runs) {
                 runs.push(self.run(case, tool));
+            }
+            if case.is_copy {
+                let is_data = |at: u64| (at / TURN).is_multiple_of(2);
+                floor.push(floor::copies(&self.path("base.raw"), &self.path("out"), is_data));
             }
         }
         let middle = |of: fn(&Run) -> f64| {
@@ -138,9 +158,10 @@ impl Folder {
         let ([theirs, ours], memory) = (middle(|run| run.cost.seconds), middle(|run| run.cost.memory));
         let output = middle(|run| run.output as f64);
         println!(
-            "| {} | {theirs:.4} | {ours:.4} | {:.2} | {:.0} | {:.0} | {:.3} |",
+            "| {} | {theirs:.4} | {ours:.4} | {:.2} | {} | {:.0} | {:.0} | {:.3} |",
             case.name,
             theirs / ours,
+            if case.is_copy { format!("{:.4}", median(&mut floor)) } else { String::new() },
             memory[0],
             memory[1],
             if output[0] > 0.0 { output[1] / output[0] } else { 1.0 },

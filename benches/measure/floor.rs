@@ -1,6 +1,7 @@
 //! What no program gets under: the host's copies, or the codec, of a workload and nothing else.
 //!
-//! As many threads as requests are in flight, but no more than processors.
+//! As many threads as requests are in flight, but no more than processors; or one, where threads that wait for each other's
+//! locks are slower.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,8 @@ use std::time::Instant;
 
 /// A cluster, in bytes.
 const CLUSTER: u64 = 64 << 10;
+/// What is copied at once, in bytes.
+const BLOCK: u64 = 256 << 10;
 
 /// Runs `work` for the numbers below `count`, shared between threads; returns the seconds that took.
 fn timed(depth: u64, count: u64, work: impl Fn(u64) + Sync) -> f64 {
@@ -24,21 +27,48 @@ fn timed(depth: u64, count: u64, work: impl Fn(u64) + Sync) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
+/// The better of `run` with `depth` threads and with one.
+fn best(depth: u64, run: impl Fn(u64) -> f64) -> f64 {
+    if depth == 1 { run(1) } else { run(depth).min(run(1)) }
+}
+
+/// Copies the blocks of `source` of which `is_data` says that they are data to the new file `target`.
+pub(crate) fn copies(source: &Path, target: &Path, is_data: impl Fn(u64) -> bool + Sync) -> f64 {
+    let from = File::open(source).unwrap();
+    let size = from.metadata().unwrap().len();
+    best(u64::MAX, |depth| {
+        let _ = std::fs::remove_file(target);
+        let start = Instant::now();
+        let to = File::create_new(target).unwrap();
+        to.set_len(size).unwrap();
+        timed(depth, size / BLOCK, |number| {
+            if is_data(number * BLOCK) {
+                let mut block = [0; BLOCK as usize];
+                from.read_exact_at(&mut block, number * BLOCK).unwrap();
+                to.write_all_at(&block, number * BLOCK).unwrap();
+            }
+        });
+        start.elapsed().as_secs_f64()
+    })
+}
+
 /// Writes `size` bytes to the start of each of `count` clusters of the new file `target`; over a backing file, whole
 /// clusters that are read there before.
 pub(crate) fn writes(target: &Path, base: Option<&Path>, depth: u64, count: u64, size: u64) -> f64 {
-    let _ = std::fs::remove_file(target);
-    let file = File::create_new(target).unwrap();
     let base = base.map(|base| File::open(base).unwrap());
-    timed(depth, count, |number| {
-        let mut cluster = [65; CLUSTER as usize];
-        match &base {
-            Some(base) => {
-                base.read_exact_at(&mut cluster, number * CLUSTER).unwrap();
-                file.write_all_at(&cluster, number * CLUSTER).unwrap();
+    best(depth, |depth| {
+        let _ = std::fs::remove_file(target);
+        let file = File::create_new(target).unwrap();
+        timed(depth, count, |number| {
+            let mut cluster = [65; CLUSTER as usize];
+            match &base {
+                Some(base) => {
+                    base.read_exact_at(&mut cluster, number * CLUSTER).unwrap();
+                    file.write_all_at(&cluster, number * CLUSTER).unwrap();
+                }
+                None => file.write_all_at(&cluster[..size as usize], number * CLUSTER).unwrap(),
             }
-            None => file.write_all_at(&cluster[..size as usize], number * CLUSTER).unwrap(),
-        }
+        })
     })
 }
 

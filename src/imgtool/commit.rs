@@ -114,7 +114,8 @@ async fn commit_to_base(
     };
     let base = base_of(image).ok_or_else(|| Failure::message(missing()))?;
     let report = |done: u64, total: u64| progress.report(done, total);
-    let done = commit(engine, image, &base, &request.options, &report).await;
+    let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };
+    let done = commit(engine, image, &base, &request.options, shown).await;
     done.map_err(|error| Failure::plain(&error))?;
     progress.finish();
     Ok(base.filename().to_owned())

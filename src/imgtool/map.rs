@@ -6,6 +6,7 @@ use super::output::{self, Failure, Form};
 use super::{Command, HELP, engine, only_image, size_argument};
 use crate::block::graph::Node;
 use crate::block::ops::map::{Extent, Walk};
+use std::fmt::Write as _;
 use std::rc::Rc;
 
 pub(super) const COMMAND: Command = Command {
@@ -89,10 +90,10 @@ async fn print_json(node: &Rc<Node>, start: u64, end: u64) -> Result<(), Failure
         if !std::mem::take(&mut first) {
             text += ",\n";
         }
-        text += &object(&extent);
+        push_object(&mut text, &extent);
     }
     if first {
-        text += &object(&nothing(start));
+        push_object(&mut text, &nothing(start));
     }
     text += "]\n";
     Ok(output::write(&text)?)
@@ -104,20 +105,18 @@ fn nothing(start: u64) -> Extent {
     Extent { start, len: 0, depth: 0, present, zero, data, compressed, mapped: None }
 }
 
-fn object(extent: &Extent) -> String {
-    let offset = extent.mapped.as_ref().map(|(_, offset)| format!(", \"offset\": {offset}"));
-    format!(
+fn push_object(text: &mut String, extent: &Extent) {
+    // A string takes all that is written to it.
+    let _ = write!(
+        text,
         "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \
-         \"compressed\": {}{}}}",
-        extent.start,
-        extent.len,
-        extent.depth,
-        extent.present,
-        extent.zero,
-        extent.data,
-        extent.compressed,
-        offset.unwrap_or_default(),
-    )
+         \"compressed\": {}",
+        extent.start, extent.len, extent.depth, extent.present, extent.zero, extent.data, extent.compressed,
+    );
+    if let Some((_, offset)) = &extent.mapped {
+        let _ = write!(text, ", \"offset\": {offset}");
+    }
+    text.push('}');
 }
 
 /// The next extent; writes out `text` when it has become long.

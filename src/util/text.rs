@@ -43,7 +43,7 @@ pub fn from_os(name: &OsStr) -> String {
 
 /// The bytes that `text` stands for.
 pub fn to_bytes(text: &str) -> Cow<'_, [u8]> {
-    if text.chars().all(|char| byte_of(char).is_none()) {
+    if text.is_ascii() || text.chars().all(|char| byte_of(char).is_none()) {
         return Cow::Borrowed(text.as_bytes());
     }
     let mut bytes = Vec::with_capacity(text.len());

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -66,6 +67,15 @@ impl BulkFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether the file system may share blocks, or have its server copy them: those of the page cache alone only copy.
+    pub fn can_offload(&self) -> bool {
+        let mut of = MaybeUninit::<libc::statfs>::uninit();
+        // SAFETY: an open descriptor, and memory for what the kernel fills in.
+        let known = unsafe { libc::fstatfs(self.0.as_raw_fd(), of.as_mut_ptr()) } == 0;
+        // SAFETY: it did.
+        known && !matches!(unsafe { of.assume_init() }.f_type, libc::EXT4_SUPER_MAGIC | libc::TMPFS_MAGIC)
     }
 
     fn copy_range(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> io::Result<u64> {

@@ -99,7 +99,7 @@ impl Local {
         let layer = self.layer_below(&below);
         let base = self.exchange_backing(&below, &layer, false).await?;
         let options = CommitOptions { rate: 0, make_empty: true };
-        let done = commit(&self.engine, &top, &base, &options, &|_, _| ()).await;
+        let done = commit(&self.engine, &top, &base, &options, None).await;
         // It stays open for writing where that fails, which costs others the right to read it and nothing else.
         let _ = self.exchange_backing(&base, &layer, true).await;
         done

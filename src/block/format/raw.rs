@@ -5,7 +5,7 @@
 //! image of another format: such a write of the first sector is refused.
 
 use crate::block::graph::driver::DeviceFacts;
-use crate::block::graph::filling::{Filling, Room};
+use crate::block::graph::filling::{Filling, Held, Room};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::{Preallocation, size_option};
 use crate::block::{Error, Iov, Kind, Result, probe};
@@ -148,6 +148,10 @@ impl Driver for Raw {
         Ok(BlockStatus::of_file(&self.file, self.at(offset), len))
     }
 
+    fn written_elsewhere(&self, end: u64) {
+        self.file.written_elsewhere(self.at(end));
+    }
+
     fn filling(&self) -> Option<&dyn Filling> {
         // A guessed disk must not become another format's image.
         let open = !self.guessed && self.file.driver().bulk_file().is_some();
@@ -178,27 +182,9 @@ impl Filling for Raw {
         SECTOR
     }
 
-    fn is_in_place(&self) -> bool {
-        true
-    }
-
-    async fn take_room(&self, at: u64, len: u64) -> Result<Room> {
-        let file = self.file.driver().bulk_file();
-        let file =
-            file.ok_or_else(|| Error::new(Kind::Unsupported, "other threads cannot write to the file"))?;
+    async fn held(&self, at: u64, len: u64) -> Result<Held> {
+        let Some(file) = self.file.driver().bulk_file() else { return Ok(Held::Other) };
         self.file.written_elsewhere(self.at(at) + len);
-        Ok(Room { file, offset: self.at(at), len, untouched: true })
-    }
-
-    async fn show(&self, _at: u64, _len: u64, _place: u64) -> Result<()> {
-        // What was found out of holes meanwhile no longer holds.
-        self.file.written_elsewhere(0);
-        Ok(())
-    }
-
-    fn give_back(&self, _room: Room) {}
-
-    async fn write_packed(&self, _at: u64, _packed: &[u8]) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "Compression not supported for this file format"))
+        Ok(Held::Own(vec![Room { file, offset: self.at(at), len, untouched: false }]))
     }
 }

@@ -4,10 +4,11 @@
 //!   driver's thread   take_room ──▶ Room ┐                          ┌─▶ show: from here on the disk has them
 //!   pool thread                          └─▶ bytes to the host file ┘
 //! ```
-//! Only for a disk that nobody else reads or writes meanwhile. Room that is never shown leaks.
+//! Bytes go where the disk has them already, or to new room. Only for ranges that nobody else writes meanwhile. Room that
+//! is never shown leaks.
 
-use crate::block::Result;
 use crate::block::aio::BulkFile;
+use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -27,31 +28,48 @@ pub struct Room {
     pub untouched: bool,
 }
 
-/// A driver whose disk can be filled so.
+/// What a range of a disk has in the file.
+#[derive(Debug)]
+pub enum Held {
+    /// Its places, in order, all of which may be overwritten.
+    Own(Vec<Room>),
+    /// Nothing: it needs room.
+    Nothing,
+    /// Bytes that are shared, or stand otherwise than as they are, or nothing in part: only requests can change it.
+    Other,
+}
+
+/// A driver whose disk can be filled so. One of which all ranges hold their own places has no room to give.
 #[async_trait(?Send)]
 pub trait Filling {
     /// Bytes that are given a place together, and at multiples of which ranges begin. They end so too, or with the
     /// disk.
     fn grain(&self) -> u64;
 
-    /// A place of the disk has its place in the file, whatever was written there before; room for it is there.
-    /// Otherwise bytes may stand anywhere, and only ranges without any can be filled.
-    fn is_in_place(&self) -> bool;
-
-    /// Takes room for up to `len` bytes (whole grains), which are meant for the disk at `at` on.
-    ///
-    /// # Errors
-    /// When the file cannot grow so far.
-    async fn take_room(&self, at: u64, len: u64) -> Result<Room>;
-
-    /// The `len` bytes of the disk from `at` on (whole grains) now stand at `place` of a room.
+    /// What the `len` bytes of the disk from `at` on have; their own places may be written to from now on.
     ///
     /// # Errors
     /// When the tables that tell of it cannot be read.
-    async fn show(&self, at: u64, len: u64, place: u64) -> Result<()>;
+    async fn held(&self, at: u64, len: u64) -> Result<Held>;
 
-    /// Gives back room that nothing was shown in.
-    fn give_back(&self, room: Room);
+    /// Takes room for up to `len` bytes (whole grains) of a range that has nothing.
+    ///
+    /// # Errors
+    /// When the file cannot grow so far.
+    async fn take_room(&self, _len: u64) -> Result<Room> {
+        Err(unsupported())
+    }
+
+    /// The `len` bytes of the disk from `at` on (whole grains) now stand at `place` of a room that was taken.
+    ///
+    /// # Errors
+    /// When the tables that tell of it cannot be read.
+    async fn show(&self, _at: u64, _len: u64, _place: u64) -> Result<()> {
+        Err(unsupported())
+    }
+
+    /// Gives back room that was taken, and in which nothing was shown.
+    fn give_back(&self, _room: Room) {}
 
     /// What makes grains smaller, where the format can store them so.
     fn packer(&self) -> Option<Packer> {
@@ -62,5 +80,11 @@ pub trait Filling {
     ///
     /// # Errors
     /// What the host says.
-    async fn write_packed(&self, at: u64, packed: &[u8]) -> Result<()>;
+    async fn write_packed(&self, _at: u64, _packed: &[u8]) -> Result<()> {
+        Err(unsupported())
+    }
+}
+
+fn unsupported() -> Error {
+    Error::new(Kind::Unsupported, "the format has no room to give")
 }

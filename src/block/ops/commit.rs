@@ -14,14 +14,16 @@
 //!
 //! [`Overlay::make_empty`]: crate::block::graph::overlay::Overlay::make_empty
 
-use super::pieces::{PIECE, Pace, Pieces, STATUS_REACH, in_flight};
-use super::{cluster_size, unsupported};
+use super::copy::{CopyOptions, Layers, Reports, copy};
+use super::unsupported;
 use crate::block::Result;
 use crate::block::aio::Engine;
-use crate::block::graph::status::status_above;
 use crate::block::graph::{ChildRole, Node};
 use crate::block::options::Preallocation;
 use std::rc::Rc;
+
+/// Pieces in flight.
+const WORKERS: usize = 8;
 
 /// How to commit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,8 +47,8 @@ pub fn base_of(top: &Rc<Node>) -> Option<Rc<Node>> {
     layer
 }
 
-/// Copies all that the layers above `base` have into it, durably. `progress` hears how many of how many bytes of the
-/// disk were looked at.
+/// Copies all that the layers above `base` have into it, durably. `progress` hears how many of how many bytes of
+/// data were begun.
 ///
 /// # Errors
 /// The first failure. The base holds a part of what is above it then, and the layers above are as they were.
@@ -55,7 +57,7 @@ pub async fn commit(
     top: &Rc<Node>,
     base: &Rc<Node>,
     options: &CommitOptions,
-    progress: &dyn Fn(u64, u64),
+    progress: Option<&dyn Fn(u64, u64)>,
 ) -> Result<()> {
     let copied = copy_down(engine, top, base, options.rate, progress).await;
     copied.map_err(|error| error.terse().context("Block job failed"))?;
@@ -72,74 +74,24 @@ async fn copy_down(
     top: &Rc<Node>,
     base: &Rc<Node>,
     rate: u64,
-    progress: &dyn Fn(u64, u64),
+    progress: Option<&dyn Fn(u64, u64)>,
 ) -> Result<()> {
     if base.size() < top.size() {
         base.truncate(top.size(), Preallocation::Off).await?;
     }
-    let pace = Pace::new(engine, rate);
-    let piece = PIECE.max(cluster_size(base));
-    let layers = Layers { top, base, at: 0, piece, known: None, progress };
-    in_flight(layers, async |piece: Piece, scratch| {
-        if piece.zero {
-            return base.write_zeroes(piece.at, piece.len, true).await;
-        }
-        pace.wait(piece.len).await;
-        let iov = scratch.iov(piece.len as usize);
-        top.read(piece.at, &iov).await?;
-        base.write(piece.at, &iov).await
-    })
-    .await?;
+    let options = CopyOptions {
+        layers: Layers::Above(base.clone()),
+        sparse: 0,
+        workers: WORKERS,
+        out_of_order: true,
+        compress: false,
+        offload: false,
+        target_is_zero: false,
+        target_is_new: false,
+        salvage: false,
+        rate,
+    };
+    let reports = Reports { progress, warn: &|_, _, _| {} };
+    copy(engine, std::slice::from_ref(top), base, &options, &reports).await?;
     base.flush().await
-}
-
-/// A range that is above the base.
-struct Piece {
-    at: u64,
-    len: u64,
-    zero: bool,
-}
-
-/// Cuts what is above the base into pieces.
-struct Layers<'a> {
-    top: &'a Rc<Node>,
-    base: &'a Rc<Node>,
-    at: u64,
-    /// Longest piece of data, in bytes; they end at multiples of it.
-    piece: u64,
-    /// Up to where what the current position has goes, and whether that is zeros.
-    known: Option<(u64, bool)>,
-    progress: &'a dyn Fn(u64, u64),
-}
-
-impl Pieces for Layers<'_> {
-    type Piece = Piece;
-
-    async fn next(&mut self) -> Result<Option<Piece>> {
-        let Some((end, zero)) = self.look().await? else { return Ok(None) };
-        let at = self.at;
-        let len = if zero { end - at } else { (end - at).min(self.piece - at % self.piece) };
-        self.at += len;
-        (self.progress)(at, self.top.size());
-        Ok(Some(Piece { at, len, zero }))
-    }
-}
-
-impl Layers<'_> {
-    /// Moves on to what is above the base, and says up to where it goes and whether it is zeros.
-    async fn look(&mut self) -> Result<Option<(u64, bool)>> {
-        let size = self.top.size();
-        while self.known.is_none_or(|(end, _)| end <= self.at) {
-            if self.at == size {
-                return Ok(None);
-            }
-            let reach = (size - self.at).min(STATUS_REACH);
-            let found = status_above(self.top, Some(self.base), self.at, reach).await?;
-            match found.status.allocated {
-                true => self.known = Some((self.at + found.len, found.status.zero)),
-                false => self.at += found.len,
-            }
-        }
-        Ok(self.known)
-    }
 }

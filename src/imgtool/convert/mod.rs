@@ -17,7 +17,7 @@ use super::progress::{PROGRESS, Progress};
 use super::{Command, HELP, engine, snapshot_param};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
-use crate::block::ops::copy::{CopyOptions, Reports, copy, total_size};
+use crate::block::ops::copy::{CopyOptions, Layers, Reports, copy, total_size};
 use crate::block::ops::create::Values;
 use crate::block::{Error, graph::ChildRole};
 use request::{Request, read};
@@ -143,6 +143,11 @@ fn copy_options(request: &Request, target: &Target) -> CopyOptions {
     let backing = target.node.child(ChildRole::Backing);
     let left_to_backing = if made.is_some() { has_backing } else { request.backing.is_some() };
     CopyOptions {
+        // A backing file that is not there has an end that nobody knows.
+        layers: match left_to_backing {
+            true => Layers::Top(backing.map_or(u64::MAX, |backing| backing.size())),
+            false => Layers::All,
+        },
         sparse: request.sparse,
         workers: request.workers,
         out_of_order: request.out_of_order,
@@ -151,8 +156,6 @@ fn copy_options(request: &Request, target: &Target) -> CopyOptions {
         target_is_zero: request.target_is_zero
             || made.is_some_and(|made| made.reads_as_zeros_in(&target.node)) && !has_backing,
         target_is_new: made.is_some_and(is_empty),
-        // A backing file that is not there has an end that nobody knows.
-        target_backing: left_to_backing.then(|| backing.map_or(u64::MAX, |backing| backing.size())),
         salvage: request.salvage,
         rate: request.rate,
     }

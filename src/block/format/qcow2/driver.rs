@@ -267,6 +267,10 @@ impl Driver for Rc<Qcow2> {
         Some(Clusters { size, allocated, compressed: true })
     }
 
+    fn written_elsewhere(&self, _end: u64) {
+        self.file.written_elsewhere(0);
+    }
+
     fn filling(&self) -> Option<&dyn Filling> {
         self.can_be_filled().then_some(&**self as &dyn Filling)
     }

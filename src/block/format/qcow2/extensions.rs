@@ -116,9 +116,12 @@ pub(super) fn be32(bytes: &[u8]) -> u32 {
     bytes.iter().take(4).fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
-/// Eight bytes, big-endian.
+/// Eight bytes, big-endian; missing ones count as zeros before the others.
 pub(super) fn be64(bytes: &[u8]) -> u64 {
-    bytes.iter().take(8).fold(0, |value, &byte| value << 8 | u64::from(byte))
+    match bytes.first_chunk() {
+        Some(&bytes) => u64::from_be_bytes(bytes),
+        None => bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A new image that is filled from several threads: clusters are taken here, one behind the other, their bytes are
-//! written by others, and then the L2 entries show them.
+//! Clusters that are filled from several threads: new ones are taken here, one behind the other, their bytes are written
+//! by others, and then the L2 entries show them; bytes of those that the disk has already are written where they are.
 //!
 //! The order is that of any write: refcounts and data first, what refers to them later. What was taken and never
 //! shown is a leak until it is given back.
@@ -7,9 +7,10 @@
 use super::driver::Qcow2;
 use super::entries::L2Entry;
 use super::geometry::{GuestOffset, HostOffset};
+use super::mapping::Place;
 use super::refcount::Run;
 use crate::block::aio::BulkFile;
-use crate::block::graph::filling::{Filling, Packer, Room};
+use crate::block::graph::filling::{Filling, Held, Packer, Room};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -53,11 +54,34 @@ impl Filling for Qcow2 {
         self.geometry.cluster_size()
     }
 
-    fn is_in_place(&self) -> bool {
-        false
+    async fn held(&self, at: u64, len: u64) -> Result<Held> {
+        if self.must_prepare() {
+            self.prepare_change().await?;
+        }
+        let file = self.bulk_file().ok_or_else(no_bulk_file)?;
+        let (mut rooms, mut done) = (Vec::new(), 0);
+        while done < len {
+            let extent = self.map(&self.active, GuestOffset(at + done), len - done).await?;
+            let host = match extent.place {
+                Place::Data { host, copied: true } => Some(host),
+                Place::Unallocated { host: None } | Place::Zero { host: None, .. } => None,
+                _ => return Ok(Held::Other),
+            };
+            if done > 0 && host.is_none() != rooms.is_empty() {
+                return Ok(Held::Other);
+            }
+            if let Some(host) = host {
+                self.overlap.check(host, extent.len, None)?;
+                self.file.written_elsewhere(host.0 + extent.len);
+                let (file, offset) = (file.clone(), host.0);
+                rooms.push(Room { file, offset, len: extent.len, untouched: false });
+            }
+            done += extent.len;
+        }
+        Ok(if rooms.is_empty() { Held::Nothing } else { Held::Own(rooms) })
     }
 
-    async fn take_room(&self, _at: u64, len: u64) -> Result<Room> {
+    async fn take_room(&self, len: u64) -> Result<Room> {
         if self.must_prepare() {
             self.prepare_change().await?;
         }

@@ -6,7 +6,7 @@
 
 use super::cache::Piece;
 use super::driver::Qcow2;
-use super::entries::{Compressed, L1Entry, L2Entry, L2Words, Malformed, Subcluster};
+use super::entries::{Compressed, L1Entry, L2Entry, L2Words, Malformed, OFFSET, Subcluster};
 use super::extensions::be64;
 use super::geometry::{ENTRY, Geometry, GuestOffset, HostOffset};
 use crate::block::graph::Node;
@@ -224,7 +224,9 @@ impl Qcow2 {
         let first = self.entry(slice, slot.index)?;
         self.check_external(first, self.geometry.guest_start(at))?;
         let mut extent = self.extent_in(first, self.geometry.in_cluster(at.0));
-        for index in slot.index + 1..self.slices.entries() {
+        let steady = self.steady(slice, slot.index, first, len.saturating_sub(extent.len));
+        extent.len += steady << self.geometry.cluster_bits;
+        for index in slot.index + 1 + steady as usize..self.slices.entries() {
             if extent.len >= len || !self.geometry.is_aligned(at.0 + extent.len) {
                 break;
             }
@@ -240,6 +242,26 @@ impl Qcow2 {
         // What a shared table names is shared, whatever its flag says.
         extent.place.disown(!slot.copied);
         Ok(extent)
+    }
+
+    /// How many entries behind that at `index`, which is `first`, go on as it does word for word: nothing each, or each
+    /// the next cluster. No more than `len` bytes need.
+    fn steady(&self, slice: &Piece, index: usize, first: L2Entry, len: u64) -> u64 {
+        let step = match first {
+            _ if self.geometry.extended_l2 => return 0,
+            L2Entry::Data { .. } => self.geometry.cluster_size(),
+            L2Entry::Unallocated | L2Entry::Zero { host: None, .. } => 0,
+            _ => return 0,
+        };
+        let most = len.div_ceil(self.geometry.cluster_size()) as usize;
+        slice.with(|bytes| {
+            let raw = be64(&bytes[self.entry_range(index)]);
+            let next = bytes[self.entry_range(index).end..].chunks_exact(ENTRY as usize).take(most);
+            let wanted = (1..).map(|count| raw.wrapping_add(count * step));
+            // Where offsets run over, what is beside them changes.
+            let same = |&(next, wanted): &(u64, u64)| next == wanted && (next ^ raw) & !OFFSET == 0;
+            next.map(be64).zip(wanted).take_while(same).count() as u64
+        })
     }
 
     /// The extent from byte `skip` of a cluster on, within it.

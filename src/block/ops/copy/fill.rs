@@ -7,13 +7,14 @@
 
 use super::super::place::Place;
 use super::Copy;
-use super::job::{Broken, Job, Moved, split_off};
+use super::job::{Broken, Job, Moved, Rooms, split_off};
 use super::plan::{Piece, failed, piece_len};
 use super::runs::{data_grains, find_runs, gaps};
 use super::through::Memory;
 use crate::block::graph::filling::{Filling, Packer, Room};
 use crate::block::{Buffer, Result};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 /// Room that was taken and not used.
 #[derive(Default)]
@@ -21,17 +22,17 @@ pub(super) struct Spare(RefCell<Vec<Room>>);
 
 impl Spare {
     /// Room for `len` bytes: first what is left, then new.
-    pub(super) async fn take(&self, filling: &dyn Filling, at: u64, len: u64) -> Result<Vec<Room>> {
-        let (mut rooms, mut missing) = (Vec::new(), len.next_multiple_of(filling.grain()));
+    pub(super) async fn take(&self, filling: &dyn Filling, len: u64) -> Result<VecDeque<Room>> {
+        let (mut rooms, mut missing) = (VecDeque::new(), len.next_multiple_of(filling.grain()));
         while missing > 0 {
             let spare = self.0.borrow_mut().pop();
             let mut room = match spare {
                 Some(room) => room,
-                None => filling.take_room(at, missing).await?,
+                None => filling.take_room(missing).await?,
             };
             self.keep(split_off(&mut room, missing));
             missing -= room.len;
-            rooms.push(room);
+            rooms.push_back(room);
         }
         Ok(rooms)
     }
@@ -47,7 +48,7 @@ impl Copy<'_> {
         &self,
         piece: &Piece,
         place: Place,
-        rooms: Vec<Room>,
+        rooms: Rooms,
         memory: &mut Memory,
     ) -> Result<()> {
         let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
@@ -57,10 +58,9 @@ impl Copy<'_> {
             position: piece.to,
             block: piece_len(self.options, filling.grain()),
             sparse: self.options.shortest_zeros(filling.grain()),
-            offload: self.options.offload,
+            offload: self.offload,
             grain: filling.grain(),
-            in_place: filling.is_in_place(),
-            rooms: rooms.iter().cloned().collect(),
+            rooms: rooms.clone(),
             shown: Vec::new(),
             zeros: Vec::new(),
             bytes: std::mem::take(&mut memory.bytes),
@@ -72,13 +72,11 @@ impl Copy<'_> {
             Ok(job) => {
                 let done = self.show(piece, filling, &job).await;
                 memory.bytes = job.bytes;
-                // Of a disk in place, nothing else can go there.
-                let left = job.rooms.into_iter().filter(|_| !job.in_place);
-                left.for_each(|room| self.spare.keep(Some(room)));
+                job.rooms.new().for_each(|room| self.spare.keep(Some(room)));
                 done
             }
             Err(broken) => {
-                rooms.into_iter().for_each(|room| filling.give_back(room));
+                rooms.new().for_each(|room| filling.give_back(room));
                 match broken.reading && self.options.salvage {
                     true => self.copy_through(piece, memory).await,
                     false => Err(broken.told(piece)),

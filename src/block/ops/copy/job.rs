@@ -35,6 +35,36 @@ pub(super) struct Broken {
 /// What comes back from a thread of the pool.
 pub(super) type Moved<T> = std::result::Result<T, Broken>;
 
+/// Where the bytes of a piece go.
+#[derive(Clone)]
+pub(super) enum Rooms {
+    /// Where the target has them, in order.
+    InPlace(Vec<Room>),
+    /// What is left of new room; it was taken for the whole piece.
+    New(VecDeque<Room>),
+}
+
+impl Rooms {
+    /// New room that is left.
+    pub(super) fn new(self) -> impl Iterator<Item = Room> {
+        let rooms = match self {
+            Rooms::InPlace(_) => VecDeque::new(),
+            Rooms::New(rooms) => rooms,
+        };
+        rooms.into_iter()
+    }
+
+    /// The next `len` bytes or less of new room.
+    fn take(&mut self, len: u64) -> Option<Room> {
+        let Rooms::New(rooms) = self else { return None };
+        let mut room = rooms.pop_front()?;
+        if let Some(rest) = split_off(&mut room, len) {
+            rooms.push_front(rest);
+        }
+        Some(room)
+    }
+}
+
 /// A piece on its way.
 pub(super) struct Job {
     pub(super) source: Place,
@@ -47,9 +77,7 @@ pub(super) struct Job {
     /// The file system does it.
     pub(super) offload: bool,
     pub(super) grain: u64,
-    pub(super) in_place: bool,
-    /// What is left of the room.
-    pub(super) rooms: VecDeque<Room>,
+    pub(super) rooms: Rooms,
     pub(super) shown: Vec<Shown>,
     pub(super) zeros: Vec<Range<u64>>,
     pub(super) bytes: Vec<u8>,
@@ -78,24 +106,29 @@ impl Job {
 
     /// Lets the file system copy, zeros too.
     fn copy_all(&mut self, file: &BulkFile, offset: u64) -> Moved<()> {
-        let mut done = 0;
-        while let Some(mut room) = self.rooms.pop_front() {
-            let len = room.len.min(self.len - done);
+        let copy = |room: &Room, done: u64, len: u64| {
             file.copy(offset + done, &room.file, room.offset, len).map_err(|error| match error {
                 CopyError::Reading(error) => Broken { reading: true, at: done, error },
                 CopyError::Writing(error) => Broken { reading: false, at: done, error },
-            })?;
-            let whole = len.next_multiple_of(self.grain);
-            if whole > len && !room.untouched {
-                self.write(&room, len, &vec![0; (whole - len) as usize], done)?;
+            })
+        };
+        let mut done = 0;
+        if let Rooms::InPlace(rooms) = &self.rooms {
+            for room in rooms {
+                copy(room, done, room.len)?;
+                done += room.len;
             }
-            self.shown.push(Shown { start: done, len: whole, place: room.offset });
+        }
+        while done < self.len
+            && let Some(room) = self.rooms.take((self.len - done).next_multiple_of(self.grain))
+        {
+            let len = room.len.min(self.len - done);
+            copy(&room, done, len)?;
+            if room.len > len && !room.untouched {
+                self.write(&room, len, &vec![0; (room.len - len) as usize], done)?;
+            }
+            self.shown.push(Shown { start: done, len: room.len, place: room.offset });
             done += len;
-            let rest = split_off(&mut room, whole);
-            self.rooms.extend(rest);
-            if done == self.len {
-                break;
-            }
         }
         Ok(())
     }
@@ -109,45 +142,54 @@ impl Job {
         // The rest of the last grain is behind the end of the disk.
         bytes[end..room].fill(0);
         let runs = find_runs(&bytes[..end], self.position + start, self.sparse);
-        let done = match self.in_place {
-            true => self.write_in_place(start, &bytes, &runs),
-            false => self.write_grains(start, &bytes[..room], len, &runs),
+        let done = match &self.rooms {
+            Rooms::InPlace(rooms) => self.write_in_place(rooms, start, &bytes, &runs),
+            Rooms::New(_) => self.write_grains(start, &bytes[..room], len, &runs),
         };
+        self.zeros.extend(done?);
         self.bytes = bytes;
-        done
-    }
-
-    /// Data goes where the disk has its place.
-    fn write_in_place(&mut self, start: u64, bytes: &[u8], runs: &[Run]) -> Moved<()> {
-        for (run, data) in runs {
-            match (data, self.rooms.front()) {
-                (true, Some(room)) => {
-                    self.write(room, start + run.start, &bytes[run.start as usize..run.end as usize], start)?;
-                }
-                _ => self.zeros.push(start + run.start..start + run.end),
-            }
-        }
         Ok(())
     }
 
-    /// Grains with data in them go to the next ones of the room.
-    fn write_grains(&mut self, start: u64, bytes: &[u8], len: u64, runs: &[Run]) -> Moved<()> {
+    /// Data goes where the disk has its place. Returns what is zero.
+    fn write_in_place(
+        &self,
+        rooms: &[Room],
+        start: u64,
+        bytes: &[u8],
+        runs: &[Run],
+    ) -> Moved<Vec<Range<u64>>> {
+        let mut room_start = 0;
+        for room in rooms {
+            let room_end = room_start + room.len;
+            for (run, _) in runs.iter().filter(|(_, data)| *data) {
+                let part = (start + run.start).max(room_start)..(start + run.end).min(room_end);
+                if part.start < part.end {
+                    let bytes = &bytes[(part.start - start) as usize..(part.end - start) as usize];
+                    self.write(room, part.start - room_start, bytes, start)?;
+                }
+            }
+            room_start = room_end;
+        }
+        let zeros = runs.iter().filter(|(_, data)| !data);
+        Ok(zeros.map(|(run, _)| start + run.start..start + run.end).collect())
+    }
+
+    /// Grains with data in them go to the next ones of the room. Returns what is zero.
+    fn write_grains(&mut self, start: u64, bytes: &[u8], len: u64, runs: &[Run]) -> Moved<Vec<Range<u64>>> {
         let data = data_grains(runs, self.grain);
         for range in &data {
             let mut at = range.start;
-            while at < range.end {
-                // As much was taken as the piece can need.
-                let Some(mut room) = self.rooms.pop_front() else { break };
-                if let Some(rest) = split_off(&mut room, range.end - at) {
-                    self.rooms.push_front(rest);
-                }
+            // As much was taken as the piece can need.
+            while at < range.end
+                && let Some(room) = self.rooms.take(range.end - at)
+            {
                 self.write_group(&room, at..at + room.len, bytes, runs, start)?;
                 self.shown.push(Shown { start: start + at, len: room.len, place: room.offset });
                 at += room.len;
             }
         }
-        self.zeros.extend(gaps(&data, len).into_iter().map(|gap| start + gap.start..start + gap.end));
-        Ok(())
+        Ok(gaps(&data, len).into_iter().map(|gap| start + gap.start..start + gap.end).collect())
     }
 
     /// Writes the grains of `group` to a room of their length: all of it, or what is data where nothing was before.

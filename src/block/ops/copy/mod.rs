@@ -25,21 +25,35 @@ use super::place::Place;
 use super::{SECTOR, cluster_size};
 use crate::block::aio::Engine;
 use crate::block::cluster_map::ClusterMap;
-use crate::block::graph::Node;
-use crate::block::graph::filling::{Filling, Packer, Room};
+use crate::block::graph::filling::{Filling, Held, Packer};
+use crate::block::graph::{ChildRole, Node};
 use crate::block::{Error, Result};
 use async_lock::{Mutex, Semaphore};
 use fill::Spare;
 use futures_util::future::join_all;
-use plan::{Content, Cut, Piece, Plan, disk_size};
+use job::Rooms;
+use plan::{Content, Cut, Piece, Plan, disk_size, failed};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::thread::available_parallelism;
 use turns::Turns;
 
+/// Which layers of a source are copied.
+#[derive(Clone, Debug)]
+pub enum Layers {
+    /// All: the disk as it reads.
+    All,
+    /// The top one alone. The rest is left to the target's backing file, of which this is the size.
+    Top(u64),
+    /// Those above this one, which is the target.
+    Above(Rc<Node>),
+}
+
 /// How to copy.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CopyOptions {
+    /// Of which layers.
+    pub layers: Layers,
     /// Shortest run of zeros within data that is left out, in bytes; 0 writes everything, zeros too.
     pub sparse: u64,
     /// How many pieces are in flight.
@@ -54,8 +68,6 @@ pub struct CopyOptions {
     pub target_is_zero: bool,
     /// Nothing was written to the target yet.
     pub target_is_new: bool,
-    /// Size of the target's backing file: what the source's top layer does not have is left to it.
-    pub target_backing: Option<u64>,
     /// Take sectors that cannot be read for zeros.
     pub salvage: bool,
     /// Bytes of data a second; 0 for as fast as may be.
@@ -86,7 +98,7 @@ pub async fn copy(
     options: &CopyOptions,
     reports: &Reports<'_>,
 ) -> Result<()> {
-    let filling = target.driver().filling().filter(|filling| filling.is_in_place() || options.target_is_new);
+    let filling = target.driver().filling().filter(|_| options.target_is_new || !options.compress);
     let packer = filling.filter(|_| options.compress).and_then(|filling| filling.packer());
     let grain = if options.compress { cluster_size(target) } else { SECTOR };
     let cut = Cut { grain, long: filling.is_some() && !options.compress };
@@ -98,9 +110,9 @@ pub async fn copy(
             total += piece.counts;
         }
     }
+    let offload = options.offload && can_offload(target);
     // The file system locks the target for every copy of its own: two would only wait for each other.
-    let threads =
-        if options.offload { 1 } else { available_parallelism().map_or(1, |cores| cores.get() + 1) };
+    let threads = if offload { 1 } else { available_parallelism().map_or(1, |cores| cores.get() + 1) };
     let copy = Copy {
         engine,
         target,
@@ -114,6 +126,7 @@ pub async fn copy(
         filling,
         packer,
         spare: Spare::default(),
+        offload,
         threads: Semaphore::new(threads),
         pace: Pace::new(engine, options.rate),
         failed: RefCell::default(),
@@ -150,6 +163,12 @@ pub fn total_size(sources: &[Rc<Node>]) -> u64 {
     sources.iter().map(|source| disk_size(source)).fold(0, u64::saturating_add)
 }
 
+/// Whether the file system of an image may do better than to copy bytes.
+fn can_offload(image: &Node) -> bool {
+    let file = image.child(ChildRole::File).and_then(|file| file.driver().bulk_file());
+    file.is_none_or(|file| file.can_offload())
+}
+
 /// A copy that is under way.
 struct Copy<'a> {
     engine: &'a Rc<Engine>,
@@ -166,6 +185,8 @@ struct Copy<'a> {
     packer: Option<Packer>,
     /// Room that was taken and not used.
     spare: Spare,
+    /// The file system copies.
+    offload: bool,
     /// As many threads move bytes at once as keep the processors busy.
     threads: Semaphore,
     pace: Pace,
@@ -178,7 +199,7 @@ enum Way {
     /// Through the nodes.
     Through,
     /// A pool thread copies it into this room.
-    Fill(Place, Vec<Room>),
+    Fill(Place, Rooms),
     /// A pool thread compresses it.
     Pack(Place, Packer),
 }
@@ -236,15 +257,23 @@ impl Copy<'_> {
         let end = piece.to + piece.len;
         let whole = piece.to.is_multiple_of(filling.grain())
             && (end.is_multiple_of(filling.grain()) || end == self.target.size());
-        match (&self.packer, whole) {
-            (_, false) => Ok(Way::Through),
-            (Some(packer), _) => Ok(Way::Pack(place.clone(), packer.clone())),
-            (None, _) if self.options.compress => Ok(Way::Through),
-            (None, _) => {
-                let room = self.spare.take(filling, piece.to, piece.len).await;
-                let room = room.map_err(|error| plan::failed("writing", piece.to, error))?;
-                Ok(Way::Fill(place.clone(), room))
+        match &self.packer {
+            Some(packer) if whole => Ok(Way::Pack(place.clone(), packer.clone())),
+            _ if self.options.compress => Ok(Way::Through),
+            _ => {
+                let rooms = self.rooms(filling, piece, whole).await;
+                let rooms = rooms.map_err(|error| failed("writing", piece.to, error))?;
+                Ok(rooms.map_or(Way::Through, |rooms| Way::Fill(place.clone(), rooms)))
             }
+        }
+    }
+
+    /// Where the bytes of a piece can go; `whole` if it is made of whole grains.
+    async fn rooms(&self, filling: &dyn Filling, piece: &Piece, whole: bool) -> Result<Option<Rooms>> {
+        match filling.held(piece.to, piece.len).await? {
+            Held::Own(rooms) => Ok(Some(Rooms::InPlace(rooms))),
+            Held::Nothing if whole => Ok(Some(Rooms::New(self.spare.take(filling, piece.len).await?))),
+            Held::Nothing | Held::Other => Ok(None),
         }
     }
 

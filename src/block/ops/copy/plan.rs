@@ -3,8 +3,8 @@
 use super::super::pieces::{PIECE, STATUS_REACH};
 use super::super::place::{Place, place_of};
 use super::super::{SECTOR, cluster_size, layer_status};
-use super::{CopyOptions, Reports};
-use crate::block::graph::status::chain_status;
+use super::{CopyOptions, Layers, Reports};
+use crate::block::graph::status::status_above;
 use crate::block::graph::{BlockStatus, Node};
 use crate::block::{Error, Result};
 use std::rc::Rc;
@@ -21,7 +21,7 @@ pub(super) enum Content {
     Data,
     /// Make it zero.
     Zero,
-    /// Leave it to the target's backing file.
+    /// Leave it as the target has it, or its backing file.
     Backing,
 }
 
@@ -174,7 +174,9 @@ impl<'a> Plan<'a> {
         let end = (at + len).next_multiple_of(SECTOR).min(size);
         let tail = end % self.cluster;
         let end = if end - at > tail { end - tail } else { end };
-        let all = content == Content::Zero && self.options.sparse == 0;
+        // A whole disk can be written as it reads; of layers, zeros are what the upper ones say of the lower ones.
+        let above = matches!(self.options.layers, Layers::Above(_));
+        let all = content == Content::Zero && self.options.sparse == 0 && !above;
         let (end, content) = self.whole_grains(end, size, if all { Content::Data } else { content });
         let place = status.as_ref().and_then(place_of);
         let run = Run { start: at, end, content, place, place_end: end.min(at + len) };
@@ -187,12 +189,20 @@ impl<'a> Plan<'a> {
         if self.at >= source.size() {
             return Ok((None, Content::Zero));
         }
-        if let Some(backing) = self.options.target_backing {
-            let (status, content) = self.look_at_layer(source, len, backing).await?;
-            return Ok((Some(status), content));
-        }
-        let chain = chain_status(source, self.at, len).await?;
-        let content = if chain.status.zero { Content::Zero } else { Content::Data };
+        let base = match &self.options.layers {
+            Layers::All => None,
+            Layers::Above(base) => Some(base),
+            Layers::Top(backing) => {
+                let (status, content) = self.look_at_layer(source, len, *backing).await?;
+                return Ok((Some(status), content));
+            }
+        };
+        let chain = status_above(source, base, self.at, len).await?;
+        let content = match (base, chain.status.allocated) {
+            (Some(_), false) => Content::Backing,
+            _ if chain.status.zero => Content::Zero,
+            _ => Content::Data,
+        };
         Ok((Some(BlockStatus { len: chain.len, ..chain.status }), content))
     }
 

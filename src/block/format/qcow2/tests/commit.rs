@@ -81,7 +81,7 @@ impl Chain<'_> {
 
     async fn commit(&self) {
         let options = CommitOptions { rate: 0, make_empty: true };
-        commit(self.engine, &self.top, &self.base, &options, &|_, _| ()).await.unwrap();
+        commit(self.engine, &self.top, &self.base, &options, None).await.unwrap();
     }
 
     /// Commits; how long both logs were at each moment.
