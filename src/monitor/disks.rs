@@ -46,13 +46,12 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-const DEVICE: Argument = Argument::optional("device", Kind::Text);
 const NODE: Argument = Argument::optional("node-name", Kind::Text);
 
 pub(super) const QMP: &[qmp::Command] = &[
     qmp::Command {
         name: "block_resize",
-        arguments: &[DEVICE, NODE, Argument::required("size", Kind::Number)],
+        arguments: &[qmp::DEVICE, NODE, Argument::required("size", Kind::Number)],
         run: |control, arguments| {
             let size = arguments.number("size").and_then(|size| u64::try_from(size).ok());
             let size = size.ok_or_else(|| Error::new("Parameter 'size' expects a >0 size"))?;
@@ -62,7 +61,7 @@ pub(super) const QMP: &[qmp::Command] = &[
     qmp::Command {
         name: "blockdev-snapshot-sync",
         arguments: &[
-            DEVICE,
+            qmp::DEVICE,
             NODE,
             Argument::required("snapshot-file", Kind::Text),
             Argument::optional("snapshot-node-name", Kind::Text),
@@ -110,7 +109,7 @@ fn device<'a>(arguments: &Arguments<'a>) -> Result<&'a str> {
 /// Changes the size of a disk to `size` bytes.
 fn resize(control: &Control, name: &str, size: u64) -> Result<Pending> {
     let disk = find(control, name)?;
-    Ok(control.start(&[disk], |_, error| error.into(), move |local| async move { local.resize(size).await }))
+    Ok(control.start_on(disk, move |local| async move { local.resize(size).await }))
 }
 
 /// Continues in a new qcow2 overlay, or one that exists.
@@ -126,11 +125,7 @@ fn take_overlay(
         return Err(Error::new(format!("Invalid snapshot format '{other}': overlays are qcow2")));
     }
     let file = file.to_owned();
-    let work = move |local: std::rc::Rc<block::drive::Local>| {
-        let file = file.clone();
-        async move { local.take_overlay(&file, reuse).await }
-    };
-    Ok(control.start(&[disk], |_, error| error.into(), work))
+    Ok(control.start_on(disk, move |local| async move { local.take_overlay(&file, reuse).await }))
 }
 
 /// Writes what one disk has above its backing file back.

@@ -35,14 +35,13 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-const DEVICE: Argument = Argument::optional("device", Kind::Text);
 const ID: Argument = Argument::optional("id", Kind::Text);
 const FORCE: Argument = Argument::optional("force", Kind::Switch);
 
 pub(super) const QMP: &[qmp::Command] = &[
     qmp::Command {
         name: "eject",
-        arguments: &[DEVICE, ID, FORCE],
+        arguments: &[qmp::DEVICE, ID, FORCE],
         run: |control, arguments| {
             let force = arguments.switch("force").unwrap_or(false);
             Ok(Reply::Pending(eject(control, device(arguments)?, force)?))
@@ -51,7 +50,7 @@ pub(super) const QMP: &[qmp::Command] = &[
     qmp::Command {
         name: "blockdev-change-medium",
         arguments: &[
-            DEVICE,
+            qmp::DEVICE,
             ID,
             Argument::required("filename", Kind::Text),
             Argument::optional("format", Kind::Text),
@@ -93,19 +92,12 @@ fn change(control: &Control, name: &str, medium: Medium) -> Result<Pending> {
         return Err(Error::new("The 'file' block driver requires a file name"));
     }
     let disk = removable(control, name)?;
-    Ok(control.start(
-        &[disk],
-        |_, error| error.into(),
-        move |local| {
-            let medium = medium.clone();
-            async move { local.change_medium(&medium).await }
-        },
-    ))
+    Ok(control.start_on(disk, move |local| async move { local.change_medium(&medium).await }))
 }
 
 fn eject(control: &Control, name: &str, force: bool) -> Result<Pending> {
     let disk = removable(control, name)?;
-    Ok(control.start(&[disk], |_, error| error.into(), move |local| async move { local.eject(force).await }))
+    Ok(control.start_on(disk, move |local| async move { local.eject(force).await }))
 }
 
 /// The removable drive of that name. What was meant for the medium that is in must not meet another one.

@@ -1,7 +1,7 @@
 //! Work of the drives that goes on while the monitor serves others.
 //!
 //! ```text
-//!   Control::start ─▶ a task on each drive's thread ─▶ result, wake ─▶ main loop ─▶ Pending::poll
+//!   Control::start, start_on ─▶ a task on each drive's thread ─▶ result, wake ─▶ main loop ─▶ Pending::poll
 //! ```
 //! The main thread does not wait for the disk; who gave the command waits for its answer.
 
@@ -55,6 +55,20 @@ impl Control {
             self.start_one(disk, work.clone(), sender.clone());
         }
         Pending { results, left: disks.len(), failure: None, describe }
+    }
+
+    /// Has `work` done on the thread of one disk, whose errors say enough.
+    pub(super) fn start_on<F>(
+        &self,
+        disk: &Disk,
+        work: impl FnOnce(Rc<Local>) -> F + Send + 'static,
+    ) -> Pending
+    where
+        F: Future<Output = block::Result<()>> + 'static,
+    {
+        let (sender, results) = channel();
+        self.start_one(disk, work, sender);
+        Pending { results, left: 1, failure: None, describe: |_, error| error.into() }
     }
 
     /// Work of another thread, and what that thread calls when it is done.

@@ -175,3 +175,21 @@ fn a_file_that_vanished_does_not_keep_others_from_the_host() {
     said(bench.disk.flush()).unwrap();
     assert_eq!(fs::read(bench.host().join("C.BIN")).unwrap(), b"small");
 }
+
+#[test]
+fn of_many_files_that_are_read_at_once_the_one_that_vanished_is_the_error() {
+    let bench = Bench::new("", false, |host| {
+        for number in 0..20 {
+            fs::write(host.join(format!("F{number:02}.BIN")), vec![number + 1; 5000]).unwrap();
+        }
+    });
+    let image = fs::read(bench.image()).unwrap();
+    let start = image.chunks(SECTOR).position(|sector| *sector == [1; SECTOR]).unwrap() * SECTOR;
+    let all = || bench.disk.try_read(start as u64, 20 * 8192);
+    assert_eq!(all().unwrap(), &image[start..start + 20 * 8192]);
+    let (path, aside) = (bench.host().join("F07.BIN"), bench.host().join("aside"));
+    fs::rename(&path, &aside).unwrap();
+    assert!(all().is_err());
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(all().unwrap(), &image[start..start + 20 * 8192]);
+}

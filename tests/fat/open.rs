@@ -108,3 +108,19 @@ fn free_space_is_known_to_be_zeros() {
     }
     assert!(disk.size() - zeros < 1 << 20, "{zeros} of {}", disk.size());
 }
+
+#[test]
+fn files_one_behind_the_other_are_one_run_of_data() {
+    let directory = tempfile::tempdir().unwrap();
+    for number in 0..300 {
+        fs::write(directory.path().join(format!("F{number}.BIN")), vec![7; number * 20]).unwrap();
+    }
+    let disk = Disk::open("", directory.path(), false);
+    let (mut at, mut runs) = (0, 0);
+    while at < disk.size() {
+        at += disk.zeros(at, disk.size() - at).0;
+        runs += 1;
+    }
+    // Boot sectors, both FATs, the root directory and the files, each but for the last with zeros behind it; free space.
+    assert!(runs < 20, "{runs}");
+}

@@ -226,3 +226,38 @@ fn a_name_that_a_file_has_on_the_host_under_another_one_gets_a_number() {
     found.sort();
     assert_eq!(found, [b"lower".to_vec(), b"new".to_vec()]);
 }
+
+#[test]
+fn an_empty_file_that_is_renamed_or_moved_is_still_the_same() {
+    let bench = Bench::new("floppy", true, |host| {
+        fs::write(host.join("A.TXT"), b"").unwrap();
+        fs::create_dir(host.join("SUB")).unwrap();
+    });
+    let inode = fs::metadata(bench.host().join("A.TXT")).unwrap().ino();
+    bench.mtools("mren", &["::A.TXT", "::B.TXT"]).unwrap();
+    flushed(&bench);
+    assert_eq!(fs::metadata(bench.host().join("B.TXT")).unwrap().ino(), inode);
+    bench.mtools("mmove", &["::B.TXT", "::SUB"]).unwrap();
+    flushed(&bench);
+    assert_eq!(fs::metadata(bench.host().join("SUB/B.TXT")).unwrap().ino(), inode);
+    assert!(!bench.host().join("B.TXT").exists());
+}
+
+#[test]
+fn a_new_file_with_the_name_of_something_left_out_gets_a_number_on_the_host() {
+    let bench = Bench::new("floppy", true, |host| {
+        fs::write(host.join("A.TXT"), b"what the link shows").unwrap();
+        std::os::unix::fs::symlink("A.TXT", host.join("LINK.TXT")).unwrap();
+    });
+    let new = bench.scratch("new");
+    for content in ["new", "and newer"] {
+        fs::write(&new, content).unwrap();
+        bench.mtools("mcopy", &["-o", new.to_str().unwrap(), "::LINK.TXT"]).unwrap();
+        flushed(&bench);
+        assert_eq!(fs::read(bench.host().join("LINK~1.TXT")).unwrap(), content.as_bytes());
+        assert_eq!(fs::read(bench.host().join("LINK.TXT")).unwrap(), b"what the link shows");
+    }
+    bench.mtools("mdel", &["::LINK.TXT"]).unwrap();
+    flushed(&bench);
+    assert!(!bench.host().join("LINK~1.TXT").exists() && bench.host().join("LINK.TXT").is_symlink());
+}

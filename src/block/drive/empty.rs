@@ -34,7 +34,7 @@ impl Driver for Empty {
     }
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false }
+        Limits::ANY
     }
 
     fn read_only(&self) -> bool {
@@ -46,14 +46,6 @@ impl Driver for Empty {
     }
 
     async fn write(&self, _: u64, _: &Iov) -> Result<()> {
-        Err(no_medium())
-    }
-
-    async fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<()> {
-        Err(no_medium())
-    }
-
-    async fn discard(&self, _: u64, _: u64) -> Result<()> {
         Err(no_medium())
     }
 

@@ -30,7 +30,7 @@ impl Driver for Slow {
         Vec::new()
     }
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false }
+        Limits::ANY
     }
     fn read_only(&self) -> bool {
         true

@@ -157,7 +157,7 @@ mod tests {
         }
 
         fn limits(&self) -> Limits {
-            Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: true }
+            Limits { growable: true, ..Limits::ANY }
         }
 
         fn read_only(&self) -> bool {
@@ -173,29 +173,12 @@ mod tests {
             Ok(())
         }
 
-        async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
-            Ok(())
-        }
-
-        async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-            Ok(())
-        }
-
         async fn flush(&self) -> Result<()> {
             Ok(())
         }
 
         async fn block_status(&self, _offset: u64, len: u64) -> Result<BlockStatus> {
-            let (zero, mapped) = (false, None);
-            Ok(BlockStatus {
-                len,
-                allocated: true,
-                data: true,
-                zero,
-                compressed: false,
-                mapped,
-                recurse: false,
-            })
+            Ok(BlockStatus::of_data(len))
         }
     }
 

@@ -38,7 +38,7 @@ impl Driver for Window {
 
     fn limits(&self) -> Limits {
         // The node below aligns and splits what must be.
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false }
+        Limits::ANY
     }
 
     fn read_only(&self) -> bool {
@@ -50,14 +50,6 @@ impl Driver for Window {
     }
 
     async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
-        Err(read_only())
-    }
-
-    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
-        Err(read_only())
-    }
-
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
         Err(read_only())
     }
 

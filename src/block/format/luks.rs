@@ -3,7 +3,8 @@
 //! ```text
 //!   0 header | key slots | payload offset: the disk, encrypted, to the end of the file
 //! ```
-//! Sectors are numbered from the start of the payload.
+//! Sectors are numbered from the start of the payload. There are no cheap zeros, which must be encrypted, and nothing is
+//! discarded, which would tell what is in use.
 
 use crate::block::aio::Engine;
 use crate::block::crypto::luks::CreateOptions;
@@ -129,28 +130,12 @@ impl Driver for Luks {
         self.cipherer()?.write(&self.file, self.payload + offset, first, from).await
     }
 
-    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "zeros must be encrypted"))
-    }
-
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "discarded sectors would tell what is in use"))
-    }
-
     async fn flush(&self) -> Result<()> {
         self.file.flush().await
     }
 
     async fn block_status(&self, _offset: u64, len: u64) -> Result<BlockStatus> {
-        Ok(BlockStatus {
-            len,
-            allocated: true,
-            data: true,
-            zero: false,
-            compressed: false,
-            mapped: None,
-            recurse: false,
-        })
+        Ok(BlockStatus::of_data(len))
     }
 
     async fn truncate(&self, size: u64, preallocation: Preallocation) -> Result<()> {

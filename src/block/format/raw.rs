@@ -106,7 +106,7 @@ impl Driver for Raw {
 
     fn limits(&self) -> Limits {
         // The file below aligns what must be aligned.
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false }
+        Limits::ANY
     }
 
     fn read_only(&self) -> bool {

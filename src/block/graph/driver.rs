@@ -45,6 +45,12 @@ pub struct Limits {
     pub growable: bool,
 }
 
+impl Limits {
+    /// Any request inside of the node, of up to 1 GiB.
+    pub const ANY: Limits =
+        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false };
+}
+
 /// The clusters that a format maps the disk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clusters {
@@ -77,6 +83,19 @@ pub struct BlockStatus {
 }
 
 impl BlockStatus {
+    /// Bytes that this layer has, and that stand nowhere below as they are.
+    pub fn of_data(len: u64) -> BlockStatus {
+        BlockStatus {
+            len,
+            allocated: true,
+            data: true,
+            zero: false,
+            compressed: false,
+            mapped: None,
+            recurse: false,
+        }
+    }
+
     /// A range that is what it is in the node below.
     pub fn of_file(file: &Rc<Node>, offset: u64, len: u64) -> BlockStatus {
         BlockStatus {
@@ -127,11 +146,16 @@ pub trait Driver {
 
     /// Makes a range read as zeros; the space is given back if `may_unmap` and the driver can. A driver that
     /// has no cheap way answers [`Kind::Unsupported`], and the pipeline writes zeros.
-    async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()>;
+    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "there are no cheap zeros"))
+    }
 
     /// Tells that the content of a range is no longer needed. What it reads as afterwards is the driver's
-    /// choice, but never bytes of another place.
-    async fn discard(&self, offset: u64, len: u64) -> Result<()>;
+    /// choice, but never bytes of another place. A driver that can do nothing with it answers [`Kind::Unsupported`],
+    /// and the pipeline leaves all as it is.
+    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "there is nothing to give back"))
+    }
 
     /// Makes all completed writes durable.
     async fn flush(&self) -> Result<()>;

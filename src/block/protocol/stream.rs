@@ -82,7 +82,7 @@ impl Driver for StreamOut {
     }
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: false }
+        Limits::ANY
     }
 
     fn read_only(&self) -> bool {
@@ -105,24 +105,12 @@ impl Driver for StreamOut {
         self.fill_up_to(offset + len).await
     }
 
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
     async fn flush(&self) -> Result<()> {
         Ok(())
     }
 
     async fn block_status(&self, _offset: u64, len: u64) -> Result<BlockStatus> {
-        Ok(BlockStatus {
-            len,
-            allocated: true,
-            data: true,
-            zero: false,
-            compressed: false,
-            mapped: None,
-            recurse: false,
-        })
+        Ok(BlockStatus::of_data(len))
     }
 
     async fn close(&self) -> Result<()> {

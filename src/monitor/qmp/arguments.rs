@@ -57,6 +57,9 @@ impl Argument {
     }
 }
 
+/// The drive that a command is about, where it can be named in another way too.
+pub(in crate::monitor) const DEVICE: Argument = Argument::optional("device", Kind::Text);
+
 /// Arguments that a command can take: none unknown, none of a wrong kind, none missing.
 pub(in crate::monitor) struct Arguments<'a>(&'a Map<String, Value>);
 

@@ -10,7 +10,7 @@ mod arguments;
 mod frame;
 mod table;
 
-pub(super) use arguments::{Argument, Arguments, Kind};
+pub(super) use arguments::{Argument, Arguments, DEVICE, Kind};
 pub(super) use table::Command;
 
 use super::hmp::Answer;

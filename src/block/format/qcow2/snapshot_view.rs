@@ -77,14 +77,6 @@ impl Driver for SnapshotView {
         Err(read_only())
     }
 
-    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
-        Err(read_only())
-    }
-
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(read_only())
-    }
-
     async fn flush(&self) -> Result<()> {
         Ok(())
     }

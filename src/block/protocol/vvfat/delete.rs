@@ -5,7 +5,6 @@ use super::host::{Seen, shown};
 use super::sync::Sync;
 use super::tree::Id;
 use super::volume::Volume;
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,22 +20,15 @@ impl Sync<'_> {
             .map(|id| (self.volume.tree.path(id), id))
             .collect();
         gone.sort_unstable_by(|a, b| b.0.cmp(&a.0));
-        let mut children: HashMap<Id, usize> = HashMap::new();
-        for (_, node) in self.volume.tree.iter() {
-            *children.entry(node.parent).or_default() += 1;
-        }
         for (path, id) in gone {
             let Some(node) = self.volume.tree.get(id) else { continue };
             let (parent, is_directory) = (node.parent, node.fields.is_directory());
             // Something in it is held.
-            if is_directory && children.get(&id).is_some_and(|count| *count > 0) {
+            if is_directory && self.volume.tree.members(id).next().is_some() {
                 continue;
             }
             match self.volume.remove(id, &path, is_directory) {
-                Ok(()) => {
-                    self.touched.insert(parent);
-                    children.entry(parent).and_modify(|count| *count -= 1);
-                }
+                Ok(()) => drop(self.touched.insert(parent)),
                 Err(error) => {
                     let what = format!("Could not delete '{}' on the host", shown(&path));
                     self.failure.get_or_insert((what, error));

@@ -1,13 +1,15 @@
 //! The driver: requests of the guest, between the disk that is made and the engine that reads host files.
 //!
 //! Requests share the gate; a flush has it alone, so that what it reads is one state of the disk. It runs on a thread
-//! of the pool, since it waits for the host; nobody else touches the volume meanwhile.
+//! of the pool, since it waits for the host; nobody else touches the volume meanwhile. What the guest discards is of no
+//! use: its file system says by its FAT what it no longer needs.
 
-use super::geometry::{SECTOR, Wish};
+use super::fitting::Wish;
+use super::geometry::SECTOR;
 use super::options::FatOptions;
 use super::sync::sync;
 use super::tree::Id;
-use super::view::From as Source;
+use super::view::{From as Source, Piece};
 use super::volume::Volume;
 use crate::block::aio::{Engine, HostFile};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
@@ -18,16 +20,15 @@ use async_lock::RwLock;
 use async_trait::async_trait;
 use std::cell::RefCell;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Longest request, in bytes: what is not in files is made in memory.
 const MAX_TRANSFER: u32 = 1 << 20;
-/// How far the allocation status is looked for first, in bytes.
-const FIRST_LOOK: u64 = 64 << 10;
-/// How far it is looked for at most.
-const STATUS_LEN: u64 = 4 << 20;
+/// How far the allocation status is looked for, in bytes: some ten thousand files at most.
+const STATUS_LEN: u64 = 64 << 20;
 /// Most host files that are open for reading; each takes two descriptors.
 const MAX_OPEN: usize = 32;
 
@@ -90,15 +91,13 @@ impl Vvfat {
     }
 
     /// The host file of a node, open for reading. The user is told if it changed.
-    fn host_file(&self, id: Id) -> Result<Rc<HostFile>> {
+    fn host_file(&self, id: Id) -> io::Result<Rc<HostFile>> {
         let mut open = self.open.borrow_mut();
         let cached = open.iter().position(|opened| opened.id == id).map(|at| open.remove(at));
-        // One without a name was replaced or deleted: what is there now counts.
-        let cached = cached.filter(|opened| opened.handle.metadata().is_ok_and(|found| found.nlink() > 0));
-        let opened = match cached {
+        let opened = match cached.filter(|opened| self.is_there(opened)) {
             Some(opened) => opened,
             None => {
-                let handle = self.volume().open(id).map_err(|error| self.failed(Error::from_io(error)))?;
+                let handle = self.volume().open(id)?;
                 let file = Rc::new(HostFile::new(&self.engine, handle.try_clone()?.into(), false));
                 if open.len() == MAX_OPEN {
                     open.remove(0);
@@ -106,10 +105,16 @@ impl Vvfat {
                 Opened { id, file, handle }
             }
         };
-        self.volume().notice(id, &opened.handle.metadata()?);
         let file = opened.file.clone();
         open.push(opened);
         Ok(file)
+    }
+
+    /// Whether an open file still has a name: else it was replaced or deleted, and what is there now counts. The user is
+    /// told if it changed.
+    fn is_there(&self, opened: &Opened) -> bool {
+        let found = opened.handle.metadata().ok().filter(|found| found.nlink() > 0);
+        found.inspect(|found| self.volume().notice(opened.id, found)).is_some()
     }
 
     fn failed(&self, error: Error) -> Error {
@@ -130,23 +135,37 @@ impl Vvfat {
                 Some(overlay) => overlay.read(disk, into).await,
                 None => Ok(()),
             },
-            Source::Host(id, offset) => {
-                let file = self.host_file(id);
-                self.say_notices();
-                file?.read(offset, into).await
-            }
+            Source::Host(id, offset) => self.read_host(id, offset, into).await,
+            Source::Whole(id) => self.read_host(id, 0, into).await,
         };
         done.map_err(|error| self.failed(Error::from_io(error)))
     }
 
-    /// Whether the sector at `offset` is known to be zeros, and how many bytes from its start are like it, of those up to
-    /// `len` bytes behind `offset`.
-    fn alike(&self, offset: u64, len: u64) -> (bool, u64) {
-        let pieces = self.volume().pieces(offset / SECTOR..(offset + len).div_ceil(SECTOR));
-        let is_zeros = |piece: &super::view::Piece| piece.from == Source::Zeros;
-        let zero = pieces.first().is_some_and(is_zeros);
-        let alike = pieces.iter().take_while(|piece| is_zeros(piece) == zero);
-        (zero, alike.map(|piece| piece.len as u64).sum())
+    async fn read_host(&self, id: Id, offset: u64, into: &Iov) -> io::Result<()> {
+        let file = self.host_file(id);
+        self.say_notices();
+        file?.read(offset, into).await
+    }
+
+    /// Reads whole files: a thread of the pool opens one after the other, while others do so for other requests. Who reads
+    /// all of a file at once does not come back soon, so none stays open.
+    async fn read_together(&self, files: Vec<(Id, Iov)>) -> Result<()> {
+        let (root, wanted) = {
+            let volume = self.volume();
+            let wanted = files.iter().map(|(id, into)| (volume.tree.path(*id), into.len()));
+            (volume.root.clone(), wanted.collect::<Vec<_>>())
+        };
+        let read =
+            move || -> Vec<_> { wanted.iter().map(|(path, len)| root.read_start(path, *len)).collect() };
+        let mut done = Ok(());
+        for ((id, into), got) in files.into_iter().zip(self.engine.offload(read).await) {
+            match self.volume().noticed(id, got) {
+                Ok(bytes) => drop(into.copy_from(0, &bytes)),
+                Err(error) => done = Err(self.failed(Error::from_io(error))),
+            }
+        }
+        self.say_notices();
+        done
     }
 
     /// Carries over what the guest wrote.
@@ -203,12 +222,18 @@ impl Driver for Vvfat {
     async fn read(&self, offset: u64, into: &Iov) -> Result<()> {
         let _shared = self.gate.read().await;
         let pieces = self.volume().pieces(offset / SECTOR..(offset + into.len() as u64) / SECTOR);
-        let mut done = 0;
+        let is_whole = |piece: &Piece| matches!(piece.from, Source::Whole(_));
+        let together = pieces.iter().filter(|piece| is_whole(piece)).count() > 1;
+        let (mut done, mut files) = (0, Vec::new());
         for piece in pieces {
-            self.read_source(piece.from, offset + done as u64, &into.slice(done, piece.len)).await?;
+            let part = into.slice(done, piece.len);
+            match piece.from {
+                Source::Whole(id) if together => files.push((id, part)),
+                from => self.read_source(from, offset + done as u64, &part).await?,
+            }
             done += piece.len;
         }
-        Ok(())
+        if files.is_empty() { Ok(()) } else { self.read_together(files).await }
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
@@ -223,15 +248,6 @@ impl Driver for Vvfat {
         Ok(())
     }
 
-    async fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<()> {
-        Err(Error::new(Kind::Unsupported, "a FAT disk has no cheap zeros"))
-    }
-
-    /// The guest's file system says by its FAT what it no longer needs.
-    async fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
     async fn flush(&self) -> Result<()> {
         match self.read_only() {
             true => Ok(()),
@@ -241,21 +257,12 @@ impl Driver for Vvfat {
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         let _shared = self.gate.read().await;
-        // Far only where near is all the same: a disk of small files changes every few sectors.
-        let (most, mut look) = (len.min(STATUS_LEN), len.min(FIRST_LOOK));
-        let (mut zero, mut found) = self.alike(offset, look);
-        while found >= look && look < most {
-            look = most.min(look * 8);
-            (zero, found) = self.alike(offset, look);
-        }
+        let end = offset + len.min(STATUS_LEN);
+        let (zero, count) = self.volume().extent(offset / SECTOR..end.div_ceil(SECTOR));
         Ok(BlockStatus {
-            len: found.saturating_sub(offset % SECTOR).min(len),
-            allocated: true,
             data: !zero,
             zero,
-            compressed: false,
-            mapped: None,
-            recurse: false,
+            ..BlockStatus::of_data((count * SECTOR - offset % SECTOR).min(len))
         })
     }
 

@@ -68,8 +68,8 @@ fn long_slots(name: &str, short: &Short) -> usize {
 
 /// Appends the slots of an entry.
 pub(super) fn write(out: &mut Vec<u8>, name: &str, short: &Short, fields: &Fields) {
-    let units: Vec<u16> = name.encode_utf16().collect();
     let slots = long_slots(name, short);
+    let units: Vec<u16> = if slots > 0 { name.encode_utf16().collect() } else { Vec::new() };
     for number in (1..=slots).rev() {
         let last = if number == slots { 0x40 } else { 0 };
         out.extend(long_slot(&units, number, last, checksum(short)));
@@ -120,6 +120,13 @@ pub(super) struct Entry {
     /// The long name, where a sound one stands before it.
     pub(super) long_name: Option<String>,
     pub(super) fields: Fields,
+}
+
+impl Entry {
+    /// Its name on the disk.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.long_name.as_deref().or(self.short_name.as_deref())
+    }
 }
 
 /// The entries of a directory. Labels are passed over, and long names that belong to no entry.

@@ -7,8 +7,10 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A FIFO that took a file's place is not waited for, and a terminal not taken over.
 const HARMLESS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
@@ -34,7 +36,10 @@ pub(super) struct Root {
     no_links: bool,
     /// How many changes are still made before all fail, as if the process had been killed.
     #[cfg(test)]
-    pub(super) changes_left: std::cell::Cell<u64>,
+    pub(super) changes_left: AtomicU64,
+    /// Renames know no flags, as on NFS.
+    #[cfg(test)]
+    pub(super) is_plain: bool,
 }
 
 impl Root {
@@ -45,16 +50,17 @@ impl Root {
             fd: File::options().read(true).custom_flags(flags).open(path)?.into(),
             no_links,
             #[cfg(test)]
-            changes_left: std::cell::Cell::new(u64::MAX),
+            changes_left: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            is_plain: false,
         })
     }
 
     /// Comes before each change of the host: the place where tests stop all that follows.
     pub(super) fn step(&self) -> io::Result<()> {
         #[cfg(test)]
-        match self.changes_left.get().checked_sub(1) {
-            Some(left) => self.changes_left.set(left),
-            None => return Err(io::Error::from_raw_os_error(libc::EIO)),
+        if self.changes_left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(())
     }
@@ -111,6 +117,14 @@ impl Root {
         }
     }
 
+    /// The first `len` bytes of a regular file below; zeros where it is shorter.
+    pub(super) fn read_start(&self, path: &Path, len: usize) -> io::Result<(Vec<u8>, Metadata)> {
+        let (file, metadata) = self.file(path, false)?;
+        let mut bytes = vec![0; len];
+        read_up_to(&file, 0, &mut bytes)?;
+        Ok((bytes, metadata))
+    }
+
     /// What is at `path`, following links only as far as they stay inside.
     pub(super) fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         File::from(self.open_at(path, libc::O_PATH, 0)?).metadata()
@@ -145,7 +159,36 @@ impl Root {
 
     /// Renames; with `replace`, over what is there.
     pub(super) fn rename(&self, from: &Path, to: &Path, replace: bool) -> io::Result<()> {
-        self.rename_with(from, to, if replace { 0 } else { libc::RENAME_NOREPLACE })
+        match self.rename_with(from, to, if replace { 0 } else { libc::RENAME_NOREPLACE }) {
+            Err(error) if !replace && error.raw_os_error() == Some(libc::EINVAL) => {
+                self.rename_without_flags(from, to)
+            }
+            done => done,
+        }
+    }
+
+    /// Renames to a name that must be free, where the file system knows no such renames (NFS, 9p). A file has both names
+    /// for a moment; a directory's new name can only be looked for first.
+    fn rename_without_flags(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.look(from)?.is_dir() {
+            return match self.look(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.rename_with(from, to, 0),
+                Err(error) => Err(error),
+            };
+        }
+        let (old, new) = (self.place(from)?, self.place(to)?);
+        // SAFETY: open descriptors and strings that end in NUL.
+        done(unsafe {
+            libc::linkat(
+                old.directory.as_raw_fd(),
+                old.name.as_ptr(),
+                new.directory.as_raw_fd(),
+                new.name.as_ptr(),
+                0,
+            )
+        })?;
+        self.remove(from, false)
     }
 
     /// Lets two that are there change places, in one step.
@@ -155,6 +198,10 @@ impl Root {
 
     fn rename_with(&self, from: &Path, to: &Path, flags: libc::c_uint) -> io::Result<()> {
         self.step()?;
+        #[cfg(test)]
+        if flags != 0 && self.is_plain {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let (from, to) = (self.place(from)?, self.place(to)?);
         // SAFETY: open descriptors and strings that end in NUL.
         done(unsafe {
@@ -180,6 +227,20 @@ impl Root {
 
 fn done(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads what there is; the rest stays as it is.
+pub(super) fn read_up_to(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < into.len() {
+        match file.read_at(&mut into[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The path below which an open directory can be listed by the standard library.

@@ -2,10 +2,10 @@
 //!
 //! A cluster that is in use keeps its bytes, whoever it belongs to. One that is free may become zeros.
 
+use super::fat::Fat;
 use super::geometry::SECTOR;
 use super::matching::segments;
 use super::runs::Shows;
-use super::state::Fat;
 use super::sync::Sync;
 use super::tree::{Chain, Id};
 use super::volume::Volume;
@@ -46,7 +46,7 @@ impl Sync<'_> {
     fn keep_rest(&mut self, fat: &mut Fat, before: &Chain, now: &Chain) -> io::Result<()> {
         for left in segments(before, now).iter().filter(|segment| !segment.stayed()) {
             for cluster in left.now..left.now + left.len {
-                if !self.state.is_claimed(cluster) && fat.entry(self.volume, cluster)? != 0 {
+                if !self.state.claimed.has(cluster) && fat.entry(self.volume, cluster)? != 0 {
                     self.keep(cluster, 1)?;
                 }
             }

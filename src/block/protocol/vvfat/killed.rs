@@ -1,12 +1,15 @@
 //! A flush that is killed before any of its changes of the host, and the start after it.
 
-use super::geometry::{ENTRY, FatType, SECTOR, Wish};
+use super::fitting::Wish;
+use super::geometry::FatType;
+use super::guest::Guest;
 use super::sync::sync;
 use super::volume::Volume;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What there is at the beginning: each file has a content of its own.
 const FILES: &[(&str, u8, usize)] = &[
@@ -70,98 +73,6 @@ fn contents(directory: &Path, prefix: &str) -> Contents {
     all
 }
 
-/// The disk as the guest sees it, to be changed.
-struct Guest {
-    image: Vec<u8>,
-    fat: usize,
-    data: usize,
-    cluster: usize,
-}
-
-impl Guest {
-    fn new(volume: &mut Volume) -> Guest {
-        let byte = |sector: u64| (sector * SECTOR) as usize;
-        let layout = volume.layout;
-        Guest {
-            image: volume.read(0..layout.total).unwrap(),
-            fat: byte(layout.fat_start()),
-            data: byte(layout.data_start()),
-            cluster: layout.cluster_bytes() as usize,
-        }
-    }
-
-    fn half(&self, at: usize) -> usize {
-        usize::from(u16::from_le_bytes([self.image[at], self.image[at + 1]]))
-    }
-
-    fn set(&mut self, at: usize, bytes: &[u8]) {
-        self.image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
-    /// Where the entry of an 8.3 name is.
-    fn entry(&self, short: &[u8; 11]) -> usize {
-        let mut slots = self.image.chunks(ENTRY);
-        slots.position(|slot| slot.starts_with(short) && slot[0x0b] & 8 == 0).unwrap() * ENTRY
-    }
-
-    /// Gives each the name of the next one, and the last that of the first.
-    fn rotate(&mut self, names: &[&[u8; 11]]) {
-        let places: Vec<usize> = names.iter().map(|name| self.entry(name)).collect();
-        for (number, place) in places.into_iter().enumerate() {
-            self.set(place, names[(number + 1) % names.len()]);
-        }
-    }
-
-    fn rename(&mut self, from: &[u8; 11], to: &[u8; 11]) {
-        let place = self.entry(from);
-        self.set(place, to);
-    }
-
-    fn delete(&mut self, short: &[u8; 11]) {
-        let at = self.entry(short);
-        let mut cluster = self.half(at + 0x1a);
-        self.image[at] = 0xe5;
-        while (2..0xfff0).contains(&cluster) {
-            let link = self.fat + 2 * cluster;
-            cluster = self.half(link);
-            self.set(link, &[0, 0]);
-        }
-    }
-
-    fn overwrite(&mut self, short: &[u8; 11], byte: u8) {
-        let at = self.entry(short);
-        let size = self.half(at + 0x1c);
-        let place = self.data + (self.half(at + 0x1a) - 2) * self.cluster;
-        self.set(place, &vec![byte; size]);
-    }
-
-    /// Makes a file of two sectors in the slot at `at`, which is free.
-    fn create(&mut self, at: usize, short: &[u8; 11], byte: u8) {
-        let count = 1024usize.div_ceil(self.cluster);
-        // Not what was just freed: it would be the same file, renamed.
-        let first = (200..).find(|cluster| self.half(self.fat + 2 * cluster) == 0).unwrap();
-        for cluster in first..first + count {
-            let next = if cluster + 1 == first + count { 0xffff } else { cluster as u16 + 1 };
-            self.set(self.fat + 2 * cluster, &next.to_le_bytes());
-        }
-        self.set(self.data + (first - 2) * self.cluster, &[byte; 1024]);
-        self.set(at, short);
-        self.set(at + 0x1a, &(first as u16).to_le_bytes());
-        self.set(at + 0x1c, &1024u32.to_le_bytes());
-    }
-
-    fn write(&self, volume: &mut Volume) {
-        let old = volume.read(0..volume.layout.total).unwrap();
-        let overlay = volume.overlay.as_mut().unwrap();
-        for (sector, (old, new)) in old.chunks(512).zip(self.image.chunks(512)).enumerate() {
-            if old != new {
-                overlay.file().write_all_at(new, sector as u64 * SECTOR).unwrap();
-                overlay.wrote(sector as u64..sector as u64 + 1);
-            }
-        }
-    }
-}
-
 /// All kinds of changes at once: renames that go round, a directory and a file that change places, one that is deleted,
 /// one that is written anew under another name, and one that is new and takes its name before it is gone there.
 fn change(volume: &mut Volume) {
@@ -205,7 +116,7 @@ fn wherever_a_flush_is_killed_the_next_start_finds_all_that_the_guest_did_not_de
         let host = fixture();
         let mut volume = open(host.path());
         change(&mut volume);
-        volume.root.changes_left.set(stop);
+        volume.root.changes_left.store(stop, Relaxed);
         let done = sync(&mut volume, false);
         drop(volume);
         let said = open(host.path()).notices.take();
@@ -226,9 +137,9 @@ fn a_flush_that_could_not_finish_is_finished_by_the_next_one() {
         let host = fixture();
         let mut volume = open(host.path());
         change(&mut volume);
-        volume.root.changes_left.set(stop);
+        volume.root.changes_left.store(stop, Relaxed);
         let done = sync(&mut volume, false);
-        volume.root.changes_left.set(u64::MAX);
+        volume.root.changes_left.store(u64::MAX, Relaxed);
         sync(&mut volume, false).unwrap();
         let mut found = contents(host.path(), "");
         // What could not be removed goes at the next start.
@@ -238,6 +149,22 @@ fn a_flush_that_could_not_finish_is_finished_by_the_next_one() {
             break;
         }
     }
+}
+
+#[test]
+fn a_file_system_that_cannot_rename_without_replacing_gets_the_same_changes() {
+    let host = fixture();
+    let mut volume = open(host.path());
+    Arc::get_mut(&mut volume.root).unwrap().is_plain = true;
+    change(&mut volume);
+    sync(&mut volume, false).unwrap();
+    assert_eq!(contents(host.path(), ""), contents_of(AFTER));
+    fs::write(host.path().join("N.TXT"), b"the host's own").unwrap();
+    let mut guest = Guest::new(&mut volume);
+    guest.rename(b"A       TXT", b"N       TXT");
+    guest.write(&mut volume);
+    assert!(sync(&mut volume, false).is_err());
+    assert_eq!(fs::read(host.path().join("N.TXT")).unwrap(), b"the host's own");
 }
 
 #[test]

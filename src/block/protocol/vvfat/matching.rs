@@ -3,16 +3,20 @@
 //! * Something that begins at the same cluster, and was made at the same time, is the same: renamed, moved, or as it
 //!   was. Systems keep both when they rename.
 //! * Else something in the same place is the same, with another content.
+//! * Else an empty file, which has no cluster, is one that has its times.
 //! * What is left of the host's files was deleted, if its first cluster is free or another's. If that cluster is
 //!   neither, the guest still has hold of the file: it is between two steps of a rename, or the file is open there.
 
+use super::entry::Fields;
+use super::fat::Fat;
 use super::leftovers::refuge_of;
 use super::name::numbered;
-use super::state::{Fat, State};
-use super::tree::{Chain, Id, ROOT};
+use super::state::State;
+use super::tree::{Chain, Id, Node, ROOT};
 use super::volume::Volume;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::hash::Hash;
 use std::io;
 use std::path::Path;
 
@@ -40,8 +44,9 @@ pub(super) fn plan(volume: &mut Volume, state: &State) -> io::Result<Plan> {
     ids[0] = Some(ROOT);
     let mut taken = by_cluster(volume, state, &mut ids);
     by_place(volume, state, &mut ids, &mut taken);
+    by_birth(volume, state, &mut ids, &mut taken);
     let names = names(volume, state, &ids);
-    let gone: HashSet<Id> = volume.tree.iter().map(|(id, _)| id).filter(|id| !taken.contains(id)).collect();
+    let gone: HashSet<Id> = state.nodes.iter().copied().filter(|id| !taken.contains(id)).collect();
     let mut held = HashSet::new();
     let mut fat = Fat::default();
     for id in &gone {
@@ -52,8 +57,13 @@ pub(super) fn plan(volume: &mut Volume, state: &State) -> io::Result<Plan> {
     Ok(Plan { ids, names, gone, held })
 }
 
+/// The nodes of which a state speaks.
+fn nodes_of<'a>(volume: &'a Volume, state: &'a State) -> impl Iterator<Item = (Id, &'a Node)> {
+    state.nodes.iter().filter_map(|id| Some((*id, volume.tree.get(*id)?)))
+}
+
 fn by_cluster(volume: &Volume, state: &State, ids: &mut [Option<Id>]) -> HashSet<Id> {
-    let nodes = volume.tree.iter().filter(|(_, node)| node.fields.cluster != 0);
+    let nodes = nodes_of(volume, state).filter(|(_, node)| node.fields.cluster != 0);
     let begins: HashMap<u32, Id> = nodes.map(|(id, node)| (node.fields.cluster, id)).collect();
     let mut taken = HashSet::from([ROOT]);
     for (found, slot) in state.found.iter().zip(ids.iter_mut()).skip(1) {
@@ -70,7 +80,7 @@ fn by_cluster(volume: &Volume, state: &State, ids: &mut [Option<Id>]) -> HashSet
 
 fn by_place(volume: &Volume, state: &State, ids: &mut [Option<Id>], taken: &mut HashSet<Id>) {
     let places: HashMap<(Id, &str), Id> =
-        volume.tree.iter().map(|(id, node)| ((node.parent, node.name.as_str()), id)).collect();
+        nodes_of(volume, state).map(|(id, node)| ((node.parent, node.name.as_str()), id)).collect();
     for (number, found) in state.found.iter().enumerate().skip(1) {
         let (None, Some(parent)) = (ids[number], ids[found.parent]) else { continue };
         let same = places.get(&(parent, found.name.as_str())).copied().filter(|id| {
@@ -81,8 +91,30 @@ fn by_place(volume: &Volume, state: &State, ids: &mut [Option<Id>], taken: &mut 
     }
 }
 
+/// What has no cluster, and was renamed or moved, is known by its times, if they are those of one alone.
+fn by_birth(volume: &Volume, state: &State, ids: &mut [Option<Id>], taken: &mut HashSet<Id>) {
+    let times = |fields: &Fields| (fields.created, fields.modified);
+    let is_empty = |fields: &Fields| fields.cluster == 0 && !fields.is_directory();
+    let gone = nodes_of(volume, state).filter(|(id, node)| is_empty(&node.fields) && !taken.contains(id));
+    let gone = only_ones(gone.map(|(id, node)| (times(&node.fields), id)));
+    let new = state.found.iter().enumerate();
+    let new = new.filter(|(number, found)| ids[*number].is_none() && is_empty(&found.fields));
+    for (times, number) in only_ones(new.map(|(number, found)| (times(&found.fields), number))) {
+        ids[number] = gone.get(&times).copied().filter(|id| taken.insert(*id));
+    }
+}
+
+/// Those whose key no other has.
+fn only_ones<K: Eq + Hash, V>(all: impl Iterator<Item = (K, V)>) -> HashMap<K, V> {
+    let mut found: HashMap<K, Option<V>> = HashMap::new();
+    for (key, value) in all {
+        found.entry(key).and_modify(|other| *other = None).or_insert(Some(value));
+    }
+    found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
 /// What stays where it is keeps its name on the host; then the others get theirs, with a number where one that stays has
-/// it (it is shown under another name, which the guest may give to something else).
+/// it (it is shown under another name, which the guest may give to something else), or something that was left out.
 fn names(volume: &Volume, state: &State, ids: &[Option<Id>]) -> Vec<Option<OsString>> {
     let mut names: Vec<Option<OsString>> = vec![None; state.found.len()];
     let mut used: HashSet<(usize, OsString)> = HashSet::new();
@@ -100,8 +132,11 @@ fn names(volume: &Volume, state: &State, ids: &[Option<Id>]) -> Vec<Option<OsStr
         if names[number].is_none() {
             let plain = std::iter::once(found.host_name.clone());
             let mut all = plain.chain((1..NAMES).map(|count| numbered(&found.host_name, count)));
-            names[number] =
-                all.find(|name| used.insert((found.parent, OsString::from(name)))).map(OsString::from);
+            let parent = ids[found.parent];
+            let is_hidden = |name: &str| parent.is_some_and(|id| volume.tree.hides(id, OsStr::new(name)));
+            names[number] = all
+                .find(|name| !is_hidden(name) && used.insert((found.parent, OsString::from(name))))
+                .map(OsString::from);
         }
     }
     names
@@ -121,7 +156,7 @@ fn is_held(
         else {
             break;
         };
-        if cluster != 0 && !state.is_claimed(cluster) && fat.entry(volume, cluster)? != 0 {
+        if cluster != 0 && !state.claimed.has(cluster) && fat.entry(volume, cluster)? != 0 {
             return Ok(true);
         }
         at = parent;
@@ -171,10 +206,11 @@ pub(super) fn segments(now: &Chain, before: &Chain) -> Vec<Segment> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smallvec::smallvec;
 
     #[test]
     fn segments_tell_where_each_cluster_was() {
-        let found = segments(&vec![(5, 4), (20, 3)], &vec![(5, 2), (30, 4)]);
+        let found = segments(&smallvec![(5, 4), (20, 3)], &smallvec![(5, 2), (30, 4)]);
         let flat: Vec<_> = found
             .iter()
             .flat_map(|s| (0..s.len).map(move |at| (s.index + at, s.now + at, s.before.map(|b| b + at))))

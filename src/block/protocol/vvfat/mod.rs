@@ -1,12 +1,12 @@
 //! The `vvfat` protocol: a directory of the host, shown as a disk with a FAT file system (`fat:DIR`).
 //!
 //! ```text
-//!   options ─▶ scan ─▶ tree ─▶ geometry, boot, name, entry      making the disk: nothing is copied
-//!                        │
-//!   driver ──read──▶ view ──▶ host file · overlay · made bytes  what a sector shows
+//!   options ─▶ scan, listing ─▶ tree ─▶ fitting, geometry, boot, name, entry, made_fat
+//!                              │                                making the disk: nothing is copied
+//!   driver ──read──▶ view ────┴─▶ host file · overlay · made bytes  what a sector shows
 //!     │
 //!     ├──write─▶ overlay                                        a file without a name
-//!     └──flush─▶ sync: state ─▶ matching ─▶ keep, place, content, delete
+//!     └──flush─▶ sync: changed or state ─▶ matching ─▶ keep, place, content, delete
 //!                                                               what the guest did, done on the host
 //! ```
 //!
@@ -14,16 +14,25 @@
 //! on the host before all of the disk makes sense (module `state`).
 
 mod boot;
+mod changed;
 mod content;
 mod delete;
 mod driver;
 mod entry;
+mod fat;
+mod fitting;
+#[cfg(test)]
+mod flushes;
 mod geometry;
+#[cfg(test)]
+mod guest;
 mod host;
 mod keep;
 #[cfg(test)]
 mod killed;
 mod leftovers;
+mod listing;
+mod made_fat;
 mod matching;
 mod name;
 mod notices;

@@ -18,6 +18,8 @@ pub(super) const TEMPORARY: &str = ".cowvm-fat-";
 const SHORT_MARKS: &[u8] = b"!#$%&'()-@^_`{}~";
 /// Longest name of a host file, in bytes.
 const NAME_MAX: usize = 255;
+/// Longest 8.3 name, with its dot.
+const SHORT_MAX: usize = 12;
 /// How often a name is tried with another number.
 const TRIES: u32 = 999_999;
 
@@ -44,16 +46,24 @@ pub(super) fn numbered(name: &str, number: u32) -> String {
 }
 
 impl Names {
+    /// None so far, with room for so many.
+    pub(super) fn with_room(count: usize) -> Names {
+        Names { folded: HashSet::with_capacity(count), shorts: HashSet::with_capacity(count) }
+    }
+
     /// The long name of a host file; `None` if there is none left. Different from all before it in any case.
     pub(super) fn long(&mut self, host: &OsStr) -> Option<String> {
         let plain = presentable(host);
-        let numbered = (1..TRIES).map(|number| numbered(&plain, number));
-        std::iter::once(plain.clone()).chain(numbered).find(|name| self.folded.insert(fold(name)))
+        if self.folded.insert(fold(&plain)) {
+            return Some(plain);
+        }
+        let mut numbered = (1..TRIES).map(|number| numbered(&plain, number));
+        numbered.find(|name| self.folded.insert(fold(name)))
     }
 
     /// The alias of a name that is one already but for its case; to be asked for all names before [`Names::alias`].
     pub(super) fn own_alias(&mut self, name: &str) -> Option<Short> {
-        let short = as_short(&name.to_ascii_uppercase())?;
+        let short = (name.len() <= SHORT_MAX).then(|| as_short(&name.to_ascii_uppercase()))??;
         self.shorts.insert(short).then_some(short)
     }
 
@@ -61,19 +71,26 @@ impl Names {
     pub(super) fn alias(&mut self, name: &str) -> Option<Short> {
         let (base, extension) = split(name.trim_start_matches(['.', ' ']));
         let (base, extension) = (squeezed(base), squeezed(extension));
-        let hashed = [&base[..base.len().min(2)], format!("{:04X}", hash(name)).as_bytes()].concat();
         let tailed = |stem: &[u8], number: u32| {
             let tail = format!("~{number}");
             let stem = &stem[..stem.len().min(8 - tail.len())];
             padded(&[stem, tail.as_bytes()].concat(), &extension)
         };
-        let plain = (1..5).map(|number| tailed(&base, number));
-        plain.chain((1..TRIES).map(|number| tailed(&hashed, number))).find(|short| self.shorts.insert(*short))
+        let plain = (1..5).map(|number| tailed(&base, number)).find(|short| self.shorts.insert(*short));
+        plain.or_else(|| {
+            let hashed = [&base[..base.len().min(2)], format!("{:04X}", hash(name)).as_bytes()].concat();
+            (1..TRIES).map(|number| tailed(&hashed, number)).find(|short| self.shorts.insert(*short))
+        })
     }
 }
 
 /// The host's name with all that a long name cannot have replaced.
 fn presentable(host: &OsStr) -> String {
+    let is_sound =
+        |name: &&str| !name.ends_with(['.', ' ']) && name.chars().all(|char| replaced(char) == char);
+    if let Some(name) = host.to_str().filter(is_sound) {
+        return name.to_owned();
+    }
     let mut name: String = String::from_utf8_lossy(host.as_bytes()).chars().map(replaced).collect();
     if name.ends_with(['.', ' ']) {
         name.pop();
@@ -94,6 +111,9 @@ fn replaced(char: char) -> char {
 
 /// Names are the same where these are. Letters whose capital is more than one character stand for themselves.
 pub(super) fn fold(name: &str) -> String {
+    if name.is_ascii() {
+        return name.to_ascii_uppercase();
+    }
     let capital = |char: char| {
         let mut upper = char.to_uppercase();
         upper.next().filter(|_| upper.next().is_none()).unwrap_or(char)

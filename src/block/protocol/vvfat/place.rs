@@ -9,7 +9,7 @@ use super::delete::is_gone;
 use super::host::Seen;
 use super::sync::Sync;
 use super::tree::{Chain, Id, Node};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 
@@ -36,7 +36,7 @@ impl Sync<'_> {
             self.clear(other)?;
         }
         match id {
-            Some(id) if self.places.get(&(parent, name.clone())) == Some(&id) => {}
+            Some(id) if self.volume.tree.at(parent, &name) == Some(id) => {}
             Some(id) => self.rename(id, parent, name)?,
             None if found.fields.is_directory() => self.make_directory(number, parent, name)?,
             None => {}
@@ -53,15 +53,14 @@ impl Sync<'_> {
 
     /// What we know to be at a place where something else belongs. What the guest deleted there, and the host changed,
     /// is not touched.
-    fn in_the_way(&mut self, parent: Id, name: &OsString) -> io::Result<Option<Id>> {
-        let Some(id) = self.places.get(&(parent, name.clone())).copied() else { return Ok(None) };
+    fn in_the_way(&mut self, parent: Id, name: &OsStr) -> io::Result<Option<Id>> {
+        let Some(id) = self.volume.tree.at(parent, name) else { return Ok(None) };
         let Some(node) = self.volume.tree.get(id).filter(|_| self.plan.gone.contains(&id)) else {
             return Ok(Some(id));
         };
         if node.fields.is_directory() || unchanged(self.volume, &self.volume.tree.path(id), node)?.is_some() {
             return Ok(Some(id));
         }
-        self.places.remove(&(parent, name.clone()));
         // Its number may be another node's from here on.
         let _ = (self.plan.gone.remove(&id), self.plan.held.remove(&id));
         self.volume.forget(id);
@@ -84,11 +83,8 @@ impl Sync<'_> {
         let place = |id| tree.get(id).map(|node| (node.parent, node.host_name.clone()));
         let (Some(first), Some(second)) = (place(one), place(other)) else { return Ok(()) };
         for (id, (parent, name)) in [(one, second), (other, first)] {
-            if let Some(node) = tree.get_mut(id) {
-                (node.parent, node.host_name) = (parent, name.clone());
-            }
+            tree.relocate(id, parent, name);
             self.touched.insert(parent);
-            self.places.insert((parent, name), id);
         }
         Ok(())
     }
@@ -106,9 +102,7 @@ impl Sync<'_> {
         // A file that the host has no longer is made anew when it is written.
         node.stale |= vanished;
         self.touched.extend([node.parent, parent]);
-        self.places.remove(&(node.parent, node.host_name.clone()));
-        (node.parent, node.host_name) = (parent, name.clone());
-        self.places.insert((parent, name), id);
+        self.volume.tree.relocate(id, parent, name);
         Ok(())
     }
 
@@ -132,7 +126,7 @@ impl Sync<'_> {
         let found = &self.state.found[number];
         let id = self.volume.tree.add(Node {
             parent,
-            host_name: name.clone(),
+            host_name: name,
             name: found.name.clone(),
             fields: found.fields,
             chain: Chain::new(),
@@ -141,7 +135,6 @@ impl Sync<'_> {
             stale: false,
         });
         self.plan.ids[number] = Some(id);
-        self.places.insert((parent, name), id);
         self.touched.insert(parent);
         if let Some(node) = self.volume.tree.get_mut(id).filter(|node| node.fields.is_directory()) {
             node.chain.clone_from(&found.chain);

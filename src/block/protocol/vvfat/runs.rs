@@ -3,6 +3,7 @@
 
 use super::tree::{Chain, Id};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a cluster shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,11 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Runs that do not overlap: first cluster, how many, what they show.
+    pub(super) fn of(all: impl IntoIterator<Item = (u32, u32, Shows)>) -> Runs {
+        Runs { runs: all.into_iter().map(|(start, len, shows)| (start, (len, shows))).collect() }
+    }
+
     /// What `cluster` shows, and for how many clusters that goes on.
     pub(super) fn at(&self, cluster: u32) -> (Option<Shows>, u32) {
         if let Some((start, (len, shows))) = self.runs.range(..=cluster).next_back()
@@ -39,6 +45,35 @@ impl Runs {
         }
         let next = self.runs.range(cluster..).next().map_or(u32::MAX, |(start, _)| *start);
         (None, next - cluster)
+    }
+
+    /// Whether `cluster` shows anything, and for how many clusters before `end` that goes on.
+    pub(super) fn extent(&self, cluster: u32, end: u32) -> (bool, u32) {
+        let (shows, count) = self.at(cluster);
+        if shows.is_none() {
+            return (false, count.min(end - cluster));
+        }
+        let mut at = cluster.saturating_add(count);
+        if at < end {
+            for (start, (len, _)) in self.runs.range(at..end) {
+                if *start != at {
+                    break;
+                }
+                at = at.saturating_add(*len);
+            }
+        }
+        (true, at.min(end) - cluster)
+    }
+
+    /// The files that any of some clusters show.
+    pub(super) fn files_in(&self, clusters: Range<u32>) -> impl Iterator<Item = Id> {
+        let before = self.runs.range(..=clusters.start).next_back();
+        let before = before.filter(|(start, (len, _))| *start + len > clusters.start);
+        // The first one may begin where the range does: it may come twice.
+        before.into_iter().chain(self.runs.range(clusters)).filter_map(|(_, (_, shows))| match shows {
+            Shows::File { id, .. } => Some(*id),
+            Shows::Directory { .. } => None,
+        })
     }
 
     /// Lets clusters show something.
@@ -104,5 +139,9 @@ mod tests {
         assert_eq!(runs.at(15), (None, 2));
         assert_eq!(runs.at(17), (Some(file(3, 11)), 5));
         assert_eq!(runs.at(25).0, None);
+        assert_eq!(
+            [10, 15, 18, 25].map(|at| runs.extent(at, 30)),
+            [(true, 5), (false, 2), (true, 7), (false, 5)]
+        );
     }
 }

@@ -3,39 +3,36 @@
 //! Directories come before what is in them, in the order of their names, so that a directory gives the same disk
 //! every time.
 
-use super::entry::{ARCHIVE, DIRECTORY, Fields, READ_ONLY, len};
-use super::geometry::{ENTRY, MAX_DIRECTORY};
-use super::host::{Root, Seen, listing, shown};
+use super::geometry::ENTRY;
+use super::host::{Root, shown};
 use super::leftovers::clear_up;
-use super::name::{Names, Short, TEMPORARY};
+use super::listing::{Listing, list_all, root_node};
+use super::name::Short;
 use super::notices::Notices;
-use super::stamp::Stamp;
 use super::tree::{Id, Node, ROOT, Tree};
 use crate::block::{Error, Kind, Result};
-use std::ffi::OsString;
-use std::fs::{self, DirEntry, Metadata};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// Most files and directories of a disk.
 pub(super) const MAX_NODES: usize = 1 << 20;
 /// Longest path below the directory, in bytes: the kernel takes no longer ones.
 pub(super) const MAX_PATH: usize = 4000;
 
+/// How many directories are listed at a time.
+const BATCH: usize = 64;
+
 /// What a scan found.
+#[derive(Default)]
 pub(super) struct Scan {
     pub(super) tree: Tree,
     /// The alias of each node.
     pub(super) shorts: Vec<Short>,
-    /// Nodes of each directory, in the order of their entries; empty for files.
-    pub(super) members: Vec<Vec<Id>>,
-}
-
-/// An entry of the host that is to be shown.
-struct Item {
-    host_name: OsString,
-    metadata: Metadata,
+    /// Nodes of each directory, in the order of their entries; none for files.
+    pub(super) members: Vec<Range<Id>>,
+    /// Bytes of each directory's entries, with `.` and `..` or the label.
+    lens: Vec<u32>,
 }
 
 /// Reads all that can be shown.
@@ -44,50 +41,31 @@ struct Item {
 /// When the directory itself cannot be read, or holds more than [`MAX_NODES`] entries.
 pub(super) fn scan(root: &Root, writable: bool, notices: &mut Notices) -> Result<Scan> {
     let metadata = root.metadata(Path::new("")).map_err(Error::from_io)?;
-    let mut scan = Scan { tree: Tree::default(), shorts: Vec::new(), members: Vec::new() };
-    scan.add(ROOT, Item { host_name: OsString::new(), metadata }, String::new(), [b' '; 11]);
+    let mut scan = Scan::default();
+    scan.add(root_node(&metadata), [b' '; 11]);
     let (mut next, mut scanner) = (0, Scanner { root, writable, notices });
-    while next < scan.tree.len() {
-        let id = next as Id;
-        next += 1;
-        if scan.tree.get(id).is_some_and(|node| node.fields.is_directory()) {
-            scanner.directory(&mut scan, id)?;
-        }
+    while next < scan.tree.len() as Id {
+        let all = next..scan.tree.len() as Id;
+        let is_directory = |id: &Id| scan.tree.get(*id).is_some_and(|node| node.fields.is_directory());
+        let batch: Vec<Id> = all.clone().filter(is_directory).take(BATCH).collect();
+        next = if batch.len() < BATCH { all.end } else { batch[BATCH - 1] + 1 };
+        let batch = batch.into_iter().map(|id| (id, scan.tree.path(id))).collect();
+        scanner.directories(&mut scan, batch)?;
     }
     Ok(scan)
 }
 
 impl Scan {
-    fn add(&mut self, parent: Id, item: Item, name: String, short: Short) -> Id {
-        let stamp = Stamp::from_unix(item.metadata.mtime());
-        let writable = item.metadata.mode() & 0o222 != 0;
-        let fields = match item.metadata.is_dir() {
-            true => Fields::new(DIRECTORY, stamp, 0),
-            false => {
-                let attributes = if writable { ARCHIVE } else { ARCHIVE | READ_ONLY };
-                Fields::new(attributes, stamp, item.metadata.len() as u32)
-            }
-        };
+    fn add(&mut self, node: Node, short: Short) {
         self.shorts.push(short);
-        self.members.push(Vec::new());
-        self.tree.add(Node {
-            parent,
-            host_name: item.host_name,
-            name,
-            fields,
-            chain: Vec::new(),
-            seen: Seen::of(&item.metadata),
-            warned: false,
-            stale: false,
-        })
+        self.members.push(0..0);
+        self.lens.push(2 * ENTRY as u32);
+        self.tree.add(node);
     }
 
     /// Bytes of a directory's entries, with `.` and `..` or the label.
     pub(super) fn directory_len(&self, id: Id) -> u64 {
-        let of = |member: &Id| {
-            self.tree.get(*member).map_or(0, |node| len(&node.name, &self.shorts[*member as usize]))
-        };
-        (2 * ENTRY + self.members[id as usize].iter().map(of).sum::<usize>()) as u64
+        u64::from(self.lens[id as usize])
     }
 }
 
@@ -98,122 +76,54 @@ struct Scanner<'a> {
 }
 
 impl Scanner<'_> {
-    fn directory(&mut self, scan: &mut Scan, id: Id) -> Result<()> {
-        let path = scan.tree.path(id);
-        let items = match self.list(&path) {
-            Ok(items) => items,
-            Err(error) if id == ROOT => return Err(Error::from_io(error)),
-            Err(error) => {
-                self.leave_out(&path, &format!("it cannot be read ({error})"));
-                return Ok(());
+    fn directories(&mut self, scan: &mut Scan, batch: Vec<(Id, PathBuf)>) -> Result<()> {
+        let listings = list_all(self.root, !self.writable, &batch);
+        for (directory, listing) in batch.into_iter().zip(listings) {
+            match listing.and_then(|listing| self.cleared_up(&directory, listing)) {
+                Ok(listing) => self.directory(scan, &directory, listing)?,
+                Err(error) if directory.0 == ROOT => return Err(Error::from_io(error)),
+                Err(error) => self.leave_out(&directory.1, &format!("it cannot be read ({error})")),
             }
-        };
-        if scan.tree.len() + items.len() > MAX_NODES {
-            let message = format!("the directory holds more than {MAX_NODES} files");
-            return Err(Error::new(Kind::TooLarge, message).remedy("show a part of it"));
         }
-        self.name_all(scan, id, &path, items);
         Ok(())
     }
 
-    /// Gives names to all of a directory: first to those whose alias is their own name.
-    fn name_all(&mut self, scan: &mut Scan, id: Id, path: &Path, items: Vec<Item>) {
-        let mut names = Names::default();
-        let mut named = Vec::with_capacity(items.len());
-        for item in items {
-            match names.long(&item.host_name) {
-                Some(name) => {
-                    let short = names.own_alias(&name);
-                    named.push((item, name, short));
-                }
-                None => self.leave_out(&path.join(&item.host_name), "there is no name left for it"),
-            }
+    /// A listing without what killed processes left, if it can be cleared up.
+    fn cleared_up(&mut self, directory: &(Id, PathBuf), listing: Listing) -> io::Result<Listing> {
+        if !(self.writable && listing.has_temporary) {
+            return Ok(listing);
         }
-        let mut used = 2 * ENTRY;
-        for (item, name, short) in named {
-            let place = path.join(&item.host_name);
-            let Some(short) = short.or_else(|| names.alias(&name)) else {
-                self.leave_out(&place, "there is no short name left for it");
-                continue;
-            };
-            used += len(&name, &short);
-            if used as u64 > MAX_DIRECTORY {
-                self.leave_out(&place, "its directory has more entries than FAT allows");
-                continue;
-            }
-            if item.host_name.to_str() != Some(&name) {
-                self.notices.say(format!("'{}' is shown as '{name}'", shown(&place)));
-            }
-            let member = scan.add(id, item, name, short);
-            scan.members[id as usize].push(member);
-        }
+        clear_up(self.root, &directory.1, self.notices)?;
+        let again = list_all(self.root, false, std::slice::from_ref(directory));
+        again.into_iter().next().unwrap_or(Ok(listing))
     }
 
-    fn list(&mut self, path: &Path) -> io::Result<Vec<Item>> {
-        if self.writable {
-            clear_up(self.root, path, self.notices)?;
+    fn directory(&mut self, scan: &mut Scan, (id, path): &(Id, PathBuf), listing: Listing) -> Result<()> {
+        if scan.tree.len() + listing.shown.len() > MAX_NODES {
+            let message = format!("the directory holds more than {MAX_NODES} files");
+            return Err(Error::new(Kind::TooLarge, message).remedy("show a part of it"));
         }
-        let directory = self.root.directory(path)?;
-        let mut items = Vec::new();
-        for entry in fs::read_dir(listing(&directory))? {
-            items.extend(self.item(path, &entry?));
-        }
-        items.sort_unstable_by(|a, b| a.host_name.cmp(&b.host_name));
-        Ok(items)
-    }
-
-    /// What an entry shows, if it can be shown.
-    fn item(&mut self, directory: &Path, entry: &DirEntry) -> Option<Item> {
-        let host_name = entry.file_name();
-        let path = directory.join(&host_name);
-        if host_name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
-            self.leave_out(&path, "it was left behind by a write that was killed");
-            return None;
-        }
-        let metadata = match entry.metadata() {
-            Ok(metadata) if metadata.is_symlink() => self.target(&path)?,
-            Ok(metadata) => metadata,
-            // Gone since it was listed.
-            Err(_) => return None,
-        };
-        let kind = metadata.file_type();
-        let reason = match () {
-            () if path.as_os_str().len() > MAX_PATH => "its path is too long",
-            () if kind.is_file() && metadata.len() > u64::from(u32::MAX) => "it is larger than 4 GiB - 1",
-            () if kind.is_file() || kind.is_dir() => return Some(Item { host_name, metadata }),
-            () if kind.is_fifo() => "it is a FIFO",
-            () if kind.is_socket() => "it is a socket",
-            () => "it is a device",
-        };
-        self.leave_out(&path, reason);
-        None
-    }
-
-    /// What a link shows: a file of this directory.
-    fn target(&mut self, path: &Path) -> Option<Metadata> {
-        if self.writable {
-            self.leave_out(path, "it is a symbolic link, and the disk is writable");
-            return None;
-        }
-        match self.root.metadata(path) {
-            Ok(metadata) if metadata.is_file() => Some(metadata),
-            Ok(metadata) if metadata.is_dir() => {
-                self.leave_out(path, "it is a symbolic link to a directory");
-                None
-            }
-            Ok(metadata) => Some(metadata),
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
-                self.leave_out(path, "it is a symbolic link that leaves the directory");
-                None
-            }
-            Err(_) => {
-                self.leave_out(path, "it is a symbolic link to nothing that can be reached");
-                None
+        for (name, why) in listing.left_out {
+            self.leave_out(&path.join(&name), why);
+            // If the guest may write, nothing of its own gets that name.
+            if self.writable {
+                scan.tree.hide(*id, name);
             }
         }
+        let first = scan.tree.len() as Id;
+        for (node, short) in listing.shown {
+            if node.host_name.to_str() != Some(&node.name) {
+                let place = path.join(&node.host_name);
+                self.notices.say(format!("'{}' is shown as '{}'", shown(&place), node.name));
+            }
+            scan.add(node, short);
+        }
+        scan.members[*id as usize] = first..scan.tree.len() as Id;
+        scan.lens[*id as usize] = listing.len;
+        Ok(())
     }
 
-    fn leave_out(&mut self, path: &Path, reason: &str) {
-        self.notices.say(format!("'{}' is left out: {reason}", shown(path)));
+    fn leave_out(&mut self, path: &Path, why: &str) {
+        self.notices.say(format!("'{}' is left out: {why}", shown(path)));
     }
 }

@@ -55,6 +55,23 @@ impl SectorSet {
         (inside, at.min(range.end) - range.start)
     }
 
+    /// All that is in, in order: no range leaves its block.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.blocks.keys().flat_map(move |block| {
+            let (mut at, end) = (block * BLOCK, (block + 1) * BLOCK);
+            std::iter::from_fn(move || {
+                while at < end {
+                    let (inside, len) = self.run(at..end);
+                    at += len;
+                    if inside {
+                        return Some(at - len..at);
+                    }
+                }
+                None
+            })
+        })
+    }
+
     /// Whether any of the range is in.
     pub(super) fn has_any(&self, range: Range<u64>) -> bool {
         let (inside, len) = self.run(range.clone());
@@ -86,5 +103,6 @@ mod tests {
             assert_eq!(set.run(start..start + len), (inside, run), "{start}+{len}");
             assert_eq!(set.has_any(start..start + len), model.range(start..start + len).next().is_some());
         }
+        assert!(set.ranges().flatten().eq(model));
     }
 }

@@ -9,7 +9,7 @@ use std::mem::zeroed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A time and a date, as in a directory entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Stamp {
     pub(super) time: u16,
     pub(super) date: u16,

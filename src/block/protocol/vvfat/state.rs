@@ -12,18 +12,14 @@
 
 use super::boot::is_same_volume;
 use super::entry::{self, DOT, DOT_DOT, Entry, Fields};
-use super::geometry::{ENTRY, FatType, MAX_DIRECTORY, SECTOR};
+use super::fat::Fat;
+use super::geometry::{ENTRY, Layout, MAX_DIRECTORY};
 use super::name::is_fit_for_host;
 use super::scan::{MAX_NODES, MAX_PATH};
-use super::tree::Chain;
+use super::tree::{Chain, Id};
 use super::volume::Volume;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
-
-/// Sectors of the FAT that are read at once; a multiple of three, so that no entry of 12 bits is cut.
-const CHUNK: u64 = 24;
-/// Most chunks that are kept.
-const MAX_CHUNKS: usize = 256;
 
 /// A file or a directory that the guest sees.
 #[derive(Debug)]
@@ -36,14 +32,18 @@ pub(super) struct Found {
     pub(super) host_name: String,
     pub(super) fields: Fields,
     pub(super) chain: Chain,
-    path_len: usize,
+    /// Bytes of its path on the host, at most.
+    pub(super) path_len: usize,
 }
 
-/// What the guest sees.
+/// What the guest sees, of all of the disk or of what changed.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) found: Vec<Found>,
-    claimed: ClusterSet,
+    /// Clusters of all that the guest sees.
+    pub(super) claimed: ClusterSet,
+    /// The nodes of which this speaks: those that none of `found` is are gone.
+    pub(super) nodes: Vec<Id>,
 }
 
 /// Why nothing can be made of the disk.
@@ -66,36 +66,49 @@ fn inconsistent<T>(what: impl Into<String>) -> Result<T, Refusal> {
 }
 
 /// A set of clusters.
-#[derive(Debug)]
-struct ClusterSet(Vec<u64>);
+#[derive(Debug, PartialEq)]
+pub(super) struct ClusterSet(Vec<u64>);
 
 impl ClusterSet {
-    fn has(&self, cluster: u32) -> bool {
+    /// Of the clusters of a disk, those before `end`.
+    pub(super) fn before(end: u32, layout: &Layout) -> ClusterSet {
+        let mut words = vec![u64::MAX; end as usize / 64];
+        words.push((1 << (end % 64)) - 1);
+        // The first two numbers are no clusters'.
+        words[0] &= !3;
+        words.resize(layout.end_cluster() as usize / 64 + 1, 0);
+        ClusterSet(words)
+    }
+
+    pub(super) fn has(&self, cluster: u32) -> bool {
         self.0.get((cluster / 64) as usize).is_some_and(|word| word >> (cluster % 64) & 1 == 1)
     }
 
     /// Puts a cluster in; false if it is in already.
-    fn insert(&mut self, cluster: u32) -> bool {
+    pub(super) fn insert(&mut self, cluster: u32) -> bool {
         let new = !self.has(cluster);
         if let Some(word) = self.0.get_mut((cluster / 64) as usize) {
             *word |= 1 << (cluster % 64);
         }
         new
     }
-}
 
-impl State {
-    /// Whether a cluster belongs to something that the guest sees.
-    pub(super) fn is_claimed(&self, cluster: u32) -> bool {
-        self.claimed.has(cluster)
+    /// Takes the clusters of a chain out.
+    pub(super) fn remove(&mut self, chain: &Chain) {
+        for cluster in chain.iter().flat_map(|(start, len)| *start..start + len) {
+            if let Some(word) = self.0.get_mut((cluster / 64) as usize) {
+                *word &= !(1 << (cluster % 64));
+            }
+        }
     }
 }
 
 /// Reads the state of the disk.
 pub(super) fn read_state(volume: &mut Volume) -> Result<State, Refusal> {
     check_boot_sector(volume)?;
-    let words = volume.layout.end_cluster() as usize / 64 + 1;
-    let mut reader = Reader { fat: Fat::default(), claimed: ClusterSet(vec![0; words]), volume };
+    let nodes = volume.tree.iter().map(|(id, _)| id).collect();
+    let claimed = ClusterSet::before(0, &volume.layout);
+    let mut reader = Reader { fat: Fat::default(), claimed, volume };
     let mut found = vec![reader.root()?];
     let mut next = 0;
     while next < found.len() {
@@ -104,10 +117,10 @@ pub(super) fn read_state(volume: &mut Volume) -> Result<State, Refusal> {
         }
         next += 1;
     }
-    Ok(State { found, claimed: reader.claimed })
+    Ok(State { found, claimed: reader.claimed, nodes })
 }
 
-fn check_boot_sector(volume: &mut Volume) -> Result<(), Refusal> {
+pub(super) fn check_boot_sector(volume: &mut Volume) -> Result<(), Refusal> {
     let at = volume.layout.partition;
     let theirs = volume.read(at..at + 1)?;
     match is_same_volume(&volume.layout, &volume.reserved, &theirs) {
@@ -116,10 +129,11 @@ fn check_boot_sector(volume: &mut Volume) -> Result<(), Refusal> {
     }
 }
 
-struct Reader<'a> {
-    volume: &'a mut Volume,
-    fat: Fat,
-    claimed: ClusterSet,
+/// What reads the disk.
+pub(super) struct Reader<'a> {
+    pub(super) volume: &'a mut Volume,
+    pub(super) fat: Fat,
+    pub(super) claimed: ClusterSet,
 }
 
 impl Reader<'_> {
@@ -135,26 +149,38 @@ impl Reader<'_> {
 
     /// Adds all that is in a directory.
     fn directory(&mut self, found: &mut Vec<Found>, number: usize) -> Result<(), Refusal> {
-        let bytes = self.directory_bytes(&found[number].chain)?;
-        let is_root = number == 0;
-        if !is_root {
-            let parent = &found[found[number].parent];
-            let up = if found[number].parent == 0 { 0 } else { parent.fields.cluster };
-            check_dots(&bytes, found[number].fields.cluster, up, parent.fields.cluster)?;
+        let parent = found[number].parent;
+        let dots = Dots::new(found[number].fields.cluster, found[parent].fields.cluster, parent == 0);
+        let entries = self.entries(&found[number].chain, (number > 0).then_some(dots))?;
+        if entries.len() > MAX_NODES.saturating_sub(found.len()) {
+            return inconsistent("there are too many files");
         }
-        let (mut names, mut free) = (HashSet::new(), MAX_NODES.saturating_sub(found.len()));
-        for entry in entry::read(if is_root { &bytes } else { &bytes[2 * ENTRY..] }) {
+        for entry in entries {
             let item = self.item(entry, number, found[number].path_len)?;
-            if !names.insert(item.name.clone()) {
-                return inconsistent(format!("two entries are called '{}'", item.name));
-            }
-            if free == 0 {
-                return inconsistent("there are too many files");
-            }
-            free -= 1;
             found.push(item);
         }
         Ok(())
+    }
+
+    /// The entries of a directory, which begins with `dots` if it is not the root.
+    pub(super) fn entries(&mut self, chain: &Chain, dots: Option<Dots>) -> Result<Vec<Entry>, Refusal> {
+        let bytes = self.directory_bytes(chain)?;
+        dots.map_or(Ok(()), |dots| dots.check(&bytes))?;
+        let entries = entry::read(if dots.is_some() { &bytes[2 * ENTRY..] } else { &bytes });
+        let mut names = HashSet::new();
+        for entry in &entries {
+            match entry.name() {
+                Some(name) if !names.insert(name) => {
+                    return inconsistent(format!("two entries are called '{name}'"));
+                }
+                Some(_) => {}
+                None => {
+                    let short = entry.short.escape_ascii();
+                    return inconsistent(format!("a directory entry has no name, {short}"));
+                }
+            }
+        }
+        Ok(entries)
     }
 
     fn directory_bytes(&mut self, chain: &Chain) -> Result<Vec<u8>, Refusal> {
@@ -174,12 +200,29 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
+    /// What an entry of directory `parent` stands for, whose path is `above` bytes long.
     fn item(&mut self, entry: Entry, parent: usize, above: usize) -> Result<Found, Refusal> {
+        let chain = match entry.fields.cluster {
+            0 if entry.fields.is_directory() => {
+                return inconsistent(format!("'{}' has no cluster", entry.name().unwrap_or_default()));
+            }
+            0 => Chain::new(),
+            cluster => self.chain(cluster)?,
+        };
+        self.item_with(entry, parent, above, chain)
+    }
+
+    /// As [`Reader::item`], with the chain of the entry.
+    pub(super) fn item_with(
+        &self,
+        entry: Entry,
+        parent: usize,
+        above: usize,
+        chain: Chain,
+    ) -> Result<Found, Refusal> {
         // What the host cannot hold goes by its alias, which it can.
         let names: Vec<String> = [entry.long_name, entry.short_name].into_iter().flatten().collect();
-        let Some(name) = names.first().cloned() else {
-            return inconsistent(format!("a directory entry has no name, {}", entry.short.escape_ascii()));
-        };
+        let name = names.first().cloned().unwrap_or_default();
         let Some(host_name) = names.into_iter().find(|name| is_fit_for_host(name)) else {
             return inconsistent(format!("no file can be called '{}'", name.escape_default()));
         };
@@ -187,22 +230,21 @@ impl Reader<'_> {
         if path_len > MAX_PATH {
             return inconsistent("a path is too long for the host");
         }
-        let chain = match entry.fields.cluster {
-            0 if entry.fields.is_directory() => return inconsistent(format!("'{name}' has no cluster")),
-            0 => Chain::new(),
-            cluster => self.chain(cluster)?,
-        };
-        let have: u64 = chain.iter().map(|(_, len)| u64::from(*len)).sum();
-        if !entry.fields.is_directory()
-            && have * self.volume.layout.cluster_bytes() < u64::from(entry.fields.size)
-        {
-            return inconsistent(format!("the chain of '{name}' is shorter than the file"));
-        }
+        self.check_len(&name, &entry.fields, &chain)?;
         Ok(Found { parent, name, host_name, fields: entry.fields, chain, path_len })
     }
 
+    /// A file's chain must be as long as the file.
+    pub(super) fn check_len(&self, name: &str, fields: &Fields, chain: &Chain) -> Result<(), Refusal> {
+        let have: u64 = chain.iter().map(|(_, len)| u64::from(*len)).sum();
+        match fields.is_directory() || have * self.volume.layout.cluster_bytes() >= u64::from(fields.size) {
+            true => Ok(()),
+            false => inconsistent(format!("the chain of '{name}' is shorter than the file")),
+        }
+    }
+
     /// Follows a chain to its end and claims its clusters.
-    fn chain(&mut self, first: u32) -> Result<Chain, Refusal> {
+    pub(super) fn chain(&mut self, first: u32) -> Result<Chain, Refusal> {
         let layout = self.volume.layout;
         let (mut chain, mut at) = (Chain::new(), first);
         loop {
@@ -228,66 +270,34 @@ impl Reader<'_> {
     }
 }
 
-/// A directory begins with itself and its parent; a parent that is the root may be named by number too.
-fn check_dots(bytes: &[u8], own: u32, parent: u32, parent_by_number: u32) -> Result<(), Refusal> {
-    let dots = entry::read_two(bytes);
-    let sound = |at: usize, short, clusters: [u32; 2]| {
-        dots.get(at).is_some_and(|entry: &Entry| {
-            entry.short == short && entry.fields.is_directory() && clusters.contains(&entry.fields.cluster)
-        })
-    };
-    match sound(0, DOT, [own, own]) && sound(1, DOT_DOT, [parent, parent_by_number]) {
-        true => Ok(()),
-        false => inconsistent("a directory does not begin with itself and its parent"),
+/// What a directory begins with: itself and its parent, by their first clusters.
+#[derive(Clone, Copy)]
+pub(super) struct Dots {
+    own: u32,
+    /// 0 for the root.
+    parent: u32,
+    /// The root's number too.
+    by_number: u32,
+}
+
+impl Dots {
+    /// Of a directory at cluster `own` in one at cluster `parent`.
+    pub(super) fn new(own: u32, parent: u32, parent_is_root: bool) -> Dots {
+        Dots { own, parent: if parent_is_root { 0 } else { parent }, by_number: parent }
     }
-}
 
-/// The first FAT, read as it is needed.
-#[derive(Default)]
-pub(super) struct Fat {
-    chunks: HashMap<u64, Vec<u8>>,
-}
-
-impl Fat {
-    /// From a cluster to the end of a run of clusters that follow each other, and what the last one's entry says.
-    fn run(&mut self, volume: &mut Volume, cluster: u32) -> io::Result<(u32, u32)> {
-        // As it was made, where the guest has not written.
-        if let Some(end) = volume.made_chain(cluster) {
-            let sectors = sector_of(volume, cluster)..sector_of(volume, end - 1) + 2;
-            if !volume.overlay.as_ref().is_some_and(|overlay| overlay.present().has_any(sectors)) {
-                return Ok((end, volume.layout.fat_type.end_mark()));
-            }
+    fn check(self, bytes: &[u8]) -> Result<(), Refusal> {
+        let dots = entry::read_two(bytes);
+        let is = |at: usize, short, clusters: [u32; 2]| {
+            dots.get(at).is_some_and(|entry: &Entry| {
+                entry.short == short
+                    && entry.fields.is_directory()
+                    && clusters.contains(&entry.fields.cluster)
+            })
+        };
+        match is(0, DOT, [self.own; 2]) && is(1, DOT_DOT, [self.parent, self.by_number]) {
+            true => Ok(()),
+            false => inconsistent("a directory does not begin with itself and its parent"),
         }
-        Ok((cluster + 1, self.entry(volume, cluster)?))
     }
-
-    /// The entry of a cluster.
-    pub(super) fn entry(&mut self, volume: &mut Volume, cluster: u32) -> io::Result<u32> {
-        let bits = volume.layout.fat_type.bits();
-        let offset = u64::from(cluster) * bits / 8;
-        let number = offset / (CHUNK * SECTOR);
-        if !self.chunks.contains_key(&number) {
-            if self.chunks.len() == MAX_CHUNKS {
-                self.chunks.clear();
-            }
-            let start = volume.layout.fat_start() + number * CHUNK;
-            let end = (start + CHUNK).min(volume.layout.fat_start() + volume.layout.fat_sectors);
-            self.chunks.insert(number, volume.read(start..end)?);
-        }
-        let chunk = self.chunks.get(&number).map_or(&[][..], Vec::as_slice);
-        let at = (offset % (CHUNK * SECTOR)) as usize;
-        let byte = |index: usize| u32::from(chunk.get(at + index).copied().unwrap_or(0));
-        let pair = byte(0) | byte(1) << 8;
-        Ok(match volume.layout.fat_type {
-            FatType::Fat12 if cluster.is_multiple_of(2) => pair & 0xfff,
-            FatType::Fat12 => pair >> 4,
-            FatType::Fat16 => pair,
-            FatType::Fat32 => (pair | byte(2) << 16 | byte(3) << 24) & 0x0fff_ffff,
-        })
-    }
-}
-
-/// The sector of the first FAT in which the entry of a cluster begins.
-fn sector_of(volume: &Volume, cluster: u32) -> u64 {
-    volume.layout.fat_start() + u64::from(cluster) * volume.layout.fat_type.bits() / 8 / SECTOR
 }

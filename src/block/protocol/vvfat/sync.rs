@@ -9,17 +9,17 @@
 //! The tree is changed with every step that succeeded, so that it is always what the host has: a step that fails is
 //! tried again at the next flush, and nothing else is lost by it.
 
+use super::changed::{Directories, Settled, read_touched};
 use super::content;
 use super::delete::is_gone;
 use super::host::shown;
 use super::matching::{Plan, plan};
 use super::place::no_directory;
 use super::state::{Refusal, State, read_state};
-use super::tree::{Id, Node, ROOT};
+use super::tree::Id;
 use super::volume::Volume;
 use crate::block::{Error, Result};
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 
@@ -32,16 +32,30 @@ pub(super) fn sync(volume: &mut Volume, durable: bool) -> Result<()> {
     if is_clean && volume.pending.is_none() {
         return Ok(());
     }
-    let state = match read_state(volume) {
-        Ok(state) => state,
-        Err(Refusal::Inconsistent(why)) => {
-            volume.pending = Some(why);
-            return Ok(());
-        }
-        Err(Refusal::Io(error)) => return Err(Error::from_io(error)),
+    volume.tree.index();
+    let touched = match volume.settled.take() {
+        Some(settled) => read_touched(volume, settled).map_err(Error::from_io)?,
+        None => None,
+    };
+    let (state, directories) = match touched {
+        Some((state, directories)) => (state, Some(directories)),
+        None => match read_state(volume) {
+            Ok(state) => (state, None),
+            Err(Refusal::Inconsistent(why)) => {
+                volume.pending = Some(why);
+                return Ok(());
+            }
+            Err(Refusal::Io(error)) => return Err(Error::from_io(error)),
+        },
     };
     let plan = plan(volume, &state).map_err(Error::from_io)?;
-    Sync::new(volume, &state, plan, durable).run()
+    let held = Sync::new(volume, &state, plan, durable).run()?;
+    let is_directory = |id: &Id| volume.tree.get(*id).is_none_or(|node| node.fields.is_directory());
+    if !held.iter().any(is_directory) {
+        let directories = directories.unwrap_or_else(|| Directories::of(&volume.tree));
+        volume.settled = Some(Settled { claimed: state.claimed, directories, held });
+    }
+    Ok(())
 }
 
 /// One carrying over.
@@ -50,8 +64,6 @@ pub(super) struct Sync<'a> {
     pub(super) state: &'a State,
     pub(super) plan: Plan,
     pub(super) durable: bool,
-    /// Who is where on the host.
-    pub(super) places: HashMap<(Id, OsString), Id>,
     /// Directories whose entries changed.
     pub(super) touched: HashSet<Id>,
     /// The first thing that failed: what, and why.
@@ -60,12 +72,11 @@ pub(super) struct Sync<'a> {
 
 impl<'a> Sync<'a> {
     fn new(volume: &'a mut Volume, state: &'a State, plan: Plan, durable: bool) -> Sync<'a> {
-        let place = |(id, node): (Id, &Node)| ((node.parent, node.host_name.clone()), id);
-        let places = volume.tree.iter().filter(|(id, _)| *id != ROOT).map(place).collect();
-        Sync { volume, state, plan, durable, places, touched: HashSet::new(), failure: None }
+        Sync { volume, state, plan, durable, touched: HashSet::new(), failure: None }
     }
 
-    fn run(mut self) -> Result<()> {
+    /// Does all that can be done. Returns what the guest still has hold of.
+    fn run(mut self) -> Result<HashSet<Id>> {
         self.keep_what_is_used().map_err(Error::from_io)?;
         for number in 1..self.state.found.len() {
             let done = self.place(number);
@@ -87,7 +98,8 @@ impl<'a> Sync<'a> {
             overlay.settle();
         }
         self.volume.pending = self.failure.as_ref().map(|(what, why)| format!("{what}: {why}"));
-        self.failure.map_or(Ok(()), |(what, why)| Err(Error::from_io(why).context(what)))
+        let failure = self.failure.map(|(what, why)| Error::from_io(why).context(what));
+        failure.map_or(Ok(self.plan.held), Err)
     }
 
     /// Remembers that something failed, and tells the user once for each file.
@@ -109,10 +121,10 @@ impl<'a> Sync<'a> {
     /// Writes the content of a file, its attributes and times.
     fn write(&mut self, number: usize) -> io::Result<()> {
         let found = &self.state.found[number];
-        let (parent, name) = (self.plan.ids[found.parent], self.plan.names[number].clone());
+        let (parent, name) = (self.plan.ids[found.parent], &self.plan.names[number]);
         let (Some(parent), Some(name)) = (parent, name) else { return Err(no_directory()) };
         match self.plan.ids[number] {
-            Some(id) if self.places.get(&(parent, name.clone())) == Some(&id) => {
+            Some(id) if self.volume.tree.at(parent, name) == Some(id) => {
                 if content::update(self, number, id)? {
                     self.touched.insert(parent);
                 }
@@ -120,7 +132,7 @@ impl<'a> Sync<'a> {
             }
             // It could not be renamed; that was reported.
             Some(_) => Ok(()),
-            None => content::create(self, number, parent, name),
+            None => content::create(self, number, parent, name.clone()),
         }
     }
 

@@ -1,14 +1,13 @@
 //! What sectors show: the guest's own writes where it wrote, else what the tree makes of them.
 
-use super::boot::medium;
-use super::geometry::{FatType, SECTOR};
+use super::geometry::SECTOR;
+use super::host::read_up_to;
 use super::runs::Shows;
 use super::tree::Id;
 use super::volume::Volume;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 /// Where the bytes of a piece are.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +19,8 @@ pub(super) enum From {
     Overlay,
     /// In the file of a node, at this offset.
     Host(Id, u64),
+    /// All that the disk shows of the file of a node.
+    Whole(Id),
 }
 
 /// Some bytes of the disk.
@@ -29,15 +30,21 @@ pub(super) struct Piece {
     pub(super) from: From,
 }
 
+/// A part of the disk, by how it is made.
+enum Area<'a> {
+    /// These bytes, and zeros behind them.
+    Bytes(&'a [u8]),
+    /// One of the FATs.
+    Fat,
+    Clusters,
+}
+
 impl Volume {
     /// What the sectors of a range show, in order.
     pub(super) fn pieces(&self, sectors: Range<u64>) -> Vec<Piece> {
         let (mut pieces, mut at) = (Vec::new(), sectors.start);
         while at < sectors.end {
-            let (written, count) = match &self.overlay {
-                Some(overlay) => overlay.present().run(at..sectors.end),
-                None => (false, sectors.end - at),
-            };
+            let (written, count) = self.written(at..sectors.end);
             match written {
                 true => pieces.push(Piece { len: (count * SECTOR) as usize, from: From::Overlay }),
                 false => self.made(at..at + count, &mut pieces),
@@ -49,37 +56,87 @@ impl Volume {
 
     /// What sectors show that the guest did not write.
     fn made(&self, sectors: Range<u64>, pieces: &mut Vec<Piece>) {
-        let layout = &self.layout;
         let mut at = sectors.start;
-        let fats = layout.fat_start()..layout.root_start();
         while at < sectors.end {
-            let until = |end: u64| end.min(sectors.end);
-            let end = match at {
-                at if at < layout.partition => {
-                    let end = until(layout.partition);
-                    self.memory(&self.master, at, 0, end, pieces);
+            let (area, range) = self.area(at);
+            let end = range.end.min(sectors.end);
+            at = match area {
+                Area::Bytes(bytes) => {
+                    self.memory(bytes, at, range.start, end, pieces);
                     end
                 }
-                at if at < fats.start => {
-                    let end = until(fats.start);
-                    self.memory(&self.reserved, at, layout.partition, end, pieces);
+                Area::Fat => {
+                    self.fat(at - range.start..end - range.start, pieces);
                     end
                 }
-                at if at < fats.end => {
-                    let within = (at - fats.start) % layout.fat_sectors;
-                    let end = until(at - within + layout.fat_sectors);
-                    let bytes = self.fat_bytes(within * SECTOR, ((end - at) * SECTOR) as usize);
-                    pieces.push(Piece { len: bytes.len(), from: From::Memory(bytes) });
-                    end
-                }
-                at if at < layout.data_start() => {
-                    let end = until(layout.data_start());
-                    self.memory(&self.fixed_root, at, fats.end, end, pieces);
-                    end
-                }
-                at => self.clusters(at, sectors.end, pieces),
+                Area::Clusters => self.clusters(at, end, pieces),
             };
-            at = end;
+        }
+    }
+
+    /// What a sector is in, and which sectors that has.
+    fn area(&self, at: u64) -> (Area<'_>, Range<u64>) {
+        let layout = &self.layout;
+        let (fats, root, data) = (layout.fat_start(), layout.root_start(), layout.data_start());
+        match at {
+            at if at < layout.partition => (Area::Bytes(&self.master), 0..layout.partition),
+            at if at < fats => (Area::Bytes(&self.reserved), layout.partition..fats),
+            at if at < root => {
+                let start = at - (at - fats) % layout.fat_sectors;
+                (Area::Fat, start..start + layout.fat_sectors)
+            }
+            at if at < data => (Area::Bytes(&self.fixed_root), root..data),
+            _ => (Area::Clusters, data..layout.total),
+        }
+    }
+
+    /// Whether the first sector of a range is known to be zeros, and how many of the range are as it is. Clusters are
+    /// one thing: what is behind the end of a file in its last one is short, and costs little to read.
+    pub(super) fn extent(&self, sectors: Range<u64>) -> (bool, u64) {
+        let (zeros, mut count) = self.extent_of_one(sectors.clone());
+        while sectors.start + count < sectors.end {
+            let (other, more) = self.extent_of_one(sectors.start + count..sectors.end);
+            if other != zeros {
+                break;
+            }
+            count += more;
+        }
+        (zeros, count)
+    }
+
+    /// As [`Volume::extent`], up to the end of an area or of what the guest wrote.
+    fn extent_of_one(&self, sectors: Range<u64>) -> (bool, u64) {
+        let (written, count) = self.written(sectors.clone());
+        if written {
+            return (false, count);
+        }
+        let at = sectors.start;
+        let (area, range) = self.area(at);
+        let end = range.end.min(at + count);
+        let used = match area {
+            Area::Bytes(bytes) => (bytes.len() as u64).div_ceil(SECTOR),
+            Area::Fat => self.fat.used_sectors(),
+            Area::Clusters => return self.cluster_extent(at, end),
+        };
+        match (range.start + used).checked_sub(at) {
+            Some(left @ 1..) => (false, left.min(end - at)),
+            _ => (true, end - at),
+        }
+    }
+
+    fn cluster_extent(&self, at: u64, end: u64) -> (bool, u64) {
+        let layout = &self.layout;
+        let (data, size) = (layout.data_start(), layout.cluster_sectors);
+        let number = |sector: u64| ((sector - data) / size) as u32 + 2;
+        let (shows, count) = self.runs.extent(number(at), number(end - 1) + 1);
+        (!shows, (at - (at - data) % size + u64::from(count) * size).min(end) - at)
+    }
+
+    /// Whether the guest wrote the first sector of a range, and of how many of the range that is so.
+    fn written(&self, sectors: Range<u64>) -> (bool, u64) {
+        match &self.overlay {
+            Some(overlay) => overlay.present().run(sectors),
+            None => (false, sectors.end - sectors.start),
         }
     }
 
@@ -112,7 +169,10 @@ impl Volume {
             }
             Some(Shows::File { id, index }) => {
                 let size = self.tree.get(id).map_or(0, |node| u64::from(node.fields.size));
-                (there(size, offset(index)), From::Host(id, offset(index)))
+                match (offset(index), there(size, offset(index))) {
+                    (0, used) if used as u64 == size => (used, From::Whole(id)),
+                    (offset, used) => (used, From::Host(id, offset)),
+                }
             }
         };
         push_some(pieces, used, from);
@@ -120,54 +180,12 @@ impl Volume {
         end
     }
 
-    /// An entry of the FAT as it was made.
-    fn made_entry(&self, cluster: u32) -> u32 {
-        let end_mark = self.layout.fat_type.end_mark();
-        match cluster {
-            0 => end_mark & !0xff | u32::from(medium(&self.layout)),
-            1 => end_mark,
-            _ => match self.made_chain(cluster) {
-                Some(end) if cluster + 1 == end => end_mark,
-                Some(_) => cluster + 1,
-                None => 0,
-            },
-        }
-    }
-
-    /// Where the chain ends that `cluster` was made part of.
-    pub(super) fn made_chain(&self, cluster: u32) -> Option<u32> {
-        let after = self.chains.partition_point(|(start, _)| *start <= cluster);
-        let (start, len) = self.chains.get(after.checked_sub(1)?)?;
-        (cluster - start < *len).then_some(start + len)
-    }
-
-    /// `len` bytes of the FAT as it was made. Entries of 12 bits stand two in three bytes.
-    fn fat_bytes(&self, offset: u64, len: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(len + 4);
-        let entry = |number: u64| match u32::try_from(number) {
-            Ok(cluster) if cluster < self.layout.end_cluster() => self.made_entry(cluster),
-            _ => 0,
-        };
-        match self.layout.fat_type {
-            FatType::Fat12 => {
-                let first = offset / 3;
-                for pair in first..(offset + len as u64).div_ceil(3) {
-                    let both = entry(pair * 2) | entry(pair * 2 + 1) << 12;
-                    bytes.extend_from_slice(&both.to_le_bytes()[..3]);
-                }
-                bytes.drain(..(offset - first * 3) as usize);
-            }
-            FatType::Fat16 => {
-                let first = offset / 2;
-                (first..first + len as u64 / 2).for_each(|at| bytes.extend((entry(at) as u16).to_le_bytes()));
-            }
-            FatType::Fat32 => {
-                let first = offset / 4;
-                (first..first + len as u64 / 4).for_each(|at| bytes.extend(entry(at).to_le_bytes()));
-            }
-        }
-        bytes.truncate(len);
-        bytes
+    /// Some sectors of a FAT, counted from its start.
+    fn fat(&self, sectors: Range<u64>, pieces: &mut Vec<Piece>) {
+        let used = self.fat.used_sectors().clamp(sectors.start, sectors.end);
+        let bytes = self.fat.bytes(sectors.start * SECTOR, ((used - sectors.start) * SECTOR) as usize);
+        push_some(pieces, bytes.len(), From::Memory(bytes));
+        push_some(pieces, ((sectors.end - used) * SECTOR) as usize, From::Zeros);
     }
 
     /// Reads sectors, waiting for the host's disks.
@@ -196,16 +214,16 @@ impl Volume {
         into: &mut [u8],
         opened: &mut Option<(Id, File)>,
     ) -> io::Result<()> {
-        match (from, &self.overlay) {
-            (From::Overlay, Some(overlay)) => read_up_to(overlay.file(), disk, into),
-            (From::Host(id, offset), _) => {
-                if opened.as_ref().is_none_or(|(open, _)| open != id) {
-                    *opened = Some((*id, self.open(*id)?));
-                }
-                opened.as_ref().map_or(Ok(()), |(_, file)| read_up_to(file, *offset, into))
-            }
-            _ => Ok(()),
+        let (id, offset) = match (from, &self.overlay) {
+            (From::Overlay, Some(overlay)) => return read_up_to(overlay.file(), disk, into),
+            (From::Host(id, offset), _) => (*id, *offset),
+            (From::Whole(id), _) => (*id, 0),
+            _ => return Ok(()),
+        };
+        if opened.as_ref().is_none_or(|(open, _)| *open != id) {
+            *opened = Some((id, self.open(id)?));
         }
+        opened.as_ref().map_or(Ok(()), |(_, file)| read_up_to(file, offset, into))
     }
 }
 
@@ -213,18 +231,4 @@ fn push_some(pieces: &mut Vec<Piece>, len: usize, from: From) {
     if len > 0 {
         pieces.push(Piece { len, from });
     }
-}
-
-/// Reads what there is; the rest stays as it is.
-fn read_up_to(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {
-    let mut done = 0;
-    while done < into.len() {
-        match file.read_at(&mut into[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -4,22 +4,28 @@
 //! has it. What a sector shows is in module `view`.
 
 use super::boot::{self, Identity, ROOT_CLUSTER};
+use super::changed::{Directories, Settled};
 use super::entry::{DIRECTORY, DOT, DOT_DOT, Fields, LABEL, short_slot, write};
-use super::geometry::{Content, ENTRY, Layout, Wish};
+use super::fitting::{Content, Wish};
+use super::geometry::{ENTRY, Layout};
 use super::host::{Root, Seen, shown};
 use super::leftovers::Refuge;
+use super::made_fat::MadeFat;
 use super::name::Short;
 use super::notices::Notices;
 use super::overlay::Overlay;
 use super::runs::{Runs, Shows};
 use super::scan::{Scan, scan};
+use super::state::ClusterSet;
 use super::tree::{Id, ROOT, Tree};
 use crate::block::{Error, Result};
+use smallvec::smallvec;
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Room for new entries, in bytes, in a root directory that is not a small one.
 const ROOT_ROOM: u64 = (512 * ENTRY) as u64;
@@ -27,15 +33,14 @@ const ROOT_ROOM: u64 = (512 * ENTRY) as u64;
 /// A disk.
 pub(super) struct Volume {
     pub(super) layout: Layout,
-    pub(super) root: Root,
+    pub(super) root: Arc<Root>,
     pub(super) tree: Tree,
     pub(super) notices: Notices,
     /// The first sector of a hard disk.
     pub(super) master: Vec<u8>,
     /// The sectors before the FAT.
     pub(super) reserved: Vec<u8>,
-    /// First clusters and lengths of all chains as they were made, in order, without gaps from cluster 2 on.
-    pub(super) chains: Vec<(u32, u32)>,
+    pub(super) fat: MadeFat,
     /// The directories as they were made, and the one that is no chain.
     pub(super) directories: Vec<Vec<u8>>,
     pub(super) fixed_root: Vec<u8>,
@@ -48,6 +53,8 @@ pub(super) struct Volume {
     pub(super) refuges: Vec<Refuge>,
     /// Directories whose entries changed and that are not synced yet.
     pub(super) unsynced: HashSet<Id>,
+    /// What the next flush can stand on, if the last one left nothing open.
+    pub(super) settled: Option<Settled>,
 }
 
 impl Volume {
@@ -65,11 +72,11 @@ impl Volume {
         let identity = Identity { label, serial: serial(directory), used };
         let mut volume = Volume {
             layout,
-            root,
+            root: Arc::new(root),
             notices,
             master: boot::master_boot_record(&layout, identity.serial),
             reserved: boot::reserved_sectors(&layout, &identity),
-            chains,
+            fat: MadeFat { fat_type: layout.fat_type, medium: boot::medium(&layout), chains },
             directories: Vec::new(),
             fixed_root: Vec::new(),
             runs: Runs::default(),
@@ -78,14 +85,21 @@ impl Volume {
             pending: None,
             refuges: Vec::new(),
             unsynced: HashSet::new(),
+            settled: None,
         };
         volume.make_directories(&found, &label);
         volume.tree = found.tree;
+        volume.settled = wish.writable.then(|| Settled {
+            claimed: ClusterSet::before(volume.fat.first_free(), &volume.layout),
+            directories: Directories::of(&volume.tree),
+            held: HashSet::new(),
+        });
         Ok(volume)
     }
 
     /// Makes the entries of all directories, and notes what all clusters show.
     fn make_directories(&mut self, found: &Scan, label: &Short) {
+        let mut runs = Vec::with_capacity(found.tree.len());
         for (id, node) in found.tree.iter() {
             let shows = match node.fields.is_directory() {
                 true => {
@@ -99,19 +113,23 @@ impl Volume {
                 }
                 false => Shows::File { id, index: 0 },
             };
-            for (start, len) in &node.chain {
-                self.runs.set(*start, *len, shows);
-            }
+            runs.extend(node.chain.iter().map(|(start, len)| (*start, *len, shows)));
         }
+        self.runs = Runs::of(runs);
     }
 
     /// Opens the host file of a node to read it.
     pub(super) fn open(&mut self, id: Id) -> io::Result<File> {
-        let path = self.tree.path(id);
-        match self.root.file(&path, false) {
-            Ok((file, metadata)) => {
+        let opened = self.root.file(&self.tree.path(id), false);
+        self.noticed(id, opened)
+    }
+
+    /// What was got of the host file of a node. Tells the user, once, if that is not what it was, or nothing.
+    pub(super) fn noticed<T>(&mut self, id: Id, got: io::Result<(T, Metadata)>) -> io::Result<T> {
+        match got {
+            Ok((value, metadata)) => {
                 self.notice(id, &metadata);
-                Ok(file)
+                Ok(value)
             }
             Err(error) => {
                 self.warn_once(id, &format!("cannot be read any more ({error})"));
@@ -161,7 +179,7 @@ fn allocate(found: &mut Scan, layout: &Layout) -> Vec<(u32, u32)> {
         let clusters = bytes.div_ceil(layout.cluster_bytes()) as u32;
         if clusters > 0 {
             node.fields.cluster = next;
-            node.chain = vec![(next, clusters)];
+            node.chain = smallvec![(next, clusters)];
             chains.push((next, clusters));
             next += clusters;
         }
@@ -181,9 +199,9 @@ fn directory_bytes(found: &Scan, id: Id, label: &Short) -> Vec<u8> {
         bytes.extend(short_slot(&DOT, &node.fields));
         bytes.extend(short_slot(&DOT_DOT, &node.fields.clone_for_link(parent)));
     }
-    for member in &found.members[id as usize] {
-        if let Some(node) = found.tree.get(*member) {
-            write(&mut bytes, &node.name, &found.shorts[*member as usize], &node.fields);
+    for member in found.members[id as usize].clone() {
+        if let Some(node) = found.tree.get(member) {
+            write(&mut bytes, &node.name, &found.shorts[member as usize], &node.fields);
         }
     }
     bytes

@@ -77,7 +77,7 @@ impl Driver for Shared {
         Vec::new()
     }
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: true }
+        Limits { growable: true, ..Limits::ANY }
     }
     fn read_only(&self) -> bool {
         false

@@ -68,7 +68,7 @@ impl Driver for MemoryFile {
     }
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: 1, memory_alignment: 1, max_transfer: 1 << 30, growable: true }
+        Limits { growable: true, ..Limits::ANY }
     }
 
     fn read_only(&self) -> bool {
