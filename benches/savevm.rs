@@ -2,22 +2,33 @@
 //!
 //! `cargo bench --bench savevm [-- --rounds 5] [-- --memory 1024] [-- --dir FOLDER]`. Both boot one boot sector of ours
 //! from a qcow2 disk, QEMU under its emulation, as it needs no KVM, and cowvm on `/dev/kvm`; it marks every page of half
-//! of the memory (MiB). The guests are stopped then, so that nothing but the snapshots is timed. A round is `savevm`,
-//! `loadvm` and `delvm` in each: seconds from a command in the monitor to the next prompt; medians of the rounds.
+//! of the memory (MiB) and halts, so that nothing but the snapshots is timed. A round is `savevm` and `delvm`, `savevm`,
+//! `loadvm` and `delvm` in each: seconds from a command in the monitor to the next prompt, and from STOP to RESUME, as QMP
+//! has them; medians of the rounds.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first thing that goes wrong")]
 
 mod measure;
 
 use measure::{median, option};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const STEPS: [&str; 3] = ["savevm s", "loadvm s", "delvm s"];
+/// A command, and what is said of it. A `delvm` after a `loadvm` frees nothing in QEMU, which leaves the VM state behind
+/// the live disk.
+const STEPS: [(&str, &str); 5] = [
+    ("savevm s", "savevm"),
+    ("delvm s", "delvm"),
+    ("savevm s", "savevm"),
+    ("loadvm s", "loadvm"),
+    ("delvm s", "delvm after a loadvm"),
+];
 /// Where the boot sector has the number of pages that it marks.
 const COUNT_AT: usize = 504;
 
@@ -54,21 +65,29 @@ fn main() {
     let image = |name: &str| make_disk(folder.path(), name, memory);
     let mut theirs = Vm::qemu(&image("theirs"), memory);
     let mut ours = Vm::cowvm(&image("ours"), memory);
-    let mut times = vec![(Vec::new(), Vec::new()); STEPS.len()];
+    let mut times = Times::new();
     for _ in 0..rounds {
-        for (step, (their_times, our_times)) in STEPS.iter().zip(&mut times) {
-            their_times.push(theirs.time(step));
-            our_times.push(ours.time(step));
+        for (step, what) in STEPS {
+            for (vm, who) in [(&mut theirs, 0), (&mut ours, 1)] {
+                let (seconds, pause) = vm.time(step);
+                times.entry(what.to_owned()).or_default()[who].push(seconds);
+                if let Some(pause) = pause {
+                    times.entry(format!("{what}: pause of the guest")).or_default()[who].push(pause);
+                }
+            }
         }
     }
     [theirs, ours].into_iter().for_each(Vm::quit);
     println!("| guest of {memory} MiB, half in use | QEMU s | cowvm s | times as fast |");
     println!("| --- | ---: | ---: | ---: |");
-    for (step, (theirs, ours)) in STEPS.iter().zip(&mut times) {
+    for (what, [theirs, ours]) in &mut times {
         let (theirs, ours) = (median(theirs), median(ours));
-        println!("| {step} | {theirs:.2} | {ours:.2} | {:.1} |", theirs / ours);
+        println!("| {what} | {theirs:.3} | {ours:.3} | {:.2} |", theirs / ours);
     }
 }
+
+/// Seconds by what took them, QEMU's and cowvm's.
+type Times = BTreeMap<String, [Vec<f64>; 2]>;
 
 /// A qcow2 disk with the boot sector.
 fn make_disk(folder: &Path, name: &str, memory: u32) -> PathBuf {
@@ -93,10 +112,26 @@ fn make_disk(folder: &Path, name: &str, memory: u32) -> PathBuf {
     path
 }
 
-/// A machine with a monitor.
+fn connect(socket: &Path) -> UnixStream {
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// When an event happened.
+fn seconds_of(event: &Value) -> f64 {
+    let part = |name: &str| event["timestamp"][name].as_f64().unwrap();
+    part("seconds") + part("microseconds") / 1e6
+}
+
+/// A machine with both monitors.
 struct Vm {
     child: Child,
     monitor: UnixStream,
+    qmp: BufReader<UnixStream>,
     image: PathBuf,
 }
 
@@ -114,37 +149,56 @@ impl Vm {
         Vm::start(command, image, memory)
     }
 
-    /// Waits until the guest has filled its memory, and stops it.
+    /// Waits until the guest has filled its memory.
     fn start(mut command: Command, image: &Path, memory: u32) -> Vm {
-        let socket = image.with_extension("monitor");
         command.args(["-m", &memory.to_string()]);
-        command.args(["-monitor", &format!("unix:{},server=on,wait=off", socket.display())]);
+        let sockets = ["monitor", "qmp"].map(|kind| image.with_extension(kind));
+        for (kind, socket) in ["-monitor", "-qmp"].iter().zip(&sockets) {
+            command.args([*kind, &format!("unix:{},server=on,wait=off", socket.display())]);
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut console = child.stdout.take().unwrap();
         let mut byte = [0];
         while byte != *b"!" {
             console.read_exact(&mut byte).unwrap();
         }
-        let monitor = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        let mut vm = Vm { child, monitor, image: image.to_owned() };
+        let [monitor, qmp] = sockets.map(|socket| connect(&socket));
+        let mut vm = Vm { child, monitor, qmp: BufReader::new(qmp), image: image.to_owned() };
         vm.until_prompt();
-        vm.time("stop");
+        vm.receive();
+        vm.ask("qmp_capabilities");
         vm
     }
 
-    /// Seconds that a command takes, which must have nothing to say.
-    fn time(&mut self, line: &str) -> f64 {
+    /// Seconds that a command takes, which must have nothing to say, and for which it stops the guest.
+    fn time(&mut self, line: &str) -> (f64, Option<f64>) {
         let start = Instant::now();
         self.monitor.write_all(format!("{line}\n").as_bytes()).unwrap();
         let answer = self.until_prompt();
         let seconds = start.elapsed().as_secs_f64();
         assert!(!answer.contains("Error"), "{line}: {answer}");
-        seconds
+        let events = self.ask("query-status");
+        let at = |name: &str| events.iter().find(|event| event["event"] == name).map(seconds_of);
+        (seconds, at("STOP").zip(at("RESUME")).map(|(stop, resume)| resume - stop))
+    }
+
+    /// Has QMP do something; the events before the answer.
+    fn ask(&mut self, command: &str) -> Vec<Value> {
+        writeln!(self.qmp.get_mut(), "{{\"execute\":\"{command}\"}}").unwrap();
+        let mut events = Vec::new();
+        loop {
+            let value = self.receive();
+            match value.get("return") {
+                Some(_) => return events,
+                None => events.push(value),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.qmp.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
     }
 
     fn until_prompt(&mut self) -> String {

@@ -9,33 +9,6 @@ use crate::util::keyval::{Options, escape};
 use crate::vm::builder::DiskConfig;
 use crate::vm::{Error, Result};
 
-/// What is left to the format's driver.
-const DRIVER_OPTIONS: &[&str] = &[
-    "encrypt.key-secret",
-    "encrypt.format",
-    "key-secret",
-    "l2-cache-size",
-    "refcount-cache-size",
-    "cache-size",
-    "l2-cache-entry-size",
-    "cache-clean-interval",
-    "discard-no-unref",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "overlap-check",
-    "overlap-check.template",
-    "overlap-check.main-header",
-    "overlap-check.active-l1",
-    "overlap-check.active-l2",
-    "overlap-check.refcount-table",
-    "overlap-check.refcount-block",
-    "overlap-check.snapshot-table",
-    "overlap-check.inactive-l1",
-    "overlap-check.inactive-l2",
-    "overlap-check.bitmap-directory",
-];
-
 /// What an export of a server is described by, beside `server.…`.
 const NBD_OPTIONS: &[&str] = &[
     "driver",
@@ -72,7 +45,7 @@ pub(super) struct DriveSpec {
     /// Writes go to a temporary overlay.
     snapshot: bool,
     errors: ErrorPolicy,
-    /// Options of the format.
+    /// All others: of the format, and of the images below.
     driver: Options,
 }
 
@@ -137,16 +110,9 @@ impl DriveSpec {
                 return Err(bad(&format!("this machine has disks of if=virtio only, not '{other}'")));
             }
         }
-        let mut driver = Options::default();
-        for name in DRIVER_OPTIONS {
-            if let Some(value) = options.take(name) {
-                driver.set(name, &value);
-            }
-        }
         let (rerror, werror) = (options.take("rerror"), options.take("werror"));
         let errors = ErrorPolicy::parse(rerror.as_deref(), werror.as_deref()).map_err(|error| bad(&error))?;
-        let spec = DriveSpec {
-            driver,
+        Ok(DriveSpec {
             errors,
             snapshot: options.take_switch("snapshot").map_err(|error| bad(&error))?.unwrap_or(false),
             id: options.take("id"),
@@ -161,9 +127,9 @@ impl DriveSpec {
             lazy_refcounts: options.take_switch("lazy-refcounts").map_err(|error| bad(&error))?,
             data_file: options.take("data-file.filename"),
             serial: options.take("serial").unwrap_or_default(),
-        };
-        options.finish().map_err(|error| bad(&error))?;
-        Ok(spec)
+            // Whoever opens the image refuses what no driver takes.
+            driver: options,
+        })
     }
 
     /// Keeps the image as it is, as `snapshot=on` does.
@@ -317,10 +283,15 @@ mod tests {
     fn all_keys_are_understood() {
         let spec = DriveSpec::parse(
             "file=/a,,b.img,format=qcow2,id=d,readonly=on,cache=none,discard=unmap,serial=S1,if=virtio,\
-             detect-zeroes=unmap,data-file.filename=d,snapshot=on,werror=stop,rerror=ignore",
+             detect-zeroes=unmap,data-file.filename=d,snapshot=on,werror=stop,rerror=ignore,offset=512",
         )
         .unwrap();
         assert!(spec.snapshot);
+        assert_eq!(
+            spec.driver.pairs(),
+            [("offset".to_owned(), "512".to_owned())],
+            "left to the format's driver"
+        );
         assert_eq!(spec.errors, ErrorPolicy::parse(Some("ignore"), Some("stop")).unwrap());
         assert_eq!(spec.detect_zeroes, DetectZeroes::Unmap);
         assert_eq!(spec.data_file.as_deref(), Some("d"));
@@ -348,7 +319,6 @@ mod tests {
         assert!(refusal("format=raw").contains("file= is missing"));
         assert!(refusal("file=a,file.filename=b").contains("exclude each other"));
         assert!(refusal("driver=nbd,path=a,format=raw").contains("both 'driver' and 'format'"));
-        assert!(refusal("file=a,speed=9").contains("'speed'"));
         assert!(refusal("file=a,cache=fast").contains("fast"));
         assert!(refusal("file=a,discard=maybe").contains("'maybe'"));
         assert!(refusal("file=a,detect-zeroes=yes").contains("'yes'"));

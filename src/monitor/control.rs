@@ -90,8 +90,8 @@ impl Control {
 
     /// Takes note of what has happened to the machine.
     pub(super) fn hear_machine(&mut self) {
-        for event in self.machine.take_events() {
-            events::note(self, &event);
+        for (when, event) in self.machine.take_events() {
+            events::note(self, when, &event);
         }
     }
 

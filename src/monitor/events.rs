@@ -9,19 +9,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 impl Control {
     /// Something has happened now.
     pub(super) fn emit(&mut self, name: &str, data: Option<Value>) {
-        self.events.push(event(name, data));
+        self.emit_of(SystemTime::now(), name, data);
+    }
+
+    fn emit_of(&mut self, when: SystemTime, name: &str, data: Option<Value>) {
+        self.events.push(event(when, name, data));
     }
 }
 
 /// The last event: why the process ends, and whether the guest wanted it.
 pub fn shutdown(reason: &str) -> Value {
     let guest = reason.starts_with("guest");
-    event("SHUTDOWN", Some(json!({"guest": guest, "reason": reason})))
+    event(SystemTime::now(), "SHUTDOWN", Some(json!({"guest": guest, "reason": reason})))
 }
 
-fn event(name: &str, data: Option<Value>) -> Value {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let timestamp = json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()});
+fn event(when: SystemTime, name: &str, data: Option<Value>) -> Value {
+    let since = when.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let timestamp = json!({"seconds": since.as_secs(), "microseconds": since.subsec_micros()});
     let mut event = json!({"timestamp": timestamp, "event": name});
     if let Some(data) = data {
         event["data"] = data;
@@ -30,22 +34,22 @@ fn event(name: &str, data: Option<Value>) -> Value {
 }
 
 /// Turns what the machine says into events.
-pub(super) fn note(control: &mut Control, event: &Event) {
+pub(super) fn note(control: &mut Control, when: SystemTime, event: &Event) {
     match event {
-        Event::Stop => control.emit("STOP", None),
+        Event::Stop => control.emit_of(when, "STOP", None),
         Event::Loaded => control.failing.clear(),
         Event::Resume => {
             control.failing.clear();
-            control.emit("RESUME", None);
+            control.emit_of(when, "RESUME", None);
         }
         Event::Reset { guest } => {
             control.failing.clear();
             let reason = if *guest { "guest-reset" } else { "host-qmp-system-reset" };
-            control.emit("RESET", Some(json!({"guest": guest, "reason": reason})));
+            control.emit_of(when, "RESET", Some(json!({"guest": guest, "reason": reason})));
         }
         Event::TrayMoved { drive, open } => {
             let data = json!({"device": drive, "tray-open": open, "id": drive});
-            control.emit("DEVICE_TRAY_MOVED", Some(data));
+            control.emit_of(when, "DEVICE_TRAY_MOVED", Some(data));
         }
         Event::DiskError(error) => {
             if error.action == Action::Stop
@@ -56,7 +60,7 @@ pub(super) fn note(control: &mut Control, event: &Event) {
                     "{drive}: {reason}; the guest is stopped: mend it and type 'cont' in the monitor"
                 ));
             }
-            control.emit("BLOCK_IO_ERROR", Some(disk_error(error)));
+            control.emit_of(when, "BLOCK_IO_ERROR", Some(disk_error(error)));
         }
     }
 }

@@ -23,6 +23,7 @@ use kvm_ioctls::VmFd;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -114,8 +115,8 @@ pub struct Machine {
     pub(super) status: Status,
     pub(super) layout: Layout,
     pub(super) errors: Arc<DiskErrors>,
-    /// What users have not been told yet.
-    pub(super) events: Vec<Event>,
+    /// What users have not been told yet, and when it happened.
+    pub(super) events: Vec<(SystemTime, Event)>,
     /// The reset that was requested last was a user's wish.
     pub(super) reset_by_user: bool,
     /// How long the guest has run.
@@ -169,14 +170,19 @@ impl Machine {
         self.run_state().take_request()
     }
 
-    /// What has happened since the last call.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    /// What has happened since the last call, and when.
+    pub fn take_events(&mut self) -> Vec<(SystemTime, Event)> {
         self.hear_errors();
         std::mem::take(&mut self.events)
     }
 
     fn hear_errors(&mut self) {
-        self.events.extend(self.errors.take());
+        self.errors.take().into_iter().for_each(|event| self.note(event));
+    }
+
+    /// Something has happened now.
+    pub(super) fn note(&mut self, event: Event) {
+        self.events.push((SystemTime::now(), event));
     }
 
     /// Asks for a reset, as the guest can: it happens when the request is taken.
@@ -195,7 +201,7 @@ impl Machine {
         }
         self.status = Status::Paused;
         self.pause();
-        self.events.push(Event::Stop);
+        self.note(Event::Stop);
         self.flush()
     }
 
@@ -204,7 +210,7 @@ impl Machine {
         self.pause();
         self.hear_errors();
         if self.status == Status::Running {
-            self.events.push(Event::Stop);
+            self.note(Event::Stop);
         }
         self.status = Status::IoError;
     }
@@ -215,7 +221,7 @@ impl Machine {
             // What it is of is tried again now.
             self.run_state().forget(&Request::DiskError);
             self.status = Status::Running;
-            self.events.push(Event::Resume);
+            self.note(Event::Resume);
             self.resume();
         }
     }
@@ -242,7 +248,7 @@ impl Machine {
         self.vcpus.iter().try_for_each(Vcpu::reset)?;
         self.load()?;
         let guest = !std::mem::take(&mut self.reset_by_user);
-        self.events.push(Event::Reset { guest });
+        self.note(Event::Reset { guest });
         match self.status {
             Status::Running => self.resume(),
             // What failed was forgotten with everything else.

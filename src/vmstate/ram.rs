@@ -50,7 +50,7 @@ impl Block {
     }
 }
 
-/// Goes through the grains of a block.
+/// Goes through the grains of a block that are stored.
 #[derive(Default)]
 pub struct Hasher {
     grains: u16,
@@ -58,15 +58,8 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// Adds grain `index` (below 16, each once, rising), unless it is all zeros.
+    /// Adds grain `index` (below 16, each once, rising).
     pub fn add(&mut self, index: usize, bytes: &[u8]) {
-        if bytes.iter().fold(0, |seen, &byte| seen | byte) != 0 {
-            self.add_stored(index, bytes);
-        }
-    }
-
-    /// Adds grain `index`, which is stored whatever it holds.
-    pub fn add_stored(&mut self, index: usize, bytes: &[u8]) {
         self.grains |= 1 << index;
         self.state.update(bytes);
     }

@@ -130,6 +130,13 @@ impl HostFile {
         self.run(Request::Sync { file: self.fd.clone() }).await.map(drop)
     }
 
+    /// Has the host begin to write back what the page cache has of the file: a later [`HostFile::sync`] waits less. What
+    /// becomes of it, that one tells.
+    pub async fn write_back(&self) {
+        // Where the host cannot, the sync does it all.
+        let _ = self.run(Request::WriteBack { file: self.fd.clone() }).await;
+    }
+
     /// fallocate(2) with `mode`.
     pub async fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
         self.run(Request::Allocate { file: self.fd.clone(), mode, offset, len }).await.map(drop)
@@ -217,6 +224,11 @@ fn call(request: &Request) -> io::Result<u32> {
         Request::Write { file, from, offset } => vectored(libc::pwritev, file, from, *offset),
         // SAFETY: a plain system call on a descriptor that is open.
         Request::Sync { file } => result(unsafe { libc::fdatasync(file.as_raw_fd()) } as isize),
+        Request::WriteBack { file } => {
+            let (fd, how) = (file.as_raw_fd(), libc::SYNC_FILE_RANGE_WRITE);
+            // SAFETY: as above.
+            result(unsafe { libc::sync_file_range(fd, 0, 0, how) } as isize)
+        }
         Request::Allocate { file, mode, offset, len } => {
             // SAFETY: as above.
             result(unsafe { libc::fallocate(file.as_raw_fd(), *mode, *offset as i64, *len as i64) } as isize)

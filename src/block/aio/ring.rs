@@ -26,6 +26,7 @@ pub(super) enum Request {
     Read { file: Rc<OwnedFd>, into: Iov, offset: u64 },
     Write { file: Rc<OwnedFd>, from: Iov, offset: u64 },
     Sync { file: Rc<OwnedFd> },
+    WriteBack { file: Rc<OwnedFd> },
     Allocate { file: Rc<OwnedFd>, mode: i32, offset: u64, len: u64 },
     Readable(Rc<OwnedFd>),
     Writable(Rc<OwnedFd>),
@@ -50,6 +51,9 @@ impl Request {
                 opcode::Writev::new(fd(file), parts.as_ptr(), parts.len() as u32).offset(*offset).build()
             }
             Request::Sync { file } => opcode::Fsync::new(fd(file)).flags(FsyncFlags::DATASYNC).build(),
+            Request::WriteBack { file } => {
+                opcode::SyncFileRange::new(fd(file), 0).flags(libc::SYNC_FILE_RANGE_WRITE).build()
+            }
             Request::Allocate { file, mode, offset, len } => {
                 opcode::Fallocate::new(fd(file), *len).offset(*offset).mode(*mode).build()
             }

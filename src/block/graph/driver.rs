@@ -160,6 +160,9 @@ pub trait Driver {
     /// Makes all completed writes durable.
     async fn flush(&self) -> Result<()>;
 
+    /// Has the host begin with what a flush would wait for. A hint: nothing is durable, or in any order, after it.
+    async fn begin_flush(&self) {}
+
     /// What the first bytes of a range are, in this layer only. `len` bounds how far it looks.
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus>;
 

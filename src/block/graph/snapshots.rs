@@ -134,6 +134,13 @@ pub trait VmState {
     /// What the host says.
     async fn read(&self, offset: u64, into: &Iov) -> Result<()>;
 
+    /// Makes room in the tables for bytes up to `end`, so that no write has to wait for that. The guest may use the disk
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As [`VmState::write`].
+    async fn reserve(&self, end: u64) -> Result<()>;
+
     /// Writes `from.len()` bytes. The guest may use the disk meanwhile. Not durable until the node is flushed.
     ///
     /// # Errors

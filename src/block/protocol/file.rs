@@ -243,6 +243,12 @@ impl Driver for FileDriver {
         done
     }
 
+    async fn begin_flush(&self) {
+        if !self.cache.no_flush && !self.cache.direct {
+            self.file.write_back().await;
+        }
+    }
+
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         let (_, end, data) = self.extent_at(offset);
         Ok(BlockStatus {

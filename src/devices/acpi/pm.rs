@@ -109,7 +109,7 @@ impl PowerManagement {
     /// Takes up a state; the timer runs on from there.
     pub fn load(&mut self, state: &PowerManagementV1) {
         (self.status, self.enable) = (state.status & POWER_BUTTON, state.enable);
-        self.control = state.control | SCI_EN;
+        self.control = state.control & !SLP_EN | SCI_EN;
         self.update_sci();
         let now = Instant::now();
         self.since = now.checked_sub(Duration::from_nanos(state.timer_nsec)).unwrap_or(now);

@@ -14,10 +14,12 @@
 //! * A load that dies before its step is undone when the disks are opened next (module `recovery`): the first disk
 //!   has an undo snapshot still. A machine with one disk needs none, as the disk changes in one switch.
 //! * An error after the step is not reported: the snapshot is there, or gone.
+//! * All disks are held from before the first change to after the last: what the guest asks of them waits, also where it
+//!   runs on already, so that all of them show the same moment.
 //! * An error of the step itself that leaves open whether it was done ([`Kind::Undecided`]) undoes nothing: whichever
 //!   it was, what belongs to it is there.
 
-use crate::block::drive::{Drive, Local};
+use crate::block::drive::{Drained, Drive, Local};
 use crate::block::graph::Node;
 use crate::block::graph::driver::SnapshotInfo;
 use crate::block::graph::snapshots::{NewSnapshot, Selector, Snapshots};
@@ -33,6 +35,12 @@ pub(super) struct Disks {
     /// The one with the VM state.
     pub(super) first: Arc<Drive>,
     others: Vec<Arc<Drive>>,
+}
+
+/// Held while no disk has a request in flight, and new ones wait.
+#[must_use]
+pub(super) struct Held {
+    _drained: Vec<Drained>,
 }
 
 /// A load that failed.
@@ -129,8 +137,19 @@ impl Disks {
         }
     }
 
-    /// Makes a snapshot of all disks in place of any that has its name. The first disk has the VM state already.
-    pub(super) fn store(&self, new: &NewSnapshot) -> Result<SnapshotInfo> {
+    /// Waits until no disk has a request in flight, and holds back new ones.
+    pub(super) fn hold(&self) -> Result<Held> {
+        hold(self.all())
+    }
+
+    /// Makes all completed writes to the disks durable.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.all().try_for_each(|drive| on(drive, |local| async move { local.flush().await }))
+    }
+
+    /// Makes a snapshot of all disks, which are held since the moment that it is of, in place of any that has its name.
+    /// The first disk has the VM state already.
+    pub(super) fn store(&self, new: &NewSnapshot, _held: Held) -> Result<SnapshotInfo> {
         let mut made = Vec::new();
         for drive in &self.others {
             match create(drive, new) {
@@ -153,6 +172,7 @@ impl Disks {
 
     /// Removes a snapshot from all disks, and what is left of one that only some have.
     pub(super) fn delete(&self, which: &str) -> Result<()> {
+        let _held = self.hold()?;
         let found = find(&self.first_list()?, which)?;
         if let Some(snapshot) = &found {
             delete(&self.first, &snapshot.id)?;
@@ -180,6 +200,7 @@ impl Disks {
 
     /// Makes all disks what they were, or none.
     pub(super) fn apply(&self, snapshot: &SnapshotInfo) -> std::result::Result<(), Failed> {
+        let _held = self.hold().map_err(|error| Failed { error, torn: false })?;
         if self.others.is_empty() {
             return apply(&self.first, &snapshot.id)
                 .map_err(|error| Failed { torn: error.is_undecided(), error });
@@ -315,17 +336,19 @@ pub(super) fn delete_all(drive: &Arc<Drive>, of: impl Fn(&SnapshotInfo) -> bool)
     Ok(doomed.len())
 }
 
-/// Does `work` on a disk's thread with no request in flight.
+/// Waits until none of `drives` has a request in flight, and holds back new ones.
+pub(super) fn hold<'a>(drives: impl IntoIterator<Item = &'a Arc<Drive>>) -> Result<Held> {
+    let drained = |drive: &Arc<Drive>| drive.call(|local| async move { local.drained().await });
+    Ok(Held { _drained: drives.into_iter().map(drained).collect::<block::Result<_>>()? })
+}
+
+/// Does `work` on a disk's thread. Where it changes something, the disk is held.
 fn on<T, F>(drive: &Drive, work: impl FnOnce(Rc<Local>) -> F + Send + 'static) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = block::Result<T>> + 'static,
 {
-    let done = drive.call(|local| async move {
-        let _drained = local.drained().await;
-        work(local).await
-    });
-    done.flatten().map_err(|error| named(drive, error))
+    drive.call(work).flatten().map_err(|error| named(drive, error))
 }
 
 /// An error with the disk that it is of, if it does not say.

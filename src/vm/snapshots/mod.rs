@@ -1,7 +1,7 @@
 //! VM snapshots: the state of the whole machine, and an internal snapshot of every writable disk, under one tag.
 //!
 //! ```text
-//!   save   pause ─▶ sections, RAM ─▶ behind the first disk ─▶ snapshots of all disks ─▶ go on
+//!   save   pause ─▶ sections, RAM ─▶ behind the first disk ─▶ disks held, go on ─▶ snapshots of all disks ─▶ disks go on
 //!   load   pause ─▶ read and check everything ─▶ vCPUs, devices ─▶ disks ─▶ RAM, vCPUs, devices ─▶ go on
 //!                                                  └── undone if one refuses ──┘
 //! ```
@@ -33,7 +33,7 @@ use crate::vm::memory::{self, GuestMemory};
 use crate::vm::run_state::Request;
 use crate::vm::{Error, Result};
 use crate::vmstate::{HEAD_LEN, Head, SECTIONS_AT, Section, TABLE_AT, Table};
-use disks::{Disks, Failed};
+use disks::{Disks, Failed, Held};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,8 +58,12 @@ impl Machine {
         let disks = self.snapshot_disks()?;
         let tag = tag.filter(|tag| !tag.is_empty()).map_or_else(name_by_date, str::to_owned);
         disks.check_new(&tag)?;
-        self.while_paused(|machine| machine.save_paused(&disks, &tag))
-            .map_err(|error| error.context(&format!("cannot take the snapshot '{tag}'")))
+        let saved = self.save(&disks, &tag);
+        if saved.is_err() {
+            // If not, the next snapshot does it.
+            let _ = ram::discard(&disks.first);
+        }
+        saved.map_err(|error| error.context(&format!("cannot take the snapshot '{tag}'")))
     }
 
     /// Makes machine and disks what they were. `which` is a tag or an ID.
@@ -72,7 +76,7 @@ impl Machine {
         let snapshot = disks.require(which)?;
         self.while_paused(|machine| machine.load_paused(&disks, &snapshot))
             .map_err(|error| error.context(&format!("cannot load the snapshot '{which}'")))?;
-        self.events.push(Event::Loaded);
+        self.note(Event::Loaded);
         if self.status == Status::IoError {
             // What failed was forgotten with everything else.
             self.status = Status::Paused;
@@ -117,16 +121,25 @@ impl Machine {
     fn while_paused<T>(&mut self, work: impl FnOnce(&mut Machine) -> Result<T>) -> Result<T> {
         let running = self.status == Status::Running;
         self.pause();
-        self.events.extend(running.then_some(Event::Stop));
+        if running {
+            self.note(Event::Stop);
+        }
         let done = work(self);
         if self.status == Status::Running {
             self.resume();
-            self.events.push(Event::Resume);
+            self.note(Event::Resume);
         }
         done
     }
 
-    fn save_paused(&self, disks: &Disks, tag: &str) -> Result<SnapshotInfo> {
+    /// The guest stands still while its state is read, and not while that becomes durable.
+    fn save(&mut self, disks: &Disks, tag: &str) -> Result<SnapshotInfo> {
+        prepare(disks, memory::size(&self.memory))?;
+        let (new, held) = self.while_paused(|machine| machine.save_paused(disks, tag))?;
+        disks.store(&new, held)
+    }
+
+    fn save_paused(&self, disks: &Disks, tag: &str) -> Result<(NewSnapshot, Held)> {
         let new = NewSnapshot {
             name: tag.to_owned(),
             date: now(),
@@ -134,12 +147,8 @@ impl Machine {
             icount: None,
             vm_state_size: 0,
         };
-        let saved = save(disks, new, &self.capture()?, &self.memory);
-        if saved.is_err() {
-            // If not, the next snapshot does it.
-            let _ = ram::discard(&disks.first);
-        }
-        saved
+        let new = write_state(disks, new, &self.capture()?, &self.memory)?;
+        Ok((new, disks.hold()?))
     }
 
     fn load_paused(&mut self, disks: &Disks, snapshot: &SnapshotInfo) -> Result<()> {
@@ -175,22 +184,28 @@ impl Machine {
     }
 }
 
-/// Writes VM state behind the first disk and makes a snapshot of all.
-fn save(
+/// Does all that a save of so much RAM can do while the guest still runs: makes room, and leaves little for the flushes.
+fn prepare(disks: &Disks, ram: u64) -> Result<()> {
+    // What an earlier save left that did not come to its end.
+    ram::discard(&disks.first)?;
+    ram::reserve(&disks.first, ram)?;
+    disks.flush()
+}
+
+/// Writes VM state behind the first disk: nothing refers to that place yet. Returns the snapshot that it is for.
+fn write_state(
     disks: &Disks,
     new: NewSnapshot,
     sections: &[Section],
     memory: &Arc<GuestMemory>,
-) -> Result<SnapshotInfo> {
-    // What an earlier save left that did not come to its end.
-    ram::discard(&disks.first)?;
+) -> Result<NewSnapshot> {
     let table = ram::store(&disks.first, memory)?;
     let (bytes, sum) = table.encode();
     let size = memory::size(memory);
     let (head, bodies) = Head::new(sections, size, table.stored().min(size), sum)?;
     let stored = head.stored + (HEAD_LEN + bodies.len() + bytes.len()) as u64;
     ram::write(&disks.first, vec![(TABLE_AT, bytes), (SECTIONS_AT, bodies), (0, head.encode())])?;
-    disks.store(&NewSnapshot { vm_state_size: stored, ..new })
+    Ok(NewSnapshot { vm_state_size: stored, ..new })
 }
 
 /// Reads and checks all VM state but RAM: the sections, and what is stored of so much RAM.

@@ -11,7 +11,7 @@
 use crate::block::drive::{Drive, Local};
 use crate::block::graph::Node;
 use crate::block::graph::snapshots::{Selector, VmState};
-use crate::block::{self, Buffer, Kind};
+use crate::block::{self, Buffer, Iov, Kind};
 use crate::vm::memory::{self, GuestMemory};
 use crate::vm::snapshots::disks::named;
 use crate::vm::{Error, Result};
@@ -28,6 +28,8 @@ use std::thread;
 const DEPTH: usize = 8;
 /// Blocks that a check has in memory: those in flight, and as many that are being compared.
 const SLOTS: usize = 2 * DEPTH;
+/// After so many bytes of RAM the host begins to write them to its disk, so that little is left to wait for at the end.
+const WRITE_BACK: u64 = 8 << 20;
 /// Threads beside the drive's at most.
 const MAX_THREADS: usize = 4;
 
@@ -43,7 +45,8 @@ pub(super) fn store(drive: &Drive, memory: &Arc<GuestMemory>) -> Result<Table> {
         let mut buffer = vec![0; GRAIN];
         while let index @ 0.. = next.fetch_add(1, Ordering::Relaxed)
             && index < count
-            && let block = block_of(memory, &block_range(size, index), &mut buffer, Hasher::add)
+            && let block =
+                block_of(memory, &block_range(size, index), &mut buffer, |_, grain| !grain.is_zero())
             && sender.send_blocking((index, block)).is_ok()
         {}
     };
@@ -68,6 +71,7 @@ async fn write_blocks(
     let root = local.root();
     let state = vm_state(&root)?;
     let (blocks, failed) = (RefCell::new(vec![Block::default(); Table::blocks_of(size)]), Cell::new(false));
+    let write_back = WriteBack::new(local);
     let worker = async || {
         while let Ok((index, block)) = found.recv().await {
             if failed.get() {
@@ -81,11 +85,40 @@ async fn write_blocks(
             let done = each_run(ram, &place, place.start, block, write).await;
             failed.set(failed.get() | done.is_err());
             done?;
+            write_back.note(block.runs().map(|(_, grains)| (grains * GRAIN) as u64).sum());
         }
         Ok(())
     };
     join_all((0..DEPTH).map(|_| worker())).await.into_iter().collect::<block::Result<()>>()?;
     Ok(Table { blocks: blocks.into_inner() })
+}
+
+/// Has the host write to its disk what was written to its page cache, beside the writes that follow.
+struct WriteBack<'a> {
+    local: &'a Local,
+    /// Bytes since the last time.
+    behind: Cell<u64>,
+    busy: Rc<Cell<bool>>,
+}
+
+impl WriteBack<'_> {
+    fn new(local: &Local) -> WriteBack<'_> {
+        WriteBack { local, behind: Cell::new(0), busy: Rc::default() }
+    }
+
+    /// So many bytes more were written. Nobody waits for what follows.
+    fn note(&self, bytes: u64) {
+        self.behind.set(self.behind.get() + bytes);
+        if self.behind.get() < WRITE_BACK || self.busy.replace(true) {
+            return;
+        }
+        self.behind.set(0);
+        let (root, busy) = (self.local.root(), self.busy.clone());
+        self.local.engine().spawn(async move {
+            root.driver().begin_flush().await;
+            busy.set(false);
+        });
+    }
 }
 
 /// Reads RAM of a snapshot and compares its checksums; it goes nowhere.
@@ -155,11 +188,7 @@ fn read_blocks(drive: &Drive, id: &str, target: Target, table: &Arc<Table>) -> R
         let mut buffer = vec![0; GRAIN];
         while let Ok((index, place)) = read.recv_blocking() {
             let (place, block): (Range<u64>, Block) = (place, table.blocks[index]);
-            let found = block_of(&target.memory, &place, &mut buffer, |hasher, grain, bytes| {
-                if block.has(grain) {
-                    hasher.add_stored(grain, bytes);
-                }
-            });
+            let found = block_of(&target.memory, &place, &mut buffer, |index, _| block.has(index));
             damaged.fetch_or(found != block, Ordering::Relaxed);
             target.give_back(&place);
         }
@@ -215,7 +244,7 @@ async fn each_run(
     place: &Range<u64>,
     from: u64,
     block: Block,
-    f: impl AsyncFn(u64, &block::Iov) -> block::Result<()>,
+    f: impl AsyncFn(u64, &Iov) -> block::Result<()>,
 ) -> block::Result<()> {
     for (first, count) in block.runs() {
         let start = (first * GRAIN) as u64;
@@ -227,18 +256,21 @@ async fn each_run(
     Ok(())
 }
 
-/// What `add` makes of the grains of the block at `place`.
+/// Of the block at `place`, the grains that `is_stored` says yes to.
 fn block_of(
     memory: &Arc<GuestMemory>,
     place: &Range<u64>,
     buffer: &mut [u8],
-    add: impl Fn(&mut Hasher, usize, &[u8]),
+    is_stored: impl Fn(usize, &Iov) -> bool,
 ) -> Block {
     let mut hasher = Hasher::default();
     if let Some(iov) = memory::iov(memory, place.clone()) {
-        for (grain, at) in (0..iov.len()).step_by(GRAIN).enumerate() {
-            let copied = iov.copy_to(at, buffer);
-            add(&mut hasher, grain, &buffer[..copied]);
+        for (index, at) in (0..iov.len()).step_by(GRAIN).enumerate() {
+            let grain = iov.slice(at, GRAIN.min(iov.len() - at));
+            if is_stored(index, &grain) {
+                let copied = grain.copy_to(0, buffer);
+                hasher.add(index, &buffer[..copied]);
+            }
         }
     }
     hasher.finish()
@@ -283,6 +315,15 @@ pub(super) fn read(drive: &Drive, id: &str, at: u64, len: usize) -> Result<Vec<u
         }
         Ok(into.to_vec())
     };
+    drive.call(job).flatten().map_err(|error| named(drive, error))
+}
+
+/// Makes room behind the live disk for the state of a machine with so much RAM.
+///
+/// # Errors
+/// What the host says.
+pub(super) fn reserve(drive: &Drive, ram: u64) -> Result<()> {
+    let job = move |local: Rc<Local>| async move { vm_state(&local.root())?.reserve(RAM_AT + ram).await };
     drive.call(job).flatten().map_err(|error| named(drive, error))
 }
 

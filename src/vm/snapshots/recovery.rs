@@ -11,7 +11,7 @@
 //! Invariant: no guest runs on disks of different moments, and no undo snapshot goes before the first disk says that
 //! it may. Where the disks of a load are not all here, or one must not be written, the machine does not start.
 
-use super::disks::{apply_one, delete_all};
+use super::disks::{apply_one, delete_all, hold};
 use crate::block::drive::{Drive, Local};
 use crate::block::graph::ChildRole;
 use crate::block::graph::driver::SnapshotInfo;
@@ -77,6 +77,7 @@ fn same_load(one: &SnapshotInfo, other: &SnapshotInfo) -> bool {
 /// # Errors
 /// When the disks of a load are not all here to be written; what the host says.
 pub(super) fn recover(drives: &[Arc<Drive>]) -> Result<()> {
+    let _held = hold(drives)?;
     let disks = drives.iter().map(Disk::read).collect::<Result<Vec<_>>>()?;
     for disk in &disks {
         for (image, list) in &disk.fixed {

@@ -97,24 +97,25 @@ impl World {
     /// The guest writes all over its disks.
     fn write(&self, generation: u8) {
         for drive in &self.drives {
-            let job = move |local: Rc<block::drive::Local>| async move {
-                let buffer = block::Buffer::from_bytes(&[generation; DISK]);
-                local.write(0, &buffer.iov(DISK)).await?;
-                local.flush().await
-            };
-            drive.call(job).flatten().unwrap();
+            drive.call(move |local| fill(local, generation)).flatten().unwrap();
         }
     }
 
     fn save(&self, tag: &str, generation: u8) -> Result<()> {
-        let date = now();
-        let new = NewSnapshot { name: tag.into(), date, vm_clock_nsec: 5, ..NewSnapshot::default() };
-        let section = Section::new("machine", 1, &Bytes(vec![generation])).unwrap();
-        let saved = save(&self.disks, new, &[section], &ram(generation)).map(drop);
+        let saved = self.save_paused(tag, generation);
+        let saved = saved.and_then(|(new, held)| self.disks.store(&new, held).map(drop));
         if saved.is_err() {
             let _ = ram::discard(&self.disks.first);
         }
         saved
+    }
+
+    /// What comes before the guest goes on.
+    fn save_paused(&self, tag: &str, generation: u8) -> Result<(NewSnapshot, Held)> {
+        let new = NewSnapshot { name: tag.into(), date: now(), vm_clock_nsec: 5, ..NewSnapshot::default() };
+        let section = Section::new("machine", 1, &Bytes(vec![generation])).unwrap();
+        prepare(&self.disks, MEMORY)?;
+        Ok((write_state(&self.disks, new, &[section], &ram(generation))?, self.disks.hold()?))
     }
 
     fn load(&self, tag: &str) -> Result<()> {
@@ -156,6 +157,12 @@ impl World {
         }
         all
     }
+}
+
+async fn fill(local: Rc<block::drive::Local>, generation: u8) -> block::Result<()> {
+    let buffer = block::Buffer::from_bytes(&[generation; DISK]);
+    local.write(0, &buffer.iov(DISK)).await?;
+    local.flush().await
 }
 
 fn drive(disk: usize, file: &File, host: &Host) -> Arc<Drive> {
@@ -280,6 +287,24 @@ fn a_new_snapshot_is_there_or_not_wherever_a_save_fails_or_dies() {
 #[test]
 fn the_old_snapshot_or_the_new_one_is_there_wherever_a_replacing_save_fails_or_dies() {
     sweep(&state(&[("a", 3), ("b", 2)], 3), |world| world.save("a", 3));
+}
+
+#[test]
+fn what_the_guest_writes_before_its_snapshot_is_durable_waits_and_is_not_in_it() {
+    let world = base();
+    let (new, held) = world.save_paused("c", 3).unwrap();
+    let (written, all) = std::sync::mpsc::channel();
+    for drive in &world.drives {
+        let written = written.clone();
+        let write = |local| async move { written.send(fill(local, 4).await).unwrap() };
+        drive.spawn(write).unwrap();
+        // The drive has begun with it.
+        drive.call(|_| async {}).unwrap();
+    }
+    assert!(all.try_recv().is_err(), "a write that did not wait");
+    world.disks.store(&new, held).unwrap();
+    world.drives.iter().for_each(|_| all.recv().unwrap().unwrap());
+    assert_eq!(world.state(), state(&[("a", 1), ("b", 2), ("c", 3)], 4));
 }
 
 #[test]

@@ -4,6 +4,9 @@
 # A guard against hangs only, in seconds.
 LIMIT=300
 
+# Lines of a console may begin with some.
+cr=$(printf '\r')
+
 # boot NAME SCRIPT OPTION...: runs a guest with the script tests/vm/guest/SCRIPT to its end.
 boot() {
     launch "$@" 4</dev/null
@@ -48,7 +51,7 @@ wait_for() {
 # said TEXT COUNT: until it has so many of them.
 said() {
     waited=0
-    until [ "$(tr -d '\r' <"$name.log" | grep -c "^$1")" -ge "$2" ]; do
+    until [ "$(grep -c "^$cr*$1" "$name.log")" -ge "$2" ]; do
         vmm_runs || fail "cowvm ended before it said '$1' $2 times"
         pause "it never said '$1' $2 times"
     done
@@ -72,14 +75,15 @@ vmm_runs() {
     kill -0 "$vmm_pid" 2>/dev/null
 }
 
-# pause COMPLAINT: a tenth of a second, at most LIMIT seconds long since waited=0.
+# pause COMPLAINT: a third of a second, at most LIMIT seconds long since waited=0. Looking again starts processes, on
+# the processor that emulates the guest too.
 pause() {
-    if [ "$waited" -ge "${LIMIT}0" ]; then
+    if [ "$waited" -ge $((LIMIT * 3)) ]; then
         murder
         fail "$1"
     fi
     waited=$((waited + 1))
-    sleep 0.1
+    sleep 0.33
 }
 
 fail() {

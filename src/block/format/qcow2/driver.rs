@@ -224,6 +224,10 @@ impl Driver for Rc<Qcow2> {
         self.flush_all().await
     }
 
+    async fn begin_flush(&self) {
+        self.file.driver().begin_flush().await;
+    }
+
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         let _user = self.users.enter();
         self.status(&self.active, GuestOffset(offset), len).await

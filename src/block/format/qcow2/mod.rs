@@ -14,7 +14,7 @@
 //! | `geometry`: offsets as types | `alloc`, `flush`, `switch`: the order on disk |
 //! | `codec`: bytes of compressed clusters | |
 //! | `cache`, `refcount`, `mapping`: tables in memory | `status`, `check`, `resize`, `shrink`, `amend`, `create` |
-//! | `overlap`: where metadata is | `data`: the way to the guest's bytes |
+//! | `overlap`: where metadata is | `data`: the way to the guest's bytes; `withheld`: what goes back to the host |
 //! | `shadow`, `trees`, `refcount_width`, `downgrade`: the next state | `overlay`, `snapshot_ops`, `snapshot_view`, `vm_state` |
 //! | `encrypt`: the key of an image, its data | `image`: what is read at first; `driver`: the whole as a node |
 //! | | `image_options`, `cache_options`, `discard_options`: what its user decides |
@@ -61,6 +61,7 @@ mod switch;
 mod tests;
 mod trees;
 mod vm_state;
+mod withheld;
 mod write;
 mod zero;
 

@@ -17,6 +17,7 @@ use super::entries::{decode_refcount_table, refcount, set_refcount, without_rese
 use super::geometry::{ENTRY, Geometry, HOST_END, HostCluster, HostOffset};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
 use super::overlap::{Metadata, Overlap};
+use super::withheld::Withheld;
 use crate::block::graph::{Event, Node};
 use crate::block::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
@@ -53,6 +54,8 @@ pub(super) struct Refcounts {
     allocations: Cell<u64>,
     /// Where the compressed data that came last ends, if inside of a cluster: more may follow.
     tail: Cell<Option<HostOffset>>,
+    /// Free clusters that nobody may take yet.
+    pub(super) withheld: Withheld,
     overlap: Rc<Overlap>,
 }
 
@@ -76,6 +79,7 @@ impl Refcounts {
             untouched: Cell::new(geometry.clusters_for(file.size())),
             allocations: Cell::new(0),
             tail: Cell::new(None),
+            withheld: Withheld::default(),
             overlap: overlap.clone(),
         })
     }
@@ -139,7 +143,7 @@ impl Refcounts {
                 self.create_block(block, hint)?;
                 continue;
             };
-            match self.take_free(&piece, index, want) {
+            match self.take_free(&piece, hint, want) {
                 Some((at, count)) => {
                     let run = Run { first: HostCluster(hint - index as u64 + at as u64), count };
                     return Ok((run, self.taken(run, Some(hint))));
@@ -244,9 +248,14 @@ impl Refcounts {
         };
         self.set(&piece, index, left);
         if left == 0 {
-            self.hint.set(self.hint.get().min(cluster.0));
+            self.note_free(cluster);
         }
         Ok(left)
+    }
+
+    /// A cluster, and maybe others behind it, can be taken from now on.
+    pub(super) fn note_free(&self, cluster: HostCluster) {
+        self.hint.set(self.hint.get().min(cluster.0));
     }
 
     /// Sets the count of a cluster that is in use and that nothing refers to yet.
@@ -258,8 +267,12 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The first cluster behind all that have a refcount.
+    /// The first cluster behind all that have a refcount or are withheld.
     pub(super) async fn end_in_use(&self) -> Result<u64> {
+        Ok(self.end_counted().await?.max(self.withheld.end()))
+    }
+
+    async fn end_counted(&self) -> Result<u64> {
         let (blocks, per_block) = (self.table.borrow().len() as u64, self.geometry.block_entries());
         for block in (0..blocks).rev() {
             let Some(piece) = self.block(block).await? else { continue };
@@ -312,12 +325,14 @@ impl Refcounts {
         self.blocks.change(piece, |bytes| set_refcount(bytes, self.geometry.refcount_order, index, value));
     }
 
-    /// Finds the first free cluster of a block from `from` on, and counts it and up to `want` in all.
-    fn take_free(&self, piece: &Piece, from: usize, want: u64) -> Option<(usize, u64)> {
+    /// Finds the first free cluster of a block from cluster `from` on, and counts it and up to `want` in all.
+    fn take_free(&self, piece: &Piece, from: u64, want: u64) -> Option<(usize, u64)> {
         let (order, entries) = (self.geometry.refcount_order, self.geometry.block_entries() as usize);
+        let (block_start, any_withheld) = (from - from % entries as u64, !self.withheld.is_empty());
         let (start, end) = piece.with(|bytes| {
-            let free = |&at: &usize| refcount(bytes, order, at) == 0;
-            let start = (from..entries).find(free)?;
+            let withheld = |at: usize| any_withheld && self.withheld.contains(block_start + at as u64);
+            let free = |&at: &usize| refcount(bytes, order, at) == 0 && !withheld(at);
+            let start = ((from - block_start) as usize..entries).find(free)?;
             let limit = entries.min(start.saturating_add(want as usize));
             let end = (start..limit).find(|at| !free(at)).unwrap_or(limit);
             Some((start, end))

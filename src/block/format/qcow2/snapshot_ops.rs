@@ -59,7 +59,9 @@ impl Snapshots for Rc<Qcow2> {
             new: None,
             punch: self.discards.snapshot,
         };
-        self.switch_trees(plan).await
+        self.switch_trees(plan).await?;
+        self.return_space_later();
+        Ok(())
     }
 
     async fn delete(&self, which: &Selector) -> Result<()> {
@@ -79,7 +81,9 @@ impl Snapshots for Rc<Qcow2> {
             new: None,
             punch: self.discards.snapshot,
         };
-        self.switch_trees(plan).await
+        self.switch_trees(plan).await?;
+        self.return_space_later();
+        Ok(())
     }
 
     async fn view(&self, which: &Selector) -> Result<Rc<Node>> {
@@ -127,7 +131,7 @@ impl Qcow2 {
     }
 
     async fn add_snapshot(
-        &self,
+        self: &Rc<Qcow2>,
         new: &NewSnapshot,
         kept: Vec<Snapshot>,
         dropped: Vec<Snapshot>,
@@ -161,6 +165,7 @@ impl Qcow2 {
             punch: self.discards.snapshot,
         };
         self.switch_trees(plan).await?;
+        self.return_space_later();
         Ok(info)
     }
 

@@ -101,6 +101,10 @@ impl VmState for SnapshotView {
         self.kept.image.read_vm_state(&self.view, offset, into).await
     }
 
+    async fn reserve(&self, _end: u64) -> Result<()> {
+        Err(read_only())
+    }
+
     async fn write(&self, _offset: u64, _from: &Iov) -> Result<()> {
         Err(read_only())
     }

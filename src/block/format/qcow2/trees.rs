@@ -33,7 +33,6 @@ use super::entries::{L1Entry, without_copied};
 use super::geometry::{HostCluster, HostOffset};
 use super::header::Header;
 use super::image::note_metadata;
-use super::refcount::Run;
 use super::shadow::{Change, Counts, Shadow};
 use super::snapshot::{self, Snapshot};
 use crate::block::graph::driver::SnapshotInfo;
@@ -63,7 +62,7 @@ pub(super) struct Plan {
     pub(super) dropped: Vec<Snapshot>,
     /// A snapshot that comes, of the live disk and of these L1 entries behind it.
     pub(super) new: Option<(SnapshotInfo, Vec<u64>)>,
-    /// The space of what is free then goes back to the host.
+    /// The space of what is free then goes back to the host: it is withheld until somebody gives it back.
     pub(super) punch: bool,
 }
 
@@ -107,7 +106,7 @@ impl Qcow2 {
         self.adopt(shadow, tables);
         durable?;
         if punch {
-            self.punch_freed(&freed).await;
+            self.refcounts.withheld.add(freed);
         }
         Ok(())
     }
@@ -286,14 +285,6 @@ impl Qcow2 {
         );
         self.snapshots.replace(tables.snapshots);
         self.snapshot_table.replace(tables.snapshot_table);
-    }
-
-    /// Gives the space of clusters that only trees that went have used back to the host.
-    async fn punch_freed(&self, freed: &[Run]) {
-        for run in freed {
-            let from = self.geometry.start_of(run.first);
-            self.discard_clusters(from, run.count << self.geometry.cluster_bits).await;
-        }
     }
 }
 

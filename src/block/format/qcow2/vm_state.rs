@@ -26,6 +26,16 @@ impl VmState for Qcow2 {
         self.read_vm_state(&self.active, offset, into).await
     }
 
+    async fn reserve(&self, end: u64) -> Result<()> {
+        self.check_data_file()?;
+        self.prepare_change().await?;
+        let end = self.vm_state_at(&self.active, 0, end)?.add(end);
+        // A cache for the disk alone may be full of its entries before all is written, and each time it is emptied a flush
+        // waits for the data. The snapshot that is made brings the old size back.
+        self.size_caches(end.0);
+        self.grow_l1(self.geometry.l1_entries_for(end.0)).await
+    }
+
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
         self.check_data_file()?;
         self.prepare_change().await?;
@@ -86,6 +96,8 @@ impl Qcow2 {
         let size = self.size.get();
         let (added, dropped, new) = (Vec::new(), Vec::new(), None);
         let plan = Plan { removed: behind, added, live: disk, size, kept, dropped, new, punch: true };
-        self.switch_trees(plan).await
+        self.switch_trees(plan).await?;
+        self.return_space().await;
+        Ok(())
     }
 }

@@ -72,11 +72,11 @@ impl Copy<'_> {
             Ok(job) => {
                 let done = self.show(piece, filling, &job).await;
                 memory.bytes = job.bytes;
-                job.rooms.new().for_each(|room| self.spare.keep(Some(room)));
+                job.rooms.into_new().for_each(|room| self.spare.keep(Some(room)));
                 done
             }
             Err(broken) => {
-                rooms.new().for_each(|room| filling.give_back(room));
+                rooms.into_new().for_each(|room| filling.give_back(room));
                 match broken.reading && self.options.salvage {
                     true => self.copy_through(piece, memory).await,
                     false => Err(broken.told(piece)),

@@ -46,7 +46,7 @@ pub(super) enum Rooms {
 
 impl Rooms {
     /// New room that is left.
-    pub(super) fn new(self) -> impl Iterator<Item = Room> {
+    pub(super) fn into_new(self) -> impl Iterator<Item = Room> {
         let rooms = match self {
             Rooms::InPlace(_) => VecDeque::new(),
             Rooms::New(rooms) => rooms,

@@ -99,6 +99,7 @@ impl Driver for MemoryFile {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.engine.yield_now().await;
         // Garbage: whoever still reads it shall notice.
         let len = len.min(self.size().saturating_sub(offset));
         self.store(offset, &vec![GARBAGE; len as usize]);

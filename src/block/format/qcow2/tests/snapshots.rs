@@ -435,6 +435,28 @@ fn a_count_that_cannot_get_higher_is_found_before_anything_changes() {
 }
 
 #[test]
+fn what_goes_back_to_the_host_is_given_out_again_only_afterwards() {
+    const PART: usize = 64 << 10;
+    let options = CreateOptions { size: 3 * PART as u64, ..options(12, 16, 3) };
+    let mut disk = Disk::create(Backend::Auto, &options, None);
+    disk.run(disk.node.write_bytes(0, &[1; PART])).unwrap();
+    create(&disk, "old");
+    disk.run(disk.node.write_bytes(0, &[2; PART])).unwrap();
+    // The file makes garbage of what it gets back, while this write looks for clusters.
+    disk.run(async {
+        snapshots(&disk).delete(&name("old")).await?;
+        disk.node.write_bytes(PART as u64, &[3; PART]).await
+    })
+    .unwrap();
+    assert!(disk.read_all()[..2 * PART] == [[2; PART], [3; PART]].concat());
+    disk.reopen();
+    assert!(disk.read_all()[..2 * PART] == [[2; PART], [3; PART]].concat());
+    disk.run(disk.node.write_bytes(2 * PART as u64, &[4; PART])).unwrap();
+    qemu_agrees(&disk);
+    assert!(disk.bytes().len() <= 3 * PART + 8 * 4096, "what came back was not taken");
+}
+
+#[test]
 fn a_snapshot_that_is_being_read_stays() {
     let disk = Disk::create(Backend::Auto, &options(16, 16, 3), None);
     disk.run(disk.node.write_bytes(0, &[1; 5000])).unwrap();
