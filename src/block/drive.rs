@@ -12,6 +12,7 @@
 mod empty;
 mod errors;
 mod layers;
+mod loans;
 mod media;
 mod requests;
 mod stats;

@@ -14,6 +14,7 @@
 //!   too many others are like it;
 //! * then its requests hold a limited number of bytes, of its own and of all together; when they are used up, its
 //!   requests wait, and nobody else's;
+//! * nothing more is read for it while it does not take what was read;
 //! * whatever it sends that makes no sense is answered with an error or with the end of the connection.
 //!
 //! All connections of an export share its drive, so that a flush on one of them covers what all have written: the
@@ -26,6 +27,7 @@ mod export;
 mod listen;
 mod negotiate;
 mod patience;
+mod read;
 mod request;
 mod server;
 mod status;

@@ -1,13 +1,13 @@
 //! One request: what it does to the drive, and its reply.
 
-use super::budget::{PIECE, Permit};
+use super::budget::Permit;
 use super::export::Context;
 use super::status::{self, Extent};
 use super::transmit::{Connection, Running};
-use crate::block::aio::Inbox;
+use crate::block::aio::{Body, Inbox};
 use crate::block::{Error, Iov, Kind, Result};
 use crate::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
-use crate::util::nbd::{Command, Request, command, context, error};
+use crate::util::nbd::{Command, Request, command, error};
 use std::io;
 use std::rc::Rc;
 
@@ -20,9 +20,9 @@ const MAX_CACHE: u64 = 32 << 20;
 
 /// The answer to a request.
 pub(super) struct Answer {
-    connection: Rc<Connection>,
-    request: Request,
-    chunks: ChunkWriter,
+    pub(super) connection: Rc<Connection>,
+    pub(super) request: Request,
+    pub(super) chunks: ChunkWriter,
     /// Those of the connection's contexts that the request is about, if it names some.
     contexts: Option<Vec<(u32, Context)>>,
     _running: Running,
@@ -112,7 +112,7 @@ impl Answer {
         self.push(&head, None, permit);
     }
 
-    fn fail(&self, why: &Error, permit: Permit) {
+    pub(super) fn fail(&self, why: &Error, permit: Permit) {
         let error = match why.kind() {
             Kind::Unsupported => error::ENOTSUP,
             _ => error::from_errno(why.errno()),
@@ -120,122 +120,16 @@ impl Answer {
         self.refuse(error, why.message(), permit);
     }
 
-    fn success(&self) -> Vec<u8> {
+    pub(super) fn success(&self) -> Vec<u8> {
         match self.connection.headers {
             Headers::Extended => self.chunks.none(),
             _ => simple_reply(self.request.cookie, 0),
         }
     }
 
-    fn push(&self, head: &[u8], body: Option<Iov>, permit: Permit) {
+    /// Sends a message, the last one that `permit` pays for.
+    pub(super) fn push(&self, head: &[u8], body: Option<Body>, permit: Permit) {
         self.connection.outbox.push(head, body, Some(permit));
-    }
-
-    async fn read(&self, permit: Permit) {
-        let whole = self.connection.headers == Headers::Simple || self.request.flags & command::DF != 0;
-        match (self.request.len as usize, whole) {
-            (0, true) if self.connection.headers == Headers::Simple => {
-                self.push(&self.success(), None, permit);
-            }
-            (0, _) => self.push(&self.chunks.none(), None, permit),
-            (len, true) if len > PIECE => self.read_long(permit).await,
-            (_, true) => self.read_whole(permit).await,
-            (_, false) => self.read_in_pieces(permit).await,
-        }
-    }
-
-    /// Reads all into one message.
-    async fn read_whole(&self, permit: Permit) {
-        let (offset, len) = (self.request.offset, self.request.len);
-        let data = self.connection.buffers.take(len as usize);
-        match self.connection.local.read(offset, &data).await {
-            Err(error) => self.fail(&error, permit),
-            Ok(()) if self.connection.headers == Headers::Simple => {
-                self.push(&simple_reply(self.request.cookie, 0), Some(data), permit);
-            }
-            Ok(()) => self.push(&self.chunks.data(offset, len, true), Some(data), permit),
-        }
-    }
-
-    /// Reads into one message that is too long to be held as a whole: a piece after the other, with no other message
-    /// between them. Once it has begun, an error cannot be told but by hanging up.
-    async fn read_long(&self, permit: Permit) {
-        let outbox = &self.connection.outbox;
-        let _alone = self.connection.long.lock().await;
-        let stream = outbox.stream().await;
-        let (offset, len) = (self.request.offset, self.request.len);
-        let data = self.connection.buffers.take(PIECE);
-        for at in (0..len).step_by(PIECE) {
-            let part = data.slice(0, (len - at).min(PIECE as u64) as usize);
-            if let Err(error) = self.connection.local.read(offset + at, &part).await {
-                drop(stream);
-                return if at == 0 { self.fail(&error, permit) } else { outbox.close() };
-            }
-            let head = match (at, self.connection.headers) {
-                (0, Headers::Simple) => simple_reply(self.request.cookie, 0),
-                (0, _) => self.chunks.data(offset, len, true),
-                _ => Vec::new(),
-            };
-            stream.push(&head, part);
-            stream.sent().await;
-            if outbox.is_closed() {
-                return;
-            }
-        }
-        drop(permit);
-    }
-
-    /// Reads piece by piece, each a few chunks; what is not there is not sent.
-    async fn read_in_pieces(&self, first: Permit) {
-        let (mut at, end) = (self.request.offset, self.request.offset + self.request.len);
-        let mut permit = Some(first);
-        while at < end {
-            let len = (end - at).min(PIECE as u64);
-            let permit = match permit.take() {
-                Some(permit) => permit,
-                None => self.connection.budget.acquire(len as usize).await,
-            };
-            match self.read_piece(at, len, at + len == end, permit).await {
-                Ok(()) => at += len,
-                Err((error, permit)) => return self.fail(&error, permit),
-            }
-        }
-    }
-
-    async fn read_piece(
-        &self,
-        at: u64,
-        len: u64,
-        last: bool,
-        permit: Permit,
-    ) -> std::result::Result<(), (Error, Permit)> {
-        let extents = match status::allocation(&self.connection.local, at, len, usize::MAX).await {
-            Ok(extents) => extents,
-            Err(error) => return Err((error, permit)),
-        };
-        let mut permit = Some(permit);
-        let (mut offset, count) = (at, extents.len());
-        for (index, extent) in extents.into_iter().enumerate() {
-            let done = last && index + 1 == count;
-            if extent.flags & context::ZERO != 0 {
-                let head = self.chunks.hole(offset, extent.len as u32, done);
-                self.connection.outbox.push(&head, None, None);
-            } else {
-                let data = self.connection.buffers.take(extent.len as usize);
-                if let Err(error) = self.connection.local.read(offset, &data).await {
-                    return match permit.take() {
-                        Some(permit) => Err((error, permit)),
-                        None => Ok(()),
-                    };
-                }
-                let head = self.chunks.data(offset, extent.len, done);
-                self.connection.outbox.push(&head, Some(data), None);
-            }
-            offset += extent.len;
-        }
-        // Behind all that it pays for.
-        self.connection.outbox.push(&[], None, permit);
-        Ok(())
     }
 
     async fn status(&self, permit: Permit) {

@@ -7,7 +7,7 @@
 use super::export::Export;
 use super::negotiate::{Agreed, Negotiation};
 use super::patience::Patience;
-use super::transmit::{Arrival, transmit};
+use super::transmit::{Arrival, Terms, transmit};
 use crate::block::aio::{Detached, Engine, Inbox, Socket};
 use crate::block::tls;
 use std::cell::{Cell, RefCell};
@@ -177,7 +177,7 @@ impl Server {
 
     /// Starts the handshake with a client.
     fn greet(self: &Rc<Self>, fd: OwnedFd) {
-        // Small messages go at once; a Unix socket has no such thing.
+        // One that cannot be prepared is slower.
         let _ = crate::block::protocol::nbd::connect::prepare(&fd);
         let Ok(socket) = Socket::new(&self.engine, fd) else { return };
         let (socket, patience) = (Rc::new(socket), self.patience.of_another());
@@ -214,7 +214,8 @@ impl Server {
     /// Moves a client to the thread of its drive, if that is there.
     fn hand_over(&self, socket: Detached, ahead: Vec<u8>, agreed: Agreed) -> Option<()> {
         let Agreed { export, headers, contexts, place } = agreed;
-        let arrival = Arrival { socket, ahead, headers, contexts, read_only: export.read_only() };
+        let terms = Terms { headers, contexts, read_only: export.read_only() };
+        let arrival = Arrival { socket, ahead, terms };
         let (farewell, stop) = (Farewell(self.left.0.clone()), export.stop());
         // Counted first: it leaves in any case.
         self.active.set(self.active.get() + 1);

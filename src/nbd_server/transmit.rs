@@ -7,7 +7,7 @@ use super::budget::{Budget, PIECE, Permit};
 use super::buffers::Buffers;
 use super::export::Context;
 use super::request::{Answer, CACHE_PIECE};
-use crate::block::aio::{Detached, Inbox, Outbox, Socket};
+use crate::block::aio::{Detached, Inbox, Lender, Outbox, Socket};
 use crate::block::drive::Local;
 use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{Command, MAX_TRANSFER, Request, command, error};
@@ -25,6 +25,11 @@ pub(super) struct Arrival {
     pub(super) socket: Detached,
     /// What was received behind the handshake.
     pub(super) ahead: Vec<u8>,
+    pub(super) terms: Terms,
+}
+
+/// What the handshake has come to.
+pub(super) struct Terms {
     pub(super) headers: Headers,
     pub(super) contexts: Vec<(u32, Context)>,
     pub(super) read_only: bool,
@@ -36,11 +41,15 @@ pub(super) struct Connection {
     pub(super) outbox: Outbox<Permit>,
     pub(super) budget: Rc<Budget>,
     pub(super) buffers: Buffers,
+    /// Of pages for the socket, if it takes some.
+    pub(super) lender: Option<Lender>,
     pub(super) headers: Headers,
     pub(super) contexts: Vec<(u32, Context)>,
     read_only: bool,
     /// Held by whoever sends a message in pieces.
     pub(super) long: Mutex<()>,
+    /// Held by the read that waits until the client takes what was read before.
+    turn: Mutex<()>,
     /// Requests that are not done yet.
     running: Cell<usize>,
     idle: Cell<Option<Waker>>,
@@ -65,7 +74,8 @@ impl Drop for Running {
 pub(super) async fn transmit(local: &Rc<Local>, arrival: Arrival, stop: &async_channel::Receiver<()>) {
     let socket = Rc::new(Socket::attach(local.engine(), arrival.socket));
     let mut inbox = Inbox::with_ahead(&socket, &arrival.ahead);
-    let connection = Rc::new(Connection::new(local, arrival.headers, arrival.contexts, arrival.read_only));
+    let lender = socket.takes_loans().then(Lender::default);
+    let connection = Rc::new(Connection::new(local, lender, arrival.terms));
     let (sender, out) = (connection.clone(), socket.clone());
     local.engine().spawn(async move {
         // Closed, or failed: nothing more is heard of the client either.
@@ -113,21 +123,18 @@ async fn serve(connection: &Rc<Connection>, inbox: &mut Inbox) -> io::Result<()>
 }
 
 impl Connection {
-    fn new(
-        local: &Rc<Local>,
-        headers: Headers,
-        contexts: Vec<(u32, Context)>,
-        read_only: bool,
-    ) -> Connection {
+    fn new(local: &Rc<Local>, lender: Option<Lender>, terms: Terms) -> Connection {
         Connection {
             local: local.clone(),
             outbox: Outbox::default(),
             budget: Rc::default(),
             buffers: Buffers::default(),
-            headers,
-            contexts,
-            read_only,
+            lender,
+            headers: terms.headers,
+            contexts: terms.contexts,
+            read_only: terms.read_only,
             long: Mutex::default(),
+            turn: Mutex::default(),
             running: Cell::new(0),
             idle: Cell::new(None),
         }
@@ -149,6 +156,12 @@ impl Connection {
             }
         })
         .await;
+    }
+
+    /// Waits until the client takes what was read for it before; false when it has left.
+    pub(super) async fn may_read(&self) -> bool {
+        let _turn = self.turn.lock().await;
+        self.outbox.room().await
     }
 
     /// Nothing more is sent or received.

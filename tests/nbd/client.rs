@@ -38,7 +38,7 @@ pub(crate) fn agrees_with_the_model(image: &Image, model: &mut [u8], seed: u64, 
 }
 
 /// A batch of writes and then of reads, 64 at a time.
-fn keeps_many_in_flight(image: &Image, model: &mut [u8], seed: u64) {
+pub(crate) fn keeps_many_in_flight(image: &Image, model: &mut [u8], seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let step = model.len() / 64;
     rng.fill(model);

@@ -7,6 +7,7 @@ mod client;
 mod harness;
 mod hostile_client;
 mod hostile_server;
+mod interop;
 mod restart;
 mod server;
 mod tls;

@@ -3,7 +3,7 @@
 use crate::harness::{BACKENDS, Folder, Image, Server, seed};
 use cowvm::block::Kind;
 use cowvm::block::aio::Backend;
-use cowvm::block::graph::Node;
+use cowvm::block::graph::{Connection, Node};
 use cowvm::block::options::OpenOptions;
 use cowvm::block::protocol::Location;
 use cowvm::block::protocol::nbd::Target;
@@ -143,28 +143,27 @@ fn no_request_fails_and_no_byte_is_lost_when_the_server_of_a_qcow2_image_dies_ag
 fn a_server_that_dies_again_after_a_quiet_time_is_waited_for_again() {
     let folder = Folder::new();
     folder.run("qemu-img", "create -q -f raw disk 1M");
-    let mut server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
+    let server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
     let image =
-        Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), "reconnect-delay=5"))
+        Image::try_open(Backend::Auto, &folder.uri(""), &options(&folder.uri(""), "reconnect-delay=0.3"))
             .unwrap();
-    let quiet = image.engine.clone();
-    for wait in [5500, 0] {
-        server.kill();
-        server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
-        image.engine.block_on(async { quiet.sleep(Duration::from_millis(wait)).await }).unwrap();
-    }
-    server.kill();
-    let (folder, waiting) = (Arc::new(folder), Arc::new(AtomicUsize::new(0)));
-    let starter = (folder.clone(), waiting.clone());
-    let starting = std::thread::spawn(move || {
-        while starter.1.load(Ordering::Relaxed) == 0 {
-            std::thread::yield_now();
+    let quiet = |time| image.engine.block_on(image.engine.sleep(Duration::from_millis(time))).unwrap();
+    let state = || Connection::below(&image.node).unwrap();
+    let until_it_is_lost = || {
+        while state() == Connection::Up {
+            quiet(1);
         }
-        starter.0.serve("ours/qemu-nbd", "-t -e 0 -f raw disk")
-    });
-    waiting.store(1, Ordering::Relaxed);
-    assert_eq!(image.read(0, 512), [0; 512]);
-    drop(starting.join().unwrap());
+    };
+    server.kill();
+    until_it_is_lost();
+    let server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
+    while state() != Connection::Up {
+        quiet(1);
+    }
+    quiet(350);
+    server.kill();
+    until_it_is_lost();
+    assert_eq!(state(), Connection::Waiting);
 }
 
 #[test]

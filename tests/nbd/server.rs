@@ -186,6 +186,20 @@ fn nbdcopy_copies_from_the_server_and_to_it() {
     folder.run("qemu-img", "check -q target");
 }
 
+/// Its last sector is zeros behind the end of the file: no page of the host has all of it.
+#[test]
+fn a_disk_that_ends_inside_of_a_sector_is_read_to_its_end() {
+    let folder = Folder::new();
+    let mut content = random_file(&folder.path("disk"), (1 << 20) + 100, 9);
+    content.resize((1 << 20) + 512, 0);
+    let _server = folder.serve("ours/qemu-nbd", "-t -e 0 -f raw disk");
+    for requests in [65_536, 262_144, 1 << 20] {
+        let line = format!("--request-size={requests} {} copy", folder.uri(""));
+        folder.run("nbdcopy", &line);
+        assert!(std::fs::read(folder.path("copy")).unwrap() == content, "{requests}");
+    }
+}
+
 /// A payload names the contexts that a block status is about, and the length of the range.
 #[test]
 fn a_block_status_is_about_the_contexts_that_it_names() {

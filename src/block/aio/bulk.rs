@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -69,6 +69,14 @@ impl BulkFile {
         Ok(())
     }
 
+    /// Whether the page cache has the byte at `offset`, as it is.
+    pub(super) fn has_now(&self, offset: u64) -> bool {
+        let mut byte = 0u8;
+        let part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        // SAFETY: there is room for the byte.
+        unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const part, 1, offset as i64, libc::RWF_NOWAIT) == 1 }
+    }
+
     /// Whether the file system may share blocks, or have its server copy them: those of the page cache alone only copy.
     pub fn can_offload(&self) -> bool {
         let mut of = MaybeUninit::<libc::statfs>::uninit();
@@ -98,6 +106,12 @@ impl BulkFile {
             done += part as u64;
         }
         Ok(())
+    }
+}
+
+impl AsRawFd for BulkFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -28,16 +29,24 @@ thread_local! {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
+/// A place for a task, and for another when that has ended.
 struct Slot {
     /// Taken out while it is polled.
     task: Option<Task>,
+    waking: Rc<Waking>,
+}
+
+/// How a task is woken.
+struct Waking {
+    state: Arc<TaskWaker>,
+    /// Over the same.
     waker: Waker,
 }
 
 pub(super) struct Executor {
-    slots: RefCell<Vec<Option<Slot>>>,
+    slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
-    root: Waker,
+    root: Waking,
     /// Tasks of the current turn that were not polled yet.
     left: Cell<usize>,
     shared: Arc<Shared>,
@@ -90,7 +99,7 @@ impl Executor {
         Ok(Executor {
             slots: RefCell::default(),
             free: RefCell::default(),
-            root: waker(ROOT, &shared),
+            root: Waking::new(ROOT, &shared),
             left: Cell::new(0),
             shared,
         })
@@ -102,17 +111,20 @@ impl Executor {
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            self.slots.borrow_mut().push(None);
-            self.slots.borrow().len() - 1
+        let task: Task = Box::pin(task);
+        let slot = self.free.borrow_mut().pop();
+        let mut slots = self.slots.borrow_mut();
+        let slot = slot.unwrap_or_else(|| {
+            let waking = Rc::new(Waking::new(slots.len(), &self.shared));
+            slots.push(Slot { task: None, waking });
+            slots.len() - 1
         });
-        let waker = waker(slot, &self.shared);
-        waker.wake_by_ref();
-        self.slots.borrow_mut()[slot] = Some(Slot { task: Some(Box::pin(task)), waker });
+        slots[slot].task = Some(task);
+        slots[slot].waking.state.wake_by_ref();
     }
 
     pub(super) fn wake_root(&self) {
-        self.root.wake_by_ref();
+        self.root.state.wake_by_ref();
     }
 
     /// Makes this the executor that the thread runs, until the guard is dropped: its wake-ups stay local.
@@ -127,8 +139,7 @@ impl Executor {
         for slot in woken {
             self.left.set(self.left.get() - 1);
             if slot == ROOT {
-                self.unqueue(&self.root);
-                if let Poll::Ready(value) = root.as_mut().poll(&mut Context::from_waker(&self.root)) {
+                if let Poll::Ready(value) = root.as_mut().poll(&mut self.root.context()) {
                     result = Some(value);
                 }
             } else {
@@ -153,26 +164,16 @@ impl Executor {
         batch
     }
 
-    /// From now on a wake-up queues the task again.
-    fn unqueue(&self, waker: &Waker) {
-        // SAFETY: every waker of this executor was made by `waker` below, so its data is a `TaskWaker` that the
-        // waker itself keeps alive.
-        let task = unsafe { &*waker.data().cast::<TaskWaker>() };
-        task.queued.store(false, Ordering::Release);
-    }
-
     fn poll_task(&self, slot: usize) {
-        let taken = match self.slots.borrow_mut().get_mut(slot) {
-            Some(Some(entry)) => entry.task.take().map(|task| (task, entry.waker.clone())),
-            _ => None,
-        };
-        let Some((mut task, waker)) = taken else { return };
-        self.unqueue(&waker);
-        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+        let taken = self.slots.borrow_mut().get_mut(slot).map(|slot| (slot.task.take(), slot.waking.clone()));
+        let Some((task, waking)) = taken else { return };
+        let mut context = waking.context();
+        // Without one, it was a waker of a task that has ended.
+        let Some(mut task) = task else { return };
+        if task.as_mut().poll(&mut context).is_ready() {
             drop(task);
-            self.slots.borrow_mut()[slot] = None;
             self.free.borrow_mut().push(slot);
-        } else if let Some(entry) = &mut self.slots.borrow_mut()[slot] {
+        } else if let Some(entry) = self.slots.borrow_mut().get_mut(slot) {
             entry.task = Some(task);
         }
     }
@@ -222,6 +223,15 @@ impl Drop for Entered {
     }
 }
 
-fn waker(slot: usize, shared: &Arc<Shared>) -> Waker {
-    Waker::from(Arc::new(TaskWaker { slot, queued: AtomicBool::new(false), shared: shared.clone() }))
+impl Waking {
+    fn new(slot: usize, shared: &Arc<Shared>) -> Waking {
+        let state = Arc::new(TaskWaker { slot, queued: AtomicBool::new(false), shared: shared.clone() });
+        Waking { waker: Waker::from(state.clone()), state }
+    }
+
+    /// For a poll. From its beginning on a wake-up queues the task again.
+    fn context(&self) -> Context<'_> {
+        self.state.queued.store(false, Ordering::Release);
+        Context::from_waker(&self.waker)
+    }
 }

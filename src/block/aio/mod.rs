@@ -4,7 +4,7 @@
 //!   tasks (executor) ──▶ HostFile ──▶ inline preadv2/pwritev      when the page cache serves it
 //!                           │    └──▶ ring: io_uring               else
 //!                           └───────▶ pool: worker threads         where io_uring is refused, and what computes
-//!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg (or TLS over them), and poll where they would block
+//!         └───────────▶ Socket ────▶ inline recvmsg/sendmsg/splice (or TLS), and poll where they would block
 //! ```
 //!
 //! * A turn of [`Engine::block_on`] polls the tasks that were woken, then enters the kernel once: it submits all
@@ -17,18 +17,22 @@
 mod bulk;
 mod executor;
 mod file;
+mod inbox;
+mod outbox;
+mod pipe;
 mod poller;
 mod pool;
 mod ring;
 mod socket;
-mod stream;
 mod tls;
 mod work;
 
 pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
+pub use inbox::Inbox;
+pub use outbox::{Body, Outbox, Stream};
+pub use pipe::{Lender, Loan};
 pub use socket::{Detached, Socket};
-pub use stream::{Inbox, Outbox, Stream};
 
 use executor::Executor;
 use poller::Poller;

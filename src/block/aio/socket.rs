@@ -3,8 +3,8 @@
 //!
 //! The bytes may go over TLS, from [`Socket::start_tls`] on; whoever sends and receives sees no difference.
 
-use super::Engine;
 use super::tls::Session;
+use super::{Engine, Loan};
 use crate::block::Iov;
 use rustls::Connection;
 use std::cell::OnceCell;
@@ -82,16 +82,14 @@ impl Socket {
     }
 
     /// Sends a part of the bytes, at least one. A peer that is gone is an error, never a signal.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub async fn send(&self, from: &Iov) -> io::Result<usize> {
+    async fn send(&self, from: &Iov, flags: libc::c_int) -> io::Result<usize> {
         if let Some(session) = self.tls.get() {
             return self.after(session.send(&self.engine, &self.fd, from).await).await;
         }
         loop {
             // SAFETY: as in `recv`.
-            let send = |fd, message: *mut _| unsafe { libc::sendmsg(fd, message, libc::MSG_NOSIGNAL) };
+            let send =
+                |fd, message: *mut _| unsafe { libc::sendmsg(fd, message, libc::MSG_NOSIGNAL | flags) };
             match self.message(from, send) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.engine.writable(&self.fd).await?;
@@ -106,9 +104,45 @@ impl Socket {
     /// # Errors
     /// What the host says.
     pub async fn send_all(&self, from: &Iov) -> io::Result<()> {
+        self.send_flagged(from, 0).await
+    }
+
+    /// As [`Socket::send_all`], where others follow at once.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn send_before(&self, from: &Iov) -> io::Result<()> {
+        self.send_flagged(from, libc::MSG_MORE).await
+    }
+
+    async fn send_flagged(&self, from: &Iov, flags: libc::c_int) -> io::Result<()> {
         let mut done = 0;
         while done < from.len() {
-            done += self.send(&from.slice(done, from.len() - done)).await?;
+            done += self.send(&from.slice(done, from.len() - done), flags).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether pages can be lent to it: TLS must have the bytes.
+    pub fn takes_loans(&self) -> bool {
+        self.tls.get().is_none()
+    }
+
+    /// Sends all bytes of a loan.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub async fn send_loan(&self, loan: &Loan) -> io::Result<()> {
+        while !loan.is_empty() {
+            // The runtime has it that a peer that is gone is no signal.
+            match loan.send(self.fd.as_raw_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.engine.writable(&self.fd).await?;
+                }
+                done => {
+                    self.after(done.map(|()| 0)).await?;
+                }
+            }
         }
         Ok(())
     }

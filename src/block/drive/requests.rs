@@ -122,7 +122,7 @@ impl Local {
 
     /// Waits for the end of a drained section. A request that had to wait while its medium was taken out is not for
     /// the next one.
-    async fn enter(&self) -> Result<RwLockReadGuardArc<()>> {
+    pub(super) async fn enter(&self) -> Result<RwLockReadGuardArc<()>> {
         let medium = self.medium.get();
         let guard = match self.gate.try_read_arc() {
             Some(guard) => guard,
@@ -139,7 +139,7 @@ impl Local {
         if self.facts.options.cache.writeback { Ok(()) } else { self.root().flush().await }
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         self.require_medium()?;
         match offset.checked_add(len) {
             Some(end) if end <= self.size() => Ok(()),

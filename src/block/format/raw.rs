@@ -148,6 +148,10 @@ impl Driver for Raw {
         Ok(BlockStatus::of_file(&self.file, self.at(offset), len))
     }
 
+    fn has_fixed_places(&self) -> bool {
+        true
+    }
+
     fn written_elsewhere(&self, end: u64) {
         self.file.written_elsewhere(self.at(end));
     }

@@ -205,6 +205,12 @@ pub trait Driver {
         None
     }
 
+    /// Whether a place that [`Driver::block_status`] maps a range to never becomes that of another range: what is read
+    /// there later is what the disk has there later.
+    fn has_fixed_places(&self) -> bool {
+        self.read_only()
+    }
+
     /// Bytes up to `end` are written through [`Driver::bulk_file`], or may be from now on.
     fn written_elsewhere(&self, _end: u64) {}
 

@@ -9,7 +9,7 @@ use crate::block::{Error, Kind, Result};
 use crate::util::text;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,7 +34,9 @@ fn open(address: &Address) -> Result<OwnedFd> {
             .remedy("check the address, and that the server is running")
     };
     match address {
-        Address::Unix(path) => UnixStream::connect(text::to_path(path)).map(OwnedFd::from).map_err(failed),
+        Address::Unix(path) => UnixStream::connect(text::to_path(path))
+            .and_then(|stream| prepare(&stream).map(|()| stream.into()))
+            .map_err(failed),
         Address::Tcp(host, port) => open_tcp(host, port).map_err(|error| match error {
             Refusal::Unknown(why) => {
                 Error::new(Kind::NotFound, format!("address resolution failed for {address}: {why}"))
@@ -71,24 +73,40 @@ fn open_tcp(host: &str, port: &str) -> std::result::Result<OwnedFd, Refusal> {
 /// how many times without an answer.
 const KEEPALIVE: [(libc::c_int, libc::c_int); 3] =
     [(libc::TCP_KEEPIDLE, 30), (libc::TCP_KEEPINTVL, 10), (libc::TCP_KEEPCNT, 3)];
+/// What a Unix socket holds for its peer, in bytes, if the host allows that much: some replies, so that the two sides do not
+/// wait for each other at each. TCP finds that out by itself.
+const SEND_BUFFER: libc::c_int = 512 << 10;
 
-/// Small messages go at once, and a peer whose host is gone is noticed after a minute where nothing is to be sent.
+/// Over TCP small messages go at once, and a peer whose host is gone is noticed after a minute where nothing is to be
+/// sent. A Unix socket has room for long messages.
 ///
 /// # Errors
-/// When the socket knows no such thing.
+/// When it is no such socket.
 pub fn prepare(socket: &impl AsRawFd) -> io::Result<()> {
-    let switches = [(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1), (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)];
-    let times = KEEPALIVE.map(|(option, value)| (libc::IPPROTO_TCP, option, value));
-    for (level, option, value) in switches.into_iter().chain(times) {
-        let size = size_of::<libc::c_int>() as libc::socklen_t;
-        // SAFETY: the option's value is an int that lives during the call.
-        let done =
-            unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size) };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
+    let (fd, mut domain) = (socket.as_raw_fd(), 0);
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both places live during the call.
+    let asked = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &raw mut size)
+    };
+    if asked < 0 {
+        return Err(io::Error::last_os_error());
     }
-    Ok(())
+    if domain == libc::AF_UNIX {
+        return set(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, SEND_BUFFER);
+    }
+    set(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    KEEPALIVE.into_iter().try_for_each(|(option, value)| set(fd, libc::IPPROTO_TCP, option, value))
+}
+
+fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option's value is an int that lives during the call.
+    match unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What the C library says of a name that it cannot look up.

@@ -6,7 +6,7 @@ use super::export::Export;
 use super::negotiate::{Greeted, Handshake, Wish};
 use super::requests::Requests;
 use super::target::Target;
-use crate::block::aio::{Engine, Inbox, Outbox, Socket};
+use crate::block::aio::{Body, Engine, Inbox, Outbox, Socket};
 use crate::block::{Error, Kind, Result};
 use crate::util::nbd::transmission::Headers;
 use crate::util::nbd::{Command, Request, command};
@@ -31,7 +31,7 @@ impl Connection {
     /// Sends a request, unless it has an outcome already.
     pub(super) fn send(&self, requests: &Requests, cookie: u64) {
         let Some(ask) = requests.send(cookie) else { return };
-        let body = ask.memory.filter(|_| ask.command == Command::Write);
+        let body = ask.memory.filter(|_| ask.command == Command::Write).map(Body::Memory);
         let has_payload = body.is_some() && self.export.headers == Headers::Extended;
         let flags = ask.flags | if has_payload { command::PAYLOAD_LEN } else { 0 };
         let (offset, len) = (ask.offset, ask.len);

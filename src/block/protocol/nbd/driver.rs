@@ -95,10 +95,12 @@ impl Drop for NbdDriver {
 fn settings(target: &Target, options: &OpenOptions, own: &mut Options) -> Result<Settings> {
     let mut seconds = |key: &str, default: Duration| match own.take(key) {
         None => Ok(default),
-        Some(text) => text.parse::<u32>().map(|count| Duration::from_secs(count.into())).map_err(|_| {
-            let message = format!("Parameter '{key}' expects a number of seconds");
-            Error::new(Kind::InvalidArgument, message)
-        }),
+        Some(text) => {
+            let count = text.parse::<f64>().ok().filter(|count| *count <= f64::from(u32::MAX));
+            let time = count.and_then(|count| Duration::try_from_secs_f64(count).ok());
+            let message = || format!("Parameter '{key}' expects a number of seconds");
+            time.ok_or_else(|| Error::new(Kind::InvalidArgument, message()))
+        }
     };
     let (reconnect_delay, open_timeout) =
         (seconds("reconnect-delay", RECONNECT_DELAY)?, seconds("open-timeout", Duration::ZERO)?);
