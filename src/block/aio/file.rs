@@ -3,8 +3,8 @@
 //! * Reads of a cached file are tried inline with RWF_NOWAIT; what the page cache does not have goes to the
 //!   reactor.
 //! * Cached writes up to [`INLINE_WRITE`] bytes are done inline: they are a copy into the page cache, and ext4
-//!   hands every buffered write of a ring to a kernel worker, at half the speed. Where other tasks can use the time
-//!   meanwhile, that is worth it for copies longer than [`SHORT_WRITE`].
+//!   hands every buffered write of a ring to the same kernel worker, which is slower in all. Where other tasks can use the
+//!   time meanwhile, that is worth it for copies longer than [`SHORT_WRITE`].
 //! * Direct I/O always goes to the reactor.
 
 use super::ring::Request;
@@ -19,7 +19,7 @@ use std::rc::Rc;
 const INLINE_WRITE: usize = 128 << 10;
 
 /// Cached writes up to this many bytes are done inline whatever else there is to do.
-const SHORT_WRITE: usize = 16 << 10;
+const SHORT_WRITE: usize = 64 << 10;
 
 /// The least unit of direct I/O, in bytes.
 const SECTOR: usize = 512;

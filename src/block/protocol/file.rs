@@ -4,6 +4,7 @@
 //! the file's length in bytes; writes beyond it make a regular file larger and find a device full. What only devices
 //! have is in module `device`.
 
+mod ahead;
 mod attributes;
 mod device;
 mod lock;
@@ -22,6 +23,7 @@ use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, Preallocation};
 use crate::block::{Buffer, Error, Iov, Result};
 use async_trait::async_trait;
+use ahead::Ahead;
 use device::Device;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
@@ -49,6 +51,7 @@ pub struct FileDriver {
     lost: RefCell<Option<Error>>,
     /// The extent that the last lseek found: start, end, whether it is data. Dropped at every change.
     extent: Cell<Option<(u64, u64, bool)>>,
+    ahead: Ahead,
     /// The locks that it holds.
     locked: Cell<Option<Access>>,
     /// Made when it is first asked for.
@@ -165,6 +168,7 @@ impl FileDriver {
 impl Drop for FileDriver {
     /// A ring lets go of a file some time after its last request; nobody shall find it locked meanwhile.
     fn drop(&mut self) {
+        self.give_back_ahead();
         if self.locked.get().is_some() && self.file.is_idle() {
             // The kernel does it later otherwise.
             let _ = lock::release(self.file.fd());
@@ -199,6 +203,9 @@ impl Driver for FileDriver {
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
+        if offset == self.size.get() {
+            self.allocate_ahead(offset + from.len() as u64);
+        }
         let done = self.file.write(offset, from).await;
         self.grown_to(if done.is_ok() { offset + from.len() as u64 } else { 0 });
         done.map_err(|error| self.request_failed(error))
@@ -317,6 +324,7 @@ impl Driver for FileDriver {
     }
 
     fn written_elsewhere(&self, end: u64) {
+        self.allocate_ahead(end);
         self.grown_to(end);
     }
 

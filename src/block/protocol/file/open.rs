@@ -1,5 +1,6 @@
 //! Opening files and devices.
 
+use super::ahead::Ahead;
 use super::device::Device;
 use super::{Access, DIRECT_ALIGN, FileDriver, MAX_TRANSFER};
 use crate::block::aio::{Engine, HostFile};
@@ -145,8 +146,10 @@ impl FileDriver {
             Some(_) => (DEVICES, metadata.rdev()),
             None => (metadata.dev(), metadata.ino()),
         };
+        let fd = OwnedFd::from(file);
         Ok(FileDriver {
-            file: HostFile::new(engine, OwnedFd::from(file), options.cache.direct),
+            ahead: Ahead::new(&fd),
+            file: HostFile::new(engine, fd, options.cache.direct),
             filename: filename.to_owned(),
             size: Cell::new(size),
             read_only: options.read_only,
