@@ -22,8 +22,8 @@ use crate::block::graph::driver::{DeviceFacts, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, Preallocation};
 use crate::block::{Buffer, Error, Iov, Result};
-use async_trait::async_trait;
 use ahead::Ahead;
+use async_trait::async_trait;
 use device::Device;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
@@ -203,7 +203,7 @@ impl Driver for FileDriver {
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
-        if offset == self.size.get() {
+        if offset == self.size.get() && self.device.is_none() {
             self.allocate_ahead(offset + from.len() as u64);
         }
         let done = self.file.write(offset, from).await;
@@ -240,6 +240,7 @@ impl Driver for FileDriver {
         if let Some(error) = &*self.lost.borrow() {
             return Err(error.clone());
         }
+        self.shorten().map_err(|error| self.request_failed(error))?;
         let done = self.file.sync().await.map_err(|error| self.request_failed(error));
         if let Err(error) = &done
             && !self.cache.direct
@@ -324,7 +325,9 @@ impl Driver for FileDriver {
     }
 
     fn written_elsewhere(&self, end: u64) {
-        self.allocate_ahead(end);
+        if self.device.is_none() {
+            self.lengthen_ahead(end);
+        }
         self.grown_to(end);
     }
 
