@@ -6,14 +6,14 @@
 use super::budget::{PIECE, Permit};
 use super::request::Answer;
 use super::status;
-use crate::block::aio::{Body, Lender, Loan};
+use crate::block::aio::{Body, Loan};
 use crate::block::{Error, Iov, Result};
 use crate::util::nbd::context;
 use crate::util::nbd::transmission::{Headers, simple_reply};
 use crate::util::nbd::{Request, command};
 
 /// From this length on, in bytes, lending is cheaper than a copy.
-const LONG: usize = 64 << 10;
+const LONG: u64 = 64 << 10;
 
 /// What is done about a read that failed: the permit that pays for the answer.
 type Failed = (Error, Permit);
@@ -39,7 +39,7 @@ impl Answer {
     /// Reads all into one message.
     async fn read_whole(&self, permit: Permit) {
         let Request { offset, len, cookie, .. } = self.request;
-        let body = match self.lend(offset, len).await {
+        let body = match self.lend(offset, len, len).await {
             Some(loan) => Ok(Body::Loan(loan)),
             None => self.read_range(offset, len).await.map(Body::Memory),
         };
@@ -123,9 +123,8 @@ impl Answer {
     async fn read_data(&self, offset: u64, len: u64) -> Result<()> {
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let most = (end - at).min(Lender::MOST as u64);
-            let (len, body) = match self.lend(at, most).await {
-                Some(loan) => (most, Body::Loan(loan)),
+            let (len, body) = match self.lend(at, end - at, LONG).await {
+                Some(loan) => (loan.len() as u64, Body::Loan(loan)),
                 // All at once: it may have to come from storage.
                 None => (end - at, Body::Memory(self.read_range(at, end - at).await?)),
             };
@@ -141,9 +140,10 @@ impl Answer {
         end == self.request.offset + self.request.len
     }
 
-    async fn lend(&self, offset: u64, len: u64) -> Option<Loan> {
-        let lender = self.connection.lender.as_ref().filter(|_| len as usize >= LONG)?;
-        self.connection.local.lend(offset, len as usize, lender).await
+    /// Lends the first bytes of a range, as many as `least`.
+    async fn lend(&self, offset: u64, len: u64, least: u64) -> Option<Loan> {
+        let lender = self.connection.lender.as_ref().filter(|_| len >= LONG)?;
+        self.connection.local.lend(offset, len, least, lender).await
     }
 
     async fn read_range(&self, offset: u64, len: u64) -> Result<Iov> {

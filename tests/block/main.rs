@@ -8,6 +8,7 @@ mod discards;
 mod fixture;
 mod hostile;
 mod judge;
+mod loans;
 mod locks;
 #[path = "../common/loop_device.rs"]
 mod loop_device;

@@ -5,7 +5,7 @@ use cowvm::block::graph::Node;
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
 use cowvm::block::{Buffer, Result};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -89,6 +89,23 @@ impl Folder {
         // The kernel takes its time to let go of the image's locks when a server with a ring was killed.
         let started = (0..200).find_map(|_| self.try_serve(program, &words));
         started.unwrap_or_else(|| panic!("{program} {line}"))
+    }
+
+    /// Starts our server on a port of this host that nobody has; the server says which.
+    pub(crate) fn serve_port(&self, line: &str) -> (Server, u16) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cowvm"))
+            .args(["nbd", "-b", "127.0.0.1", "-p", "0"])
+            .args(line.split(' '))
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        stderr.read_line(&mut said).unwrap();
+        let port = said.trim().rsplit_once(':').unwrap().1.parse().unwrap();
+        (Server(child), port)
     }
 
     fn is_greeted(&self) -> bool {

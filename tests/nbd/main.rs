@@ -8,6 +8,7 @@ mod harness;
 mod hostile_client;
 mod hostile_server;
 mod interop;
+mod lending;
 mod restart;
 mod server;
 mod tls;

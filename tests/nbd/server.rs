@@ -151,23 +151,11 @@ fn a_server_in_the_background_is_running_when_its_parent_ends() {
 #[test]
 fn a_port_is_served_as_a_socket_is() {
     let folder = images();
-    // Port 0 is one that nobody has; the server says which.
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_cowvm"))
-        .args(["nbd", "-b", "127.0.0.1", "-p", "0", "-t", "-e", "0", "-f", "raw", "disk"])
-        .current_dir(folder.path(""))
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
-    std::io::BufRead::read_line(&mut stderr, &mut line).unwrap();
-    let port = line.trim().rsplit_once(':').unwrap().1.to_owned();
+    let (_server, port) = folder.serve_port("-t -e 0 -f raw disk");
     for name in [format!("nbd:127.0.0.1:{port}"), format!("nbd://localhost:{port}/")] {
         folder.run("qemu-img", &format!("compare -f raw -F raw {name} disk -U"));
         folder.run("ours/qemu-img", &format!("compare -f raw -F raw {name} disk -U"));
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// What is copied at once where the kernel cannot do it, in bytes.
 const BLOCK: usize = 256 << 10;
+/// The file system of initial RAM disks, which libc does not name.
+const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
 
 /// A host file that any thread can read and write, through the page cache.
 #[derive(Clone, Debug)]
@@ -79,11 +81,21 @@ impl BulkFile {
 
     /// Whether the file system may share blocks, or have its server copy them: those of the page cache alone only copy.
     pub fn can_offload(&self) -> bool {
+        !matches!(self.file_system(), None | Some(libc::EXT4_SUPER_MAGIC | libc::TMPFS_MAGIC))
+    }
+
+    /// Whether the page cache is a copy of what is elsewhere, so that pages may leave it.
+    pub fn has_storage(&self) -> bool {
+        !matches!(self.file_system(), None | Some(libc::TMPFS_MAGIC | RAMFS_MAGIC))
+    }
+
+    /// The magic number of the file system.
+    fn file_system(&self) -> Option<libc::__fsword_t> {
         let mut of = MaybeUninit::<libc::statfs>::uninit();
         // SAFETY: an open descriptor, and memory for what the kernel fills in.
         let known = unsafe { libc::fstatfs(self.0.as_raw_fd(), of.as_mut_ptr()) } == 0;
         // SAFETY: it did.
-        known && !matches!(unsafe { of.assume_init() }.f_type, libc::EXT4_SUPER_MAGIC | libc::TMPFS_MAGIC)
+        known.then(|| unsafe { of.assume_init() }.f_type)
     }
 
     fn copy_range(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> io::Result<u64> {

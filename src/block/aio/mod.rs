@@ -31,7 +31,7 @@ pub use bulk::{BulkFile, CopyError};
 pub use file::HostFile;
 pub use inbox::Inbox;
 pub use outbox::{Body, Outbox, Stream};
-pub use pipe::{Lender, Loan};
+pub use pipe::{Lender, Loan, take_back};
 pub use socket::{Detached, Socket};
 
 use executor::Executor;

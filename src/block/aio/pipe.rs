@@ -4,8 +4,11 @@
 //!   page cache ── splice(2) ─▶ Pipe ── splice(2) ─▶ socket ─▶ the peer copies
 //! ```
 //!
-//! The pages stay the file's own: who writes to the file changes what the peer gets, until it has taken it. They are to be
-//! lent only from places of the file that no other bytes come to.
+//! The pages stay the file's own: who writes to the file changes what the peer gets, until it has copied it. Nobody says
+//! when that is: a peer on this host may have the pages in its receive queue, or splice them into a pipe of its own. But
+//! writes reach only what is in the page cache. A place of the file may so become that of other bytes when the pages that
+//! were lent have left the cache ([`take_back`]): whoever still has one keeps what was in it, and what is written comes
+//! to another. The host lets go of no page that somebody has.
 //!
 //! Invariant: a [`Loan`] holds exactly the bytes that were asked for, so that a message may announce them.
 
@@ -26,6 +29,8 @@ static LEFT: AtomicUsize = AtomicUsize::new(128);
 const SYS_CACHESTAT: libc::c_long = 451;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
+/// Most bytes of a folio: pages that come to the cache, and leave it, together.
+const FOLIO: u64 = 2 << 20;
 
 /// A pipe that is empty.
 struct Pipe {
@@ -142,15 +147,33 @@ fn splice(from: RawFd, offset: Option<u64>, to: RawFd, len: usize) -> io::Result
 /// Whether the page cache has all of a range. Pages that are still on their way from storage are found by their last
 /// byte: they come in order.
 fn is_cached(file: &BulkFile, offset: u64, len: usize) -> bool {
-    let range = [offset, len as u64];
+    let pages = (offset + len as u64).div_ceil(PAGE) - offset / PAGE;
+    cached_pages(file, offset, len as u64) == Some(pages) && file.has_now(offset + len as u64 - 1)
+}
+
+/// Asks the host to drop what it has cached of a range. True when that is so: what is written there from now on comes to
+/// other pages than those that were lent. Pages that are not on storage yet, or that somebody has, stay. Blocks.
+pub fn take_back(file: &BulkFile, offset: u64, len: u64) -> bool {
+    let range = offset..offset + len;
+    let folios = offset - offset % FOLIO..range.end.next_multiple_of(FOLIO);
+    [range, folios].into_iter().any(|part| {
+        let (at, bytes) = (part.start as libc::off_t, (part.end - part.start) as libc::off_t);
+        // SAFETY: a plain system call. What it did is seen below.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), at, bytes, libc::POSIX_FADV_DONTNEED) };
+        cached_pages(file, offset, len) == Some(0)
+    })
+}
+
+/// How many pages of a range the page cache has, if the kernel says.
+fn cached_pages(file: &BulkFile, offset: u64, len: u64) -> Option<u64> {
+    let range = [offset, len];
     // Numbers of pages: cached, dirty, under writeback, evicted, recently evicted.
     let mut found = [0u64; 5];
     // SAFETY: both structures are as the call wants them, and live during it.
     let done = unsafe {
         libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), found.as_mut_ptr(), 0 as libc::c_uint)
     };
-    let pages = (offset + len as u64).div_ceil(PAGE) - offset / PAGE;
-    done == 0 && found[0] == pages && file.has_now(offset + len as u64 - 1)
+    (done == 0).then_some(found[0])
 }
 
 fn check(returned: isize) -> io::Result<usize> {
@@ -194,6 +217,30 @@ mod tests {
             let expected = [&bytes[5..300_005], &bytes[4096..8192], &bytes[399_999..]].concat();
             assert!(peer.join().unwrap() == expected);
             assert_eq!(lender.0.borrow().len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_page_cache_keeps_what_somebody_has_until_he_has_taken_all_of_it() {
+        for written in [4096, 1 << 20] {
+            let mut storage = tempfile::tempfile().unwrap();
+            (0..4 << 20).step_by(written).for_each(|_| storage.write_all(&vec![7; written]).unwrap());
+            storage.sync_all().unwrap();
+            let file = BulkFile::new(&storage.into()).unwrap();
+            let lender = Lender::default();
+            let Some(loan) = lender.lend(&file, 100_000, 100_000).filter(|_| file.has_storage()) else {
+                return eprintln!("this host cannot take back what it lends");
+            };
+            assert!(!take_back(&file, 65_536, 131_072));
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            while !loan.is_empty() {
+                loan.send(ours.as_raw_fd()).unwrap();
+            }
+            drop(ours);
+            theirs.read_exact(&mut [0; 99_999]).unwrap();
+            assert!(!take_back(&file, 65_536, 131_072));
+            theirs.read_exact(&mut [0]).unwrap();
+            assert!(take_back(&file, 65_536, 131_072));
         }
     }
 

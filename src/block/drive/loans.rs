@@ -2,28 +2,22 @@
 
 use super::stats::Moment;
 use super::{Local, Operation};
-use crate::block::aio::{BulkFile, Lender, Loan};
-use crate::block::graph::status::{ChainStatus, chain_status};
+use crate::block::aio::{Lender, Loan};
+use crate::block::graph::driver::Place;
 
 impl Local {
-    /// As [`Local::read`], of `len` bytes ([`Lender::MOST`] at most) that stand in a host file as they are, are in its
-    /// page cache, and whose place there will not be that of others; `None` for all that must be read. Whoever gets the
-    /// pages may see what is written there until he has taken them, as with a read that goes on for so long.
-    pub async fn lend(&self, offset: u64, len: usize, lender: &Lender) -> Option<Loan> {
-        self.check_range(offset, len as u64).ok()?;
+    /// As [`Local::read`], of the first bytes of a range, if as many as `least` stand in a host file as they are, together
+    /// and in its page cache; `None` for all that must be read. Whoever gets the pages may see what is written to this
+    /// range until he has taken them, as with a read that goes on for so long, and nothing else.
+    pub async fn lend(&self, offset: u64, len: u64, least: u64, lender: &Lender) -> Option<Loan> {
+        self.check_range(offset, len).ok()?;
         let _entered = self.enter().await.ok()?;
         let since = Moment::now();
-        let status = chain_status(&self.root(), offset, len as u64).await.ok()?;
-        let (file, at) = place(&status).filter(|_| status.len == len as u64)?;
-        let loan = lender.lend(&file, at, len)?;
-        self.facts.stats.count(Operation::Read, len as u64, since, &Ok(()));
+        // Nothing is waited for between these two: the place could be given up.
+        let place = self.root().driver().lasting_place(offset, len.min(Lender::MOST as u64))?;
+        let Place { file, offset, len } = Some(place).filter(|place| place.len >= least)?;
+        let loan = lender.lend(&file, offset, len as usize)?;
+        self.facts.stats.count(Operation::Read, len, since, &Ok(()));
         Some(loan)
     }
-}
-
-/// Where bytes are that need no driver to be read, now or later.
-fn place(found: &ChainStatus) -> Option<(BulkFile, u64)> {
-    let (node, at) = found.status.mapped.as_ref()?;
-    let fixed = found.node.driver().has_fixed_places() && !found.status.zero;
-    Some((node.driver().bulk_file().filter(|_| fixed)?, *at))
 }

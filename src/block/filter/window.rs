@@ -1,5 +1,6 @@
 //! `window`: a part of a disk as a disk of its own, to read.
 
+use crate::block::graph::driver::Place;
 use crate::block::graph::status::chain_status;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::{Error, Iov, Kind, Result};
@@ -61,6 +62,10 @@ impl Driver for Window {
         let chain = chain_status(&self.node, self.start + offset, len).await?;
         // The chain was asked down to its end: nothing is left to ask.
         Ok(BlockStatus { len: chain.len, allocated: true, recurse: false, ..chain.status })
+    }
+
+    fn lasting_place(&self, offset: u64, len: u64) -> Option<Place> {
+        self.node.driver().lasting_place(self.start + offset, len)
     }
 }
 

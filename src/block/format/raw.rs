@@ -4,7 +4,7 @@
 //! zeros. Where the format was guessed and not given, the guest must not be able to turn the disk into an
 //! image of another format: such a write of the first sector is refused.
 
-use crate::block::graph::driver::DeviceFacts;
+use crate::block::graph::driver::{DeviceFacts, Place};
 use crate::block::graph::filling::{Filling, Held, Room};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Event, Limits, Node};
 use crate::block::options::{Preallocation, size_option};
@@ -148,8 +148,8 @@ impl Driver for Raw {
         Ok(BlockStatus::of_file(&self.file, self.at(offset), len))
     }
 
-    fn has_fixed_places(&self) -> bool {
-        true
+    fn lasting_place(&self, offset: u64, len: u64) -> Option<Place> {
+        self.file.driver().lasting_place(self.at(offset), len)
     }
 
     fn written_elsewhere(&self, end: u64) {

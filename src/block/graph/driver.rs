@@ -111,6 +111,16 @@ impl BlockStatus {
     }
 }
 
+/// A part of a host file.
+pub struct Place {
+    /// The file.
+    pub file: BulkFile,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it has (never 0).
+    pub len: u64,
+}
+
 /// A format or protocol driver: one instance a node.
 #[async_trait(?Send)]
 pub trait Driver {
@@ -205,10 +215,12 @@ pub trait Driver {
         None
     }
 
-    /// Whether a place that [`Driver::block_status`] maps a range to never becomes that of another range: what is read
-    /// there later is what the disk has there later.
-    fn has_fixed_places(&self) -> bool {
-        self.read_only()
+    /// Where the first bytes of a range stand as they are, for the pages that the host has cached there to be lent;
+    /// `None` where they must be read, or nobody knows without waiting. Bytes of no other range are written to these
+    /// pages from now on: the place becomes that of others only when they have left the page cache
+    /// ([`take_back`](crate::block::aio::take_back)).
+    fn lasting_place(&self, _offset: u64, _len: u64) -> Option<Place> {
+        None
     }
 
     /// Bytes up to `end` are written through [`Driver::bulk_file`], or may be from now on.

@@ -18,7 +18,7 @@ pub use lock::Access;
 pub use open::Expected;
 
 use crate::block::aio::{BulkFile, HostFile};
-use crate::block::graph::driver::{DeviceFacts, Specifics};
+use crate::block::graph::driver::{DeviceFacts, Place, Specifics};
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::options::{CacheMode, Preallocation};
 use crate::block::{Buffer, Error, Iov, Result};
@@ -322,6 +322,10 @@ impl Driver for FileDriver {
             return None;
         }
         self.bulk.get_or_init(|| BulkFile::new(self.file.fd()).ok()).clone()
+    }
+
+    fn lasting_place(&self, offset: u64, len: u64) -> Option<Place> {
+        Some(Place { file: self.bulk_file()?, offset, len })
     }
 
     fn written_elsewhere(&self, end: u64) {

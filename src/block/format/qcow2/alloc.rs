@@ -255,36 +255,40 @@ impl Qcow2 {
                 if free.punch {
                     self.punch(free.run).await;
                 }
-                self.release_run(free.run).await;
+                self.release_run(free).await;
             }
         }
     }
 
-    async fn release_run(&self, run: Run) {
+    async fn release_run(&self, Free { run, punch }: Free) {
         self.file.debug_event(Event::ClusterFree);
         for cluster in run.first.0..run.first.0 + run.count {
             // An image whose refcount is 0 here already was damaged before; check says so.
-            let _ = self.refcounts.decrement(HostCluster(cluster)).await;
+            let _ = self.refcounts.decrement(HostCluster(cluster), punch).await;
             if cluster % RELEASED_AT_ONCE == 0 {
                 self.engine.yield_now().await;
             }
         }
     }
 
-    /// Gives the space of clusters without another user back to the host, while nobody can take them.
+    /// Gives the space of clusters without another user back to the host, while nobody can take them. Those that were
+    /// lent are withheld before.
     async fn punch(&self, run: Run) {
         let end = run.first.0 + run.count;
         let mut start = run.first.0;
         for cluster in run.first.0..=end {
-            let last =
-                cluster < end && self.refcounts.get(HostCluster(cluster)).await.is_ok_and(|count| count == 1);
-            if last {
+            if cluster < end && self.is_last_user(HostCluster(cluster)).await {
                 continue;
             }
             let from = self.geometry.start_of(HostCluster(start));
             self.discard_data(from, (cluster - start) << self.geometry.cluster_bits).await;
             start = cluster + 1;
         }
+    }
+
+    async fn is_last_user(&self, cluster: HostCluster) -> bool {
+        !self.refcounts.withheld.is_lent(Run { first: cluster, count: 1 })
+            && self.refcounts.get(cluster).await.is_ok_and(|count| count == 1)
     }
 
     /// The slice with the L2 entry of a guest byte, in an L2 table that belongs to the active L1 table alone:

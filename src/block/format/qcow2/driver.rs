@@ -18,7 +18,7 @@ use super::snapshot::Snapshot;
 use crate::block::aio::Engine;
 use crate::block::graph::amend::Amend;
 use crate::block::graph::bitmaps::Bitmaps;
-use crate::block::graph::driver::{Check, Clusters, KeySlotChanges, Qcow2Specifics, Specifics};
+use crate::block::graph::driver::{Check, Clusters, KeySlotChanges, Place, Qcow2Specifics, Specifics};
 use crate::block::graph::filling::Filling;
 use crate::block::graph::overlay::Overlay;
 use crate::block::graph::snapshots::{Snapshots, VmState};
@@ -221,7 +221,10 @@ impl Driver for Rc<Qcow2> {
 
     async fn flush(&self) -> Result<()> {
         self.drop_unused_if_due();
-        self.flush_all().await
+        self.flush_all().await?;
+        // What was lent and is free now can leave the page cache.
+        self.return_space_later();
+        Ok(())
     }
 
     async fn begin_flush(&self) {
@@ -238,7 +241,9 @@ impl Driver for Rc<Qcow2> {
     }
 
     async fn close(&self) -> Result<()> {
-        self.close_all().await
+        let closed = self.close_all().await;
+        self.forget_withheld().await;
+        closed
     }
 
     fn specifics(&self) -> Option<Specifics> {
@@ -269,6 +274,10 @@ impl Driver for Rc<Qcow2> {
     fn clusters(&self) -> Option<Clusters> {
         let (size, allocated) = (self.geometry.cluster_size(), self.geometry.subcluster_size());
         Some(Clusters { size, allocated, compressed: true })
+    }
+
+    fn lasting_place(&self, offset: u64, len: u64) -> Option<Place> {
+        self.lend_view(&self.active, GuestOffset(offset), len)
     }
 
     fn written_elsewhere(&self, _end: u64) {

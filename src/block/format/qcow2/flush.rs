@@ -114,12 +114,12 @@ impl Qcow2 {
 
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
     pub(super) async fn settle(&self) -> Result<()> {
-        self.return_space().await;
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(RefcountsAre::Written).await?;
             // Whoever still reads what was freed must come to an end.
             self.engine.yield_now().await;
         }
+        self.return_space().await;
         self.end_with_sector().await?;
         self.flush_with(RefcountsAre::Written).await
     }

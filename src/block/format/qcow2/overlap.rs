@@ -59,14 +59,15 @@ impl ClusterSet {
         old != *word
     }
 
-    fn remove(&mut self, cluster: u64) {
+    /// Takes a cluster out, if it is in.
+    pub(super) fn remove(&mut self, cluster: u64) {
         if let Some(word) = self.0.get_mut(&(cluster / 64)) {
             *word &= !(1 << (cluster % 64));
         }
     }
 
     /// Whether one of `clusters` is in the set.
-    fn intersects(&self, clusters: &Range<u64>) -> bool {
+    pub(super) fn intersects(&self, clusters: &Range<u64>) -> bool {
         let mut at = clusters.start;
         while at < clusters.end {
             let in_word = (64 - at % 64).min(clusters.end - at);

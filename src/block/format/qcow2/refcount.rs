@@ -238,8 +238,9 @@ impl Refcounts {
         }
     }
 
-    /// Takes one reference of a cluster away. Returns how many are left.
-    pub(super) async fn decrement(&self, cluster: HostCluster) -> Result<u64> {
+    /// Takes one reference of a cluster away. If none is left it can be taken, but for one that was lent, which is
+    /// withheld until its pages are back and then, with `punch`, its space goes to the host.
+    pub(super) async fn decrement(&self, cluster: HostCluster, punch: bool) -> Result<()> {
         let (block, index) = self.position(cluster.0);
         let piece = self.block(block).await?;
         let count = piece.as_ref().map_or(0, |piece| self.count(piece, index));
@@ -247,10 +248,13 @@ impl Refcounts {
             return Err(Error::new(Kind::Corrupt, format!("cluster {} is freed but not in use", cluster.0)));
         };
         self.set(&piece, index, left);
-        if left == 0 {
-            self.note_free(cluster);
+        let run = Run { first: cluster, count: 1 };
+        match left {
+            0 if self.withheld.is_lent(run) => self.withheld.add(&[run], punch),
+            0 => self.note_free(cluster),
+            _ => {}
         }
-        Ok(left)
+        Ok(())
     }
 
     /// A cluster, and maybe others behind it, can be taken from now on.

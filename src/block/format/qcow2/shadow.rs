@@ -28,7 +28,7 @@ use std::ops::Range;
 const MEMORY: u64 = 48 << 20;
 /// Copies in memory at least: what one L2 entry may need.
 const MIN_COPIES: usize = 64;
-/// So many runs of freed clusters are remembered, to give their space back to the host.
+/// So many runs of freed clusters are remembered, to give their space back to the host. Those that were lent, all are.
 const MAX_FREED: usize = 1 << 16;
 /// Neighbours are written as one, up to this many bytes.
 const MERGE: usize = 4 << 20;
@@ -317,12 +317,13 @@ impl<'a> Shadow<'a> {
 
     fn note_freed(&mut self, cluster: u64) {
         self.lowest_freed = self.lowest_freed.min(cluster);
-        let full = self.freed.len() == MAX_FREED;
+        let run = Run { first: HostCluster(cluster), count: 1 };
+        let full = self.freed.len() >= MAX_FREED && !self.image.refcounts.withheld.is_lent(run);
         match self.freed.last_mut() {
             Some(last) if last.first.0 + last.count == cluster => last.count += 1,
             // Beyond, the host keeps the space; the clusters are free all the same.
             _ if full => {}
-            _ => self.freed.push(Run { first: HostCluster(cluster), count: 1 }),
+            _ => self.freed.push(run),
         }
     }
 

@@ -4,6 +4,7 @@
 use super::driver::Qcow2;
 use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::View;
+use crate::block::graph::driver::Place;
 use crate::block::graph::snapshots::VmState;
 use crate::block::graph::{BlockStatus, ChildRole, Driver, Limits, Node};
 use crate::block::{Error, Iov, Kind, Result};
@@ -84,6 +85,12 @@ impl Driver for SnapshotView {
     async fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
         let _user = self.kept.image.users.enter();
         self.kept.image.status(&self.view, GuestOffset(offset), len).await
+    }
+
+    fn lasting_place(&self, offset: u64, len: u64) -> Option<Place> {
+        // In a writable image, what only the snapshot had could become the live disk's with it.
+        let image = Some(&self.kept.image).filter(|image| !image.is_writable())?;
+        image.lend_view(&self.view, GuestOffset(offset), len)
     }
 
     fn vm_state(&self) -> Option<&dyn VmState> {

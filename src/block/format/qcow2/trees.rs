@@ -104,11 +104,8 @@ impl Qcow2 {
         self.file.flush().await?;
         let durable = self.switch(&tables).await?;
         self.adopt(shadow, tables);
-        durable?;
-        if punch {
-            self.refcounts.withheld.add(freed);
-        }
-        Ok(())
+        self.refcounts.withheld.add(&freed, punch);
+        durable
     }
 
     /// Changes the counts of all that a tree refers to.
