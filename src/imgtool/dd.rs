@@ -15,7 +15,7 @@ use crate::block::error::errno_text;
 use crate::block::filename::check_protocol;
 use crate::block::filter::Window;
 use crate::block::graph::Node;
-use crate::block::ops::copy::{CopyOptions, Layers, Reports, copy};
+use crate::block::ops::copy::{CopyOptions, Reports, copy};
 use crate::block::ops::create::{NewImage, Template};
 use crate::block::options::OpenOptions;
 use crate::block::{Error, Kind};
@@ -158,16 +158,11 @@ async fn dd(engine: &Rc<Engine>, request: &Request, progress: &Progress) -> Resu
     let options = OpenOptions { unmap: true, ..OpenOptions::default() };
     let target = new.open(engine, options).await.map_err(|error| Failure::open(output, &error))?;
     let options = CopyOptions {
-        layers: Layers::All,
         sparse: SPARSE,
         workers: WORKERS,
-        out_of_order: false,
-        compress: false,
-        offload: false,
         target_is_zero: new.values().reads_as_zeros_in(&target),
         target_is_new: true,
-        salvage: false,
-        rate: 0,
+        ..CopyOptions::default()
     };
     let report = |done: u64, total: u64| progress.report(done, total);
     let shown: Option<&dyn Fn(u64, u64)> = if progress.is_shown() { Some(&report) } else { None };

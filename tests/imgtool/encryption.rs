@@ -180,3 +180,24 @@ fn images_that_are_made_with_any_options_open_with_the_real_tool() {
         lab.qemu_io_with_key(&described("luks", "new", ""), &["write -P 1 3k 70k", "read -P 1 3k 70k"]);
     }
 }
+
+/// The real tool makes one, of which nothing reads as zeros: what nobody wrote is decrypted.
+#[test]
+fn a_data_file_that_is_to_read_as_the_disk_is_not_encrypted() {
+    let lab = Lab::new();
+    let line = format!(
+        "create -q {SECRET} -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,\
+         data_file=data,data_file_raw=on image 1M"
+    );
+    lab.qemu_img(&line).qemu_img("create -q -f raw zeros 1M");
+    let image = described("qcow2", "image", "encrypt.");
+    let compare = format!("compare {SECRET} --image-opts driver=raw,file.filename=zeros {image}");
+    assert_eq!(lab.real(&compare).status.code(), Some(1));
+
+    let lab = Lab::new();
+    let refused = lab.ours(&line);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("An encrypted data file cannot be raw"), "{said}");
+    assert!(!lab.path("image").exists() && !lab.path("data").exists());
+}

@@ -1,7 +1,8 @@
 //! The chapter on disk images of QEMU's manual, its sections on snapshot mode and on VM snapshots: what it names and
 //! shows is typed at the console as it stands there, and what it promises is looked at.
 
-use crate::machine::{Machine, Place, has_kvm, tool};
+use crate::machine::{Machine, Place, tool};
+use crate::running::has_kvm;
 use std::fs;
 
 /// The head of the list, as it is printed there.

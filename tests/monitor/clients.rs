@@ -1,6 +1,6 @@
 //! Clients of the two monitors, which know nothing of cowvm but what QEMU's documentation says.
 
-use crate::machine::PATIENCE;
+use crate::running::PATIENCE;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};

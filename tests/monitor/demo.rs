@@ -1,6 +1,7 @@
 //! VM snapshots of the built-in demo guest, which every /dev/kvm can run.
 
-use crate::machine::{Machine, Place, has_kvm, tool};
+use crate::machine::{Machine, Place, tool};
+use crate::running::has_kvm;
 use std::fs;
 
 /// Types a line, and waits for an answer with `answer` in it and the next prompt.

@@ -1,6 +1,7 @@
 //! werror= and rerror=: what becomes of requests that the host cannot serve.
 
-use crate::machine::{Machine, Place, has_kvm, sector_1};
+use crate::machine::{Machine, Place, sector_1};
+use crate::running::has_kvm;
 use serde_json::json;
 use std::fs;
 

@@ -1,7 +1,8 @@
 //! The human monitor over a socket, as scripts for QEMU's use it.
 
 use crate::clients::connect;
-use crate::machine::{Machine, Place, has_kvm, sector_1, tool};
+use crate::machine::{Machine, Place, sector_1, tool};
+use crate::running::has_kvm;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 

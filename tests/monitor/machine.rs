@@ -7,16 +7,12 @@
 //! ```
 
 use crate::clients::{Hmp, Qmp};
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use crate::running::Running;
+use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::process::{Command, ExitStatus, Stdio};
 use tempfile::TempDir;
-
-/// How long anything may take; only a failing test waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Bytes of a disk.
 pub(crate) const DISK: u64 = 1 << 20;
@@ -58,14 +54,6 @@ fn guest() -> &'static [u8] {
     let (start, end) = (&raw const monitor_guest_start, &raw const monitor_guest_end);
     // SAFETY: both labels are in the block of constants above, in this order.
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
-}
-
-pub(crate) fn has_kvm() -> bool {
-    let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if !usable {
-        eprintln!("skipped: /dev/kvm cannot be opened");
-    }
-    usable
 }
 
 /// A folder for one test.
@@ -127,10 +115,7 @@ pub(crate) fn sector_1(image: &str, format: &str) -> u8 {
 
 /// A running cowvm, killed when the test forgets it.
 pub(crate) struct Machine {
-    pub(crate) child: Child,
-    stdin: Option<ChildStdin>,
-    output: mpsc::Receiver<Vec<u8>>,
-    pub(crate) seen: String,
+    running: Running,
     hmp: PathBuf,
     qmp: PathBuf,
 }
@@ -155,9 +140,7 @@ impl Machine {
         let mut command = cowvm(place);
         command.args(["-monitor", &format!("unix:{},server,nowait", hmp.display())]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())]);
-        let mut child = command.args(arguments).spawn().unwrap();
-        let (stdin, output) = (child.stdin.take(), forward(child.stdout.take().unwrap()));
-        Machine { child, stdin, output, seen: String::new(), hmp, qmp }
+        Machine { running: Running::start(command.args(arguments)), hmp, qmp }
     }
 
     pub(crate) fn hmp(&self) -> Hmp {
@@ -176,20 +159,17 @@ impl Machine {
         Qmp::connect(&self.qmp)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.running.child.id()
+    }
+
     pub(crate) fn type_(&mut self, text: &str) {
-        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+        self.running.type_(text);
     }
 
     /// Waits until `text` has been printed, and forgets all up to there; returns it.
     pub(crate) fn expect(&mut self, text: &str) -> String {
-        while !self.seen.contains(text) {
-            match self.output.recv_timeout(PATIENCE) {
-                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(error) => panic!("no {text:?} ({error}) in {:?}", self.seen),
-            }
-        }
-        let end = self.seen.find(text).unwrap() + text.len();
-        self.seen.drain(..end).collect()
+        self.running.expect(text)
     }
 
     /// Types a key and waits for the guest's answer.
@@ -198,15 +178,14 @@ impl Machine {
         self.expect(answer);
     }
 
-    /// Waits for the end.
+    /// Waits for the end; what it says of errors.
     pub(crate) fn finish(mut self) -> (ExitStatus, String) {
-        self.stdin = None;
-        while let Ok(bytes) = self.output.recv_timeout(PATIENCE) {
-            self.seen.push_str(&String::from_utf8_lossy(&bytes));
-        }
+        drop(self.running.child.stdin.take());
+        let mut stderr = self.running.child.stderr.take().unwrap();
+        let (status, _) = self.running.finish();
         let mut errors = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-        (self.child.wait().unwrap(), errors)
+        stderr.read_to_string(&mut errors).unwrap();
+        (status, errors)
     }
 
     /// Ends it by Ctrl-A X.
@@ -218,28 +197,9 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = (self.child.kill(), self.child.wait());
-    }
-}
-
 pub(crate) fn cowvm(place: &Place) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cowvm"));
     command.args(["run", "-m", "4"]).env("TMPDIR", place.path("tmp"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-fn forward(mut output: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = output.read(&mut bytes) {
-            if sender.send(bytes[..count].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
 }

@@ -14,5 +14,7 @@ mod machine;
 mod media;
 mod nbd;
 mod qmp;
+#[path = "../common/running.rs"]
+mod running;
 mod snapshot_mode;
 mod terminal;

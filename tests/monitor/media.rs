@@ -7,7 +7,8 @@
 //!   'w'   fill that sector with 'w'; answer '.', or '!'
 //! ```
 
-use crate::machine::{Machine, Place, cowvm, has_kvm, tool};
+use crate::machine::{Machine, Place, cowvm, tool};
+use crate::running::has_kvm;
 use serde_json::{Value, json};
 use std::fs;
 

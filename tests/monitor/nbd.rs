@@ -1,7 +1,8 @@
 //! Disks of a running guest as exports, and exports as disks: the guest and the real qemu-img, qemu-io and nbdinfo see
 //! the same bytes.
 
-use crate::machine::{DISK, Machine, Place, has_kvm, tool};
+use crate::machine::{DISK, Machine, Place, tool};
+use crate::running::has_kvm;
 use cowvm::util::nbd::handshake::{go_data, option_message};
 use cowvm::util::nbd::option;
 use serde_json::json;

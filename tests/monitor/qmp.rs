@@ -1,7 +1,8 @@
 //! QMP over a socket: the conversation, events, jobs, hostile input; and the client that QEMU's own project has.
 
 use crate::clients::Qmp;
-use crate::machine::{Machine, Place, has_kvm, sector_1, tool};
+use crate::machine::{Machine, Place, sector_1, tool};
+use crate::running::has_kvm;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;

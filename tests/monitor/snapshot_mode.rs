@@ -1,13 +1,14 @@
 //! -snapshot and snapshot=on: the images stay as they are until somebody commits, and nothing is left behind.
 
-use crate::machine::{Machine, Place, cowvm, has_kvm, sector_1, tool};
+use crate::machine::{Machine, Place, cowvm, sector_1, tool};
+use crate::running::has_kvm;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 /// The temporary files that a process has open: mode and number of names of each.
 fn temporary_files(machine: &Machine, place: &Place) -> Vec<(u32, u64)> {
     let folder = place.path("tmp");
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", machine.child.id())).unwrap();
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", machine.id())).unwrap();
     let paths = descriptors.map(|entry| entry.unwrap().path());
     let inside = paths.filter(|path| fs::read_link(path).is_ok_and(|target| target.starts_with(&folder)));
     inside

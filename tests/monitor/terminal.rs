@@ -1,11 +1,10 @@
 //! The monitor on stdin: with the console, alone on a pipe, alone on a terminal.
 
-use crate::machine::{Machine, PATIENCE, Place, cowvm, has_kvm};
+use crate::machine::{Machine, Place, cowvm};
+use crate::running::{Output, has_kvm, terminal};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::io::Write;
 use std::process::Stdio;
-use std::sync::mpsc;
 
 #[test]
 fn the_escape_key_can_be_another_and_its_letters_work() {
@@ -51,12 +50,12 @@ fn on_a_terminal_lines_are_edited_completed_and_remembered() {
     }
     let place = Place::new();
     let image = place.raw("a.raw");
-    let (user, program) = pseudo_terminal();
+    let (user, program) = terminal();
     let ends = || Stdio::from(program.try_clone().unwrap());
     let mut command = cowvm(&place);
     command.env("TERM", "xterm").args(["-monitor", "stdio", &image]);
     let mut child = command.stdin(ends()).stdout(ends()).stderr(ends()).spawn().unwrap();
-    let mut screen = Screen::of(user);
+    let mut screen = Screen { output: Output::of(user.try_clone().unwrap()), user };
     screen.expect("(qemu) ");
     // Completed by Tab.
     screen.type_("info statu\t\r");
@@ -71,51 +70,18 @@ fn on_a_terminal_lines_are_edited_completed_and_remembered() {
     assert!(child.wait().unwrap().success());
 }
 
-/// A pseudo terminal: the user's end and the program's.
-fn pseudo_terminal() -> (File, OwnedFd) {
-    let (mut user, mut program) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: the two results are written; name, settings and size are left out.
-    let result = unsafe { libc::openpty(&mut user, &mut program, null, null.cast(), null.cast()) };
-    assert_eq!(result, 0);
-    // SAFETY: both descriptors are new and nobody else's.
-    unsafe { (File::from_raw_fd(user), OwnedFd::from_raw_fd(program)) }
-}
-
 /// What a user sees and types.
 struct Screen {
     user: File,
-    output: mpsc::Receiver<Vec<u8>>,
-    seen: String,
+    output: Output,
 }
 
 impl Screen {
-    fn of(user: File) -> Screen {
-        let (sender, output) = mpsc::channel();
-        let mut reader = user.try_clone().unwrap();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 1024];
-            while let Ok(count @ 1..) = reader.read(&mut bytes) {
-                if sender.send(bytes[..count].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        Screen { user, output, seen: String::new() }
-    }
-
     fn type_(&mut self, text: &str) {
         self.user.write_all(text.as_bytes()).unwrap();
     }
 
     fn expect(&mut self, text: &str) {
-        while !self.seen.contains(text) {
-            match self.output.recv_timeout(PATIENCE) {
-                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(error) => panic!("no {text:?} ({error}) in {:?}", self.seen),
-            }
-        }
-        let end = self.seen.find(text).unwrap() + text.len();
-        self.seen.drain(..end);
+        self.output.expect(text);
     }
 }

@@ -1,7 +1,8 @@
-//! Guests of a few bytes, in boot sectors of raw disks.
+//! Guests of a few bytes, in boot sectors of raw disks, and the program that runs them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 // The boot sectors. Each starts at 0:7c00 with DL the drive.
@@ -62,6 +63,13 @@ unsafe extern "C" {
 fn code(start: *const u8, end: *const u8) -> &'static [u8] {
     // SAFETY: both labels are in the block of constants above, in this order.
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+/// To be started without anything to type to it.
+pub(crate) fn cowvm() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cowvm"));
+    command.arg("run").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 pub(crate) fn resets() -> &'static [u8] {

@@ -7,5 +7,6 @@
 
 mod guest;
 mod process;
+#[path = "../common/running.rs"]
 mod running;
 mod snapshots;

@@ -1,11 +1,18 @@
 //! Resets, power-off, serial port, monitor, signals, terminal; and what is said when nothing can run.
 
-use crate::guest::{disk, drive, echo, resets, wait};
-use crate::running::{Running, cowvm, has_kvm};
+use crate::guest::{cowvm, disk, drive, echo, resets, wait};
+use crate::running::{Running, has_kvm, terminal};
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
+
+impl Running {
+    fn signal(&self, signal: i32) {
+        // SAFETY: a plain system call on a child that has not been waited for.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+}
 
 #[test]
 fn keyboard_controller_and_acpi_reset_and_acpi_switches_off() {
@@ -80,7 +87,7 @@ fn the_monitor_stops_continues_resets_and_quits() {
             ),
         ),
     ] {
-        running.seen.clear();
+        running.output.seen.clear();
         running.type_(&format!("{command}\n"));
         // What the guest prints may come between a line and its end.
         running.expect(command);
@@ -133,17 +140,6 @@ fn the_terminal_is_raw_while_it_runs_and_restored_after() {
     user.write_all(b"\x01x").unwrap();
     assert!(running.finish().0.success());
     assert_eq!(local_modes(&guest), before);
-}
-
-/// A pseudo terminal: the user's end and the program's.
-fn terminal() -> (File, OwnedFd) {
-    let (mut user, mut program) = (-1, -1);
-    let null = std::ptr::null_mut();
-    // SAFETY: the two results are written; name, settings and size are left out.
-    let result = unsafe { libc::openpty(&mut user, &mut program, null, null.cast(), null.cast()) };
-    assert_eq!(result, 0);
-    // SAFETY: both descriptors are new and nobody else's.
-    unsafe { (File::from_raw_fd(user), OwnedFd::from_raw_fd(program)) }
 }
 
 fn local_modes(terminal: &OwnedFd) -> libc::tcflag_t {

@@ -30,7 +30,7 @@ pub struct AmendOptions {
 pub trait Amend {
     /// Changes options. No request is in flight. The size changes first, and all others then as one: the image has
     /// the old or the new ones whenever the process dies, and shows the same disk and snapshots. They are durable
-    /// on return.
+    /// on return. If there is a new size and the version goes up, that comes before the size, alone.
     ///
     /// After a change of anything but the size the node is read-only: what it knows of the image is out of date
     /// until it is opened again.

@@ -7,8 +7,8 @@
 //! Bytes go where the disk has them already, or to new room. Only for ranges that nobody else writes meanwhile. Room that
 //! is never shown leaks.
 
+use crate::block::Result;
 use crate::block::aio::BulkFile;
-use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub enum Held {
     Other,
 }
 
-/// A driver whose disk can be filled so. One of which all ranges hold their own places has no room to give.
+/// A driver whose disk can be filled so: where it has its bytes.
 #[async_trait(?Send)]
 pub trait Filling {
     /// Bytes that are given a place together, and at multiples of which ranges begin. They end so too, or with the
@@ -52,39 +52,36 @@ pub trait Filling {
     /// When the tables that tell of it cannot be read.
     async fn held(&self, at: u64, len: u64) -> Result<Held>;
 
-    /// Takes room for up to `len` bytes (whole grains) of a range that has nothing.
+    /// How ranges that have nothing get room; `None` where all hold their own places.
+    fn new_room(&self) -> Option<&dyn NewRoom> {
+        None
+    }
+}
+
+/// A driver that gives room to ranges of its disk that have nothing.
+#[async_trait(?Send)]
+pub trait NewRoom: Filling {
+    /// Takes room for up to `len` bytes (whole grains).
     ///
     /// # Errors
     /// When the file cannot grow so far.
-    async fn take_room(&self, _len: u64) -> Result<Room> {
-        Err(unsupported())
-    }
+    async fn take_room(&self, len: u64) -> Result<Room>;
 
     /// The `len` bytes of the disk from `at` on (whole grains) now stand at `place` of a room that was taken.
     ///
     /// # Errors
     /// When the tables that tell of it cannot be read.
-    async fn show(&self, _at: u64, _len: u64, _place: u64) -> Result<()> {
-        Err(unsupported())
-    }
+    async fn show(&self, at: u64, len: u64, place: u64) -> Result<()>;
 
     /// Gives back room that was taken, and in which nothing was shown.
-    fn give_back(&self, _room: Room) {}
+    fn give_back(&self, room: Room);
 
-    /// What makes grains smaller, where the format can store them so.
-    fn packer(&self) -> Option<Packer> {
-        None
-    }
+    /// What makes grains smaller.
+    fn packer(&self) -> Packer;
 
     /// Stores a grain that was made smaller.
     ///
     /// # Errors
     /// What the host says.
-    async fn write_packed(&self, _at: u64, _packed: &[u8]) -> Result<()> {
-        Err(unsupported())
-    }
-}
-
-fn unsupported() -> Error {
-    Error::new(Kind::Unsupported, "the format has no room to give")
+    async fn write_packed(&self, at: u64, packed: &[u8]) -> Result<()>;
 }

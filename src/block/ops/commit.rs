@@ -81,15 +81,10 @@ async fn copy_down(
     }
     let options = CopyOptions {
         layers: Layers::Above(base.clone()),
-        sparse: 0,
         workers: WORKERS,
         out_of_order: true,
-        compress: false,
-        offload: false,
-        target_is_zero: false,
-        target_is_new: false,
-        salvage: false,
         rate,
+        ..CopyOptions::default()
     };
     let reports = Reports { progress, warn: &|_, _, _| {} };
     copy(engine, std::slice::from_ref(top), base, &options, &reports).await?;

@@ -7,7 +7,7 @@ use super::request::Request;
 use super::target::{Target, prepare};
 use super::{copy_options, open_sources};
 use crate::block::aio::Engine;
-use crate::block::ops::copy::{CopyOptions, Layers, total_size};
+use crate::block::ops::copy::{CopyOptions, total_size};
 use crate::block::ops::streams::{read_stream, write_stream};
 use crate::block::{Error, Kind, probe};
 use std::fs::File;
@@ -73,16 +73,12 @@ async fn write(engine: &Rc<Engine>, request: &Request) -> Result<u64, Failure> {
     let sources = open_sources(engine, request).await?.disks;
     let values = prepare(request, total_size(&sources))?;
     let options = CopyOptions {
-        layers: Layers::All,
         sparse: request.sparse,
         workers: request.workers,
-        out_of_order: false,
-        compress: false,
-        offload: false,
-        target_is_zero: false,
         target_is_new: true,
         salvage: request.salvage,
         rate: request.rate,
+        ..CopyOptions::default()
     };
     let out = stream(io::stdout().as_fd().try_clone_to_owned())?;
     let done = write_stream(engine, &sources, &values, out, &options).await;

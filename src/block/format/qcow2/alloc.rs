@@ -6,7 +6,8 @@
 //! ```text
 //!   fresh ──checkpoint writes the tables──▶ written ──flush──▶ durable ──requests that saw it end──▶ free
 //! ```
-//! A process that dies before the end leaks the cluster.
+//! A process that dies before the end leaks the cluster. One whose refcount cannot be read at the end stays counted until
+//! the image is settled; if it cannot be read then either, it leaks, as it would be worse to stop there.
 
 use super::cache::Piece;
 use super::driver::Qcow2;
@@ -43,6 +44,8 @@ pub(super) struct Frees {
     durable: RefCell<Vec<Free>>,
     /// Durable, and only requests that began before that can still use them.
     waiting: RefCell<Vec<Free>>,
+    /// What could not be counted down. Counted it stays, so nobody is given it.
+    stuck: RefCell<Vec<Run>>,
     /// About how many clusters a flush would help along.
     clusters: Cell<u64>,
 }
@@ -86,6 +89,30 @@ impl Frees {
     /// What a flush that begins now makes durable.
     pub(super) fn take_written(&self) -> Vec<Free> {
         self.written.take()
+    }
+
+    /// Notes a cluster whose refcount cannot be read now; of too many, some leak.
+    fn push_stuck(&self, cluster: HostCluster) {
+        let mut stuck = self.stuck.borrow_mut();
+        let full = stuck.len() == MAX_RUNS;
+        match stuck.last_mut() {
+            Some(last) if last.first.0 + last.count == cluster.0 => last.count += 1,
+            _ if full => {}
+            _ => stuck.push(Run { first: cluster, count: 1 }),
+        }
+    }
+
+    /// Lets what could not be counted down be tried again. Whether there is any.
+    pub(super) fn try_again(&self) -> bool {
+        let stuck = self.stuck.take();
+        let any = !stuck.is_empty();
+        self.durable.borrow_mut().extend(stuck.into_iter().map(|run| Free { run, punch: false }));
+        any
+    }
+
+    /// Lets what could not be counted down leak: the refcounts may change in other ways from now on.
+    pub(super) fn forget_stuck(&self) {
+        self.stuck.take();
     }
 
     /// Whether so many wait that a flush should come first.
@@ -248,7 +275,7 @@ impl Qcow2 {
         self.frees.push_written([Free { run, punch: self.discards.other }]);
     }
 
-    /// Counts down what is ready. What cannot be counted down leaks.
+    /// Counts down what is ready.
     pub(super) async fn release(&self) {
         while let Some(frees) = self.frees.take_ready(&self.users) {
             for free in frees {
@@ -263,8 +290,11 @@ impl Qcow2 {
     async fn release_run(&self, Free { run, punch }: Free) {
         self.file.debug_event(Event::ClusterFree);
         for cluster in run.first.0..run.first.0 + run.count {
+            let done = self.refcounts.decrement(HostCluster(cluster), punch).await;
             // An image whose refcount is 0 here already was damaged before; check says so.
-            let _ = self.refcounts.decrement(HostCluster(cluster), punch).await;
+            if done.is_err_and(|error| error.kind() != Kind::Corrupt) {
+                self.frees.push_stuck(HostCluster(cluster));
+            }
             if cluster % RELEASED_AT_ONCE == 0 {
                 self.engine.yield_now().await;
             }

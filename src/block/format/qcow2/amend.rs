@@ -8,6 +8,9 @@
 //! 2. everything is flushed, as when the image is closed: no dirty bit, no bitmap in use;
 //! 3. one change of the header switches version, features, and place and width of the refcounts. A flush.
 //!
+//! A new size comes before all that. Where the version goes up too, it does so first, by a switch of its own: whoever
+//! dies in between leaves an image of version 3 with the old size.
+//!
 //! From then on this driver knows an image that is no more: it takes no changes until it is opened again.
 
 use super::codec::Codec;
@@ -22,17 +25,19 @@ use async_trait::async_trait;
 #[async_trait(?Send)]
 impl Amend for Qcow2 {
     async fn amend(&self, options: &AmendOptions) -> Result<()> {
+        let old = Target::of(&self.header.borrow());
         let target = Target::new(&self.header.borrow(), options)?;
-        self.check_target(&target)?;
+        let size = options.size.unwrap_or(self.size.get());
+        self.check_target(&target, size)?;
         if target.version < 3 && self.codec != Codec::Deflate && self.has_compressed_clusters().await? {
             let what =
                 "Cannot downgrade an image with zstd compression type and existing compressed clusters";
             return Err(Error::new(Kind::Unsupported, what).remedy("convert it with: -o compat=v2"));
         }
-        if let Some(size) = options.size.filter(|&size| size != self.size.get()) {
-            self.resize(size, Preallocation::Off).await?;
+        if size != self.size.get() {
+            self.amend_size(size, target.version).await?;
         }
-        if target == Target::of(&self.header.borrow()) {
+        if target == old {
             return Ok(());
         }
         self.judged(self.switch_target(target).await).await
@@ -128,8 +133,8 @@ impl Target {
 }
 
 impl Qcow2 {
-    /// Refuses what this image cannot become.
-    fn check_target(&self, target: &Target) -> Result<()> {
+    /// Refuses what this image, with a disk of `size` bytes, cannot become.
+    fn check_target(&self, target: &Target, size: u64) -> Result<()> {
         let header = self.header.borrow();
         if target.data_file != header.data_file() && !self.has_data_file() {
             return Err(Error::invalid_argument(
@@ -139,10 +144,10 @@ impl Qcow2 {
         if target.data_file_raw && header.autoclear & DATA_FILE_RAW == 0 {
             return Err(Error::invalid_argument("data-file-raw cannot be set on existing images"));
         }
-        if target.version < header.version { self.check_downgrade(&header) } else { Ok(()) }
+        if target.version < header.version { self.check_downgrade(&header, size) } else { Ok(()) }
     }
 
-    fn check_downgrade(&self, header: &Header) -> Result<()> {
+    fn check_downgrade(&self, header: &Header, size: u64) -> Result<()> {
         let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
         if self.has_data_file() {
             return refuse("Cannot downgrade an image with a data file");
@@ -153,8 +158,7 @@ impl Qcow2 {
                 "Cannot downgrade an image with incompatible features {features:#x} set"
             ));
         }
-        let fits =
-            |disk_size, vm_state_size| disk_size == header.size && vm_state_size <= u64::from(u32::MAX);
+        let fits = |disk_size, vm_state_size| disk_size == size && vm_state_size <= u64::from(u32::MAX);
         if !self.snapshots.borrow().iter().all(|of| fits(of.disk_size, of.info.vm_state_size)) {
             return refuse("Internal snapshots prevent downgrade of image");
         }
@@ -165,12 +169,37 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Changes the size, in version 3 if that is wanted: in version 2 the disks of snapshots have no size of their own.
+    async fn amend_size(&self, size: u64, version: u32) -> Result<()> {
+        if version > 2 && !self.v3.get() {
+            self.check_size(size)?;
+            self.judged(self.upgrade().await).await?;
+        }
+        self.judged(self.resize(size, Preallocation::Off).await).await
+    }
+
+    /// Switches to version 3 and nothing else, and goes on with an image of that version.
+    async fn upgrade(&self) -> Result<()> {
+        self.prepare_change().await?;
+        self.engine.tell_work(0, 2);
+        self.complete_snapshots().await?;
+        self.engine.tell_work(1, 2);
+        let target = Target { version: 3, ..Target::of(&self.header.borrow()) };
+        self.unsettled.set(true);
+        self.change_header(|header| target.enter(header)).await?;
+        self.v3.set(true);
+        self.file.flush().await?;
+        self.unsettled.set(false);
+        self.engine.tell_work(2, 2);
+        Ok(())
+    }
+
     async fn switch_target(&self, target: Target) -> Result<()> {
         if !self.is_writable() {
             return Err(Error::new(Kind::ReadOnly, "the image is read-only"));
         }
         self.clear_autoclear().await?;
-        if target.version < 3 && self.v3 {
+        if target.version < 3 && self.v3.get() {
             // They change where they stand, in snapshots too.
             let checks = self.overlap.want_inactive_l2(false);
             let done = self.expand_zero_clusters().await;
@@ -178,7 +207,7 @@ impl Qcow2 {
             self.overlap.want_inactive_l2(checks);
             done?;
         }
-        if target.version > 2 && !self.v3 {
+        if target.version > 2 && !self.v3.get() {
             self.engine.tell_work(0, 2);
             self.complete_snapshots().await?;
             self.engine.tell_work(1, 2);
@@ -195,7 +224,7 @@ impl Qcow2 {
             }
         };
         self.change_header(switch).await?;
-        if target.version > 2 && !self.v3 {
+        if target.version > 2 && !self.v3.get() {
             self.engine.tell_work(2, 2);
         }
         if let Some(new) = new {

@@ -167,9 +167,8 @@ impl CreateOptions {
         if let Some(encryption) = &self.encryption {
             encryption.validate()?;
             if self.data_file_raw {
-                return Err(Error::invalid_argument(
-                    "An encrypted data file cannot be raw: it never reads as the guest's disk",
-                ));
+                let what = "An encrypted data file cannot be raw: it never reads as the guest's disk";
+                return Err(Error::invalid_argument(what).remedy("leave out data_file_raw=on"));
             }
         }
         let refcount_order = self.refcount_bits.trailing_zeros();

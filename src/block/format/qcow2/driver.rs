@@ -55,8 +55,8 @@ pub(super) struct Qcow2 {
     pub(super) file: Rc<Node>,
     pub(super) backing: RefCell<Option<Rc<Node>>>,
     pub(super) geometry: Geometry,
-    /// Version 3: there are zero clusters and feature bits.
-    pub(super) v3: bool,
+    /// Version 3: there are zero clusters and feature bits. An amend can switch to it.
+    pub(super) v3: Cell<bool>,
     /// How clusters are compressed.
     pub(super) codec: Codec,
     pub(super) size: Cell<u64>,

@@ -10,7 +10,7 @@ use super::geometry::{GuestOffset, HostOffset};
 use super::mapping::Place;
 use super::refcount::Run;
 use crate::block::aio::BulkFile;
-use crate::block::graph::filling::{Filling, Held, Packer, Room};
+use crate::block::graph::filling::{Filling, Held, NewRoom, Packer, Room};
 use crate::block::{Error, Kind, Result};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -81,6 +81,13 @@ impl Filling for Qcow2 {
         Ok(if rooms.is_empty() { Held::Nothing } else { Held::Own(rooms) })
     }
 
+    fn new_room(&self) -> Option<&dyn NewRoom> {
+        Some(self)
+    }
+}
+
+#[async_trait(?Send)]
+impl NewRoom for Qcow2 {
     async fn take_room(&self, len: u64) -> Result<Room> {
         if self.must_prepare() {
             self.prepare_change().await?;
@@ -112,9 +119,9 @@ impl Filling for Qcow2 {
         self.frees.push(Run { first, count: room.len >> self.geometry.cluster_bits }, false);
     }
 
-    fn packer(&self) -> Option<Packer> {
+    fn packer(&self) -> Packer {
         let codec = self.codec;
-        Some(Arc::new(move |cluster| codec.compress(cluster)))
+        Arc::new(move |cluster| codec.compress(cluster))
     }
 
     async fn write_packed(&self, at: u64, packed: &[u8]) -> Result<()> {

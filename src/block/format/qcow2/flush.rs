@@ -107,6 +107,7 @@ impl Qcow2 {
         }
         self.settle().await?;
         let stored = self.store_bitmaps().await;
+        self.give_back_unread().await;
         self.settle().await?;
         self.set_dirty(false).await?;
         stored
@@ -114,14 +115,25 @@ impl Qcow2 {
 
     /// Brings file and memory together: all that changed is durable, refcounts too, all that was freed is free.
     pub(super) async fn settle(&self) -> Result<()> {
+        self.empty_memory().await?;
+        if self.frees.try_again() {
+            self.empty_memory().await?;
+        }
+        self.return_space().await;
+        self.end_with_sector().await?;
+        self.flush_with(RefcountsAre::Written).await?;
+        self.frees.forget_stuck();
+        Ok(())
+    }
+
+    /// Flushes until nothing is left to be written or counted down.
+    async fn empty_memory(&self) -> Result<()> {
         while !(self.frees.is_empty() && self.refcounts.is_clean() && self.l2.is_clean()) {
             self.flush_with(RefcountsAre::Written).await?;
             // Whoever still reads what was freed must come to an end.
             self.engine.yield_now().await;
         }
-        self.return_space().await;
-        self.end_with_sector().await?;
-        self.flush_with(RefcountsAre::Written).await
+        Ok(())
     }
 
     /// Sets the dirty bit, or takes it back, durably.
@@ -398,7 +410,7 @@ impl Qcow2 {
         }
         self.access.set(Access::Ended);
         let mark = |header: &mut Header| header.incompatible |= CORRUPT;
-        if self.v3 {
+        if self.v3.get() {
             // If this fails too, there is nothing else that could be done.
             let _ = self.change_header(mark).await;
             let _ = self.file.flush().await;

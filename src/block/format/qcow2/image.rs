@@ -220,7 +220,7 @@ impl Image {
             file: self.file,
             backing: RefCell::new(backing),
             geometry,
-            v3: self.header.is_v3(),
+            v3: Cell::new(self.header.is_v3()),
             codec: self.header.codec(),
             size: Cell::new(self.header.size),
             access: Cell::new(match (read_only, self.for_check) {

@@ -187,7 +187,7 @@ impl Qcow2 {
         let words = slice.with(|bytes| L2Words::read(&bytes[range]));
         match self.has_data_file() {
             true => L2Entry::decode_external(words, self.geometry),
-            false => L2Entry::decode(words, self.geometry, self.v3),
+            false => L2Entry::decode(words, self.geometry, self.v3.get()),
         }
     }
 

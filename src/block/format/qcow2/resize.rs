@@ -23,6 +23,10 @@ impl Qcow2 {
     /// Changes the size of the disk. No request is in flight.
     pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_size(size)?;
+        if !self.v3.get() && !self.snapshots.borrow().is_empty() {
+            return Err(Error::new(Kind::Unsupported, "Can't resize a v2 image which has snapshots")
+                .remedy("amend it first: qemu-img amend -o compat=1.1"));
+        }
         let old = self.size.get();
         if size < old && preallocation != Preallocation::Off {
             let what = "Preallocation can only be used for growing images";
@@ -41,7 +45,7 @@ impl Qcow2 {
         self.grow_data_file(old, size, preallocation).await?;
         if size > old {
             // Without zero clusters, allocated ones hide it.
-            let allocated = !self.v3 && preallocation != Preallocation::Off;
+            let allocated = !self.v3.get() && preallocation != Preallocation::Off;
             self.hide_backing(old, size, allocated).await?;
         }
         // A raw data file decides what is read: all of it is mapped.
@@ -56,13 +60,10 @@ impl Qcow2 {
         self.file.flush().await
     }
 
-    fn check_size(&self, size: u64) -> Result<()> {
-        let refuse = |what: &str| Err(Error::new(Kind::Unsupported, what));
+    /// Refuses a size that no image with such clusters can have.
+    pub(super) fn check_size(&self, size: u64) -> Result<()> {
         if !size.is_multiple_of(SECTOR) {
             return Err(Error::new(Kind::InvalidArgument, "The new size must be a multiple of 512"));
-        }
-        if !self.v3 && !self.snapshots.borrow().is_empty() {
-            return refuse("Can't resize a v2 image which has snapshots");
         }
         if self.geometry.l1_entries_for(size) * ENTRY > MAX_L1_BYTES || size > i64::MAX as u64 {
             let what =
@@ -123,7 +124,7 @@ impl Qcow2 {
         let cluster_end = old.next_multiple_of(self.geometry.cluster_size());
         let backing = self.backing().filter(|_| !allocated);
         let backing = backing.map_or(0, |backing| backing.size()).min(size);
-        if backing > cluster_end && !self.v3 {
+        if backing > cluster_end && !self.v3.get() {
             let what = "Failed to zero out new clusters: Operation not supported";
             let remedy = "version 2 cannot hide what a longer backing file has: qemu-img amend -o compat=1.1";
             return Err(Error::new(Kind::Unsupported, what).remedy(remedy));
@@ -185,14 +186,14 @@ impl Qcow2 {
         let run = new.run;
         self.extend_file(run.first.0 + run.count, mode).await?;
         let host = |count| self.geometry.start_of(run.first).add(count << self.geometry.cluster_bits);
-        if !new.untouched && !self.v3 {
+        if !new.untouched && !self.v3.get() {
             self.zero_run(run, at).await?;
         }
         for count in 0..run.count {
             let host = host(count);
             let entry = if self.geometry.extended_l2 {
                 L2Entry::unused(host)
-            } else if new.untouched || !self.v3 {
+            } else if new.untouched || !self.v3.get() {
                 L2Entry::Data { host, copied: true }
             } else {
                 // Old bytes may stand in clusters that were used before.

@@ -98,7 +98,7 @@ impl Qcow2 {
     }
 
     async fn begin_change(&self, at: GuestOffset, len: u64) -> Result<InFlight<'_>> {
-        if !self.v3 && self.has_backing() {
+        if !self.v3.get() && self.has_backing() {
             return Err(Error::new(Kind::Unsupported, "version 2 has no zero clusters"));
         }
         if self.must_prepare() {
@@ -173,7 +173,7 @@ impl Qcow2 {
     /// Whether what is unallocated becomes zero though there is no backing file: as in QEMU, zeros that were asked for
     /// are told from what nobody ever wrote to.
     fn marks(&self, change: Change) -> bool {
-        self.v3 && matches!(change, Change::Unmap | Change::Keep)
+        self.v3.get() && matches!(change, Change::Unmap | Change::Keep)
     }
 
     /// Changes the entries of one slice. Returns where it ended: at what has to be written instead, if not at
@@ -258,7 +258,7 @@ impl Qcow2 {
         match (old, zeroed) {
             _ if change == Change::Drop => L2Entry::Unallocated,
             (L2Entry::Unallocated, _) if !self.has_backing() && !self.marks(change) => old,
-            (_, L2Entry::Zero { .. }) if !self.v3 => L2Entry::Unallocated,
+            (_, L2Entry::Zero { .. }) if !self.v3.get() => L2Entry::Unallocated,
             (_, L2Entry::Zero { .. }) if !keeps => L2Entry::Zero { host: None, copied: false },
             _ => zeroed,
         }

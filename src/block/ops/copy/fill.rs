@@ -11,7 +11,7 @@ use super::job::{Broken, Job, Moved, Rooms, split_off};
 use super::plan::{Piece, failed, piece_len};
 use super::runs::{data_grains, find_runs, gaps};
 use super::through::Memory;
-use crate::block::graph::filling::{Filling, Packer, Room};
+use crate::block::graph::filling::{NewRoom, Packer, Room};
 use crate::block::{Buffer, Result};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,13 +22,13 @@ pub(super) struct Spare(RefCell<Vec<Room>>);
 
 impl Spare {
     /// Room for `len` bytes: first what is left, then new.
-    pub(super) async fn take(&self, filling: &dyn Filling, len: u64) -> Result<VecDeque<Room>> {
-        let (mut rooms, mut missing) = (VecDeque::new(), len.next_multiple_of(filling.grain()));
+    pub(super) async fn take(&self, source: &dyn NewRoom, len: u64) -> Result<VecDeque<Room>> {
+        let (mut rooms, mut missing) = (VecDeque::new(), len.next_multiple_of(source.grain()));
         while missing > 0 {
             let spare = self.0.borrow_mut().pop();
             let mut room = match spare {
                 Some(room) => room,
-                None => filling.take_room(missing).await?,
+                None => source.take_room(missing).await?,
             };
             self.keep(split_off(&mut room, missing));
             missing -= room.len;
@@ -43,54 +43,87 @@ impl Spare {
 }
 
 impl Copy<'_> {
-    /// Lets a thread of the pool move a piece into `rooms`.
+    /// Lets a thread of the pool write a piece to `rooms`, where the target has it, in grains of `grain` bytes.
+    pub(super) async fn overwrite(
+        &self,
+        piece: &Piece,
+        place: Place,
+        grain: u64,
+        rooms: Vec<Room>,
+        memory: &mut Memory,
+    ) -> Result<()> {
+        match self.run(self.job(piece, place, grain, Rooms::InPlace(rooms), memory)).await {
+            Ok(job) => {
+                let done = self.zero_all(piece, &job).await;
+                memory.bytes = job.bytes;
+                done
+            }
+            Err(broken) => self.go_on_after(broken, piece, memory).await,
+        }
+    }
+
+    /// Lets a thread of the pool move a piece into `rooms`, new ones from `source`.
     pub(super) async fn fill(
         &self,
         piece: &Piece,
         place: Place,
-        rooms: Rooms,
+        source: &dyn NewRoom,
+        rooms: VecDeque<Room>,
         memory: &mut Memory,
     ) -> Result<()> {
-        let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
-        let job = Job {
-            source: place,
-            len: piece.len,
-            position: piece.to,
-            block: piece_len(self.options, filling.grain()),
-            sparse: self.options.shortest_zeros(filling.grain()),
-            offload: self.offload,
-            grain: filling.grain(),
-            rooms: rooms.clone(),
-            shown: Vec::new(),
-            zeros: Vec::new(),
-            bytes: std::mem::take(&mut memory.bytes),
-        };
-        let permit = self.threads.acquire().await;
-        let moved = self.engine.offload(move || job.run()).await;
-        drop(permit);
-        match moved {
+        match self.run(self.job(piece, place, source.grain(), Rooms::New(rooms.clone()), memory)).await {
             Ok(job) => {
-                let done = self.show(piece, filling, &job).await;
+                let done = self.show(piece, source, &job).await;
                 memory.bytes = job.bytes;
                 job.rooms.into_new().for_each(|room| self.spare.keep(Some(room)));
                 done
             }
             Err(broken) => {
-                rooms.into_new().for_each(|room| filling.give_back(room));
-                match broken.reading && self.options.salvage {
-                    true => self.copy_through(piece, memory).await,
-                    false => Err(broken.told(piece)),
-                }
+                rooms.into_iter().for_each(|room| source.give_back(room));
+                self.go_on_after(broken, piece, memory).await
             }
         }
     }
 
-    async fn show(&self, piece: &Piece, filling: &dyn Filling, job: &Job) -> Result<()> {
+    fn job(&self, piece: &Piece, source: Place, grain: u64, rooms: Rooms, memory: &mut Memory) -> Job {
+        Job {
+            source,
+            len: piece.len,
+            position: piece.to,
+            block: piece_len(self.options, grain),
+            sparse: self.options.shortest_zeros(grain),
+            offload: self.offload,
+            grain,
+            rooms,
+            shown: Vec::new(),
+            zeros: Vec::new(),
+            bytes: std::mem::take(&mut memory.bytes),
+        }
+    }
+
+    async fn run(&self, job: Job) -> Moved<Job> {
+        let _permit = self.threads.acquire().await;
+        self.engine.offload(move || job.run()).await
+    }
+
+    /// What cannot be read in one go may be salvaged.
+    async fn go_on_after(&self, broken: Broken, piece: &Piece, memory: &mut Memory) -> Result<()> {
+        match broken.reading && self.options.salvage {
+            true => self.copy_through(piece, memory).await,
+            false => Err(broken.told(piece)),
+        }
+    }
+
+    async fn show(&self, piece: &Piece, source: &dyn NewRoom, job: &Job) -> Result<()> {
         for shown in &job.shown {
             let at = piece.to + shown.start;
-            let done = filling.show(at, shown.len, shown.place).await;
+            let done = source.show(at, shown.len, shown.place).await;
             done.map_err(|error| failed("writing", at, error))?;
         }
+        self.zero_all(piece, job).await
+    }
+
+    async fn zero_all(&self, piece: &Piece, job: &Job) -> Result<()> {
         for zeros in &job.zeros {
             self.zero(piece.to + zeros.start, zeros.end - zeros.start).await?;
         }
@@ -99,23 +132,22 @@ impl Copy<'_> {
 
     /// Gives back what nobody took.
     pub(super) fn give_back_spare(&self) {
-        let rooms = self.spare.0.take();
-        self.filling.into_iter().for_each(|filling| {
-            rooms.iter().for_each(|room| filling.give_back(room.clone()));
-        });
+        if let Some(source) = self.filling.and_then(|filling| filling.new_room()) {
+            self.spare.0.take().into_iter().for_each(|room| source.give_back(room));
+        }
     }
 
-    /// Lets a thread of the pool compress a piece; what comes out is stored in the order of the disk.
+    /// Lets a thread of the pool compress a piece; `store` gets what comes out in the order of the disk.
     pub(super) async fn pack(
         &self,
         piece: &Piece,
         place: Place,
+        store: &dyn NewRoom,
         packer: Packer,
         memory: &mut Memory,
     ) -> Result<()> {
-        let Some(filling) = self.filling else { return self.copy_through(piece, memory).await };
         let mut bytes = std::mem::take(&mut memory.bytes);
-        let (len, to, grain) = (piece.len as usize, piece.to, filling.grain());
+        let (len, to, grain) = (piece.len as usize, piece.to, store.grain());
         let sparse = self.options.shortest_zeros(grain);
         let job = move || -> Moved<_> {
             bytes.resize(len.next_multiple_of(grain as usize).max(bytes.len()), 0);
@@ -139,7 +171,7 @@ impl Copy<'_> {
         for (start, packed) in packed {
             let (at, end) = (to + start, (start + grain).min(piece.len));
             let done = match packed {
-                Some(packed) => filling.write_packed(at, &packed).await,
+                Some(packed) => store.write_packed(at, &packed).await,
                 None => self.write_plain(at, &bytes[start as usize..end as usize]).await,
             };
             done.map_err(|error| failed("writing", at, error))?;

@@ -25,23 +25,24 @@ use super::place::Place;
 use super::{SECTOR, cluster_size};
 use crate::block::aio::Engine;
 use crate::block::cluster_map::ClusterMap;
-use crate::block::graph::filling::{Filling, Held, Packer};
+use crate::block::graph::filling::{Filling, Held, NewRoom, Packer, Room};
 use crate::block::graph::{ChildRole, Node};
 use crate::block::{Error, Result};
 use async_lock::{Mutex, Semaphore};
 use fill::Spare;
 use futures_util::future::join_all;
-use job::Rooms;
 use plan::{Content, Cut, Piece, Plan, disk_size, failed};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::thread::available_parallelism;
 use turns::Turns;
 
 /// Which layers of a source are copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Layers {
     /// All: the disk as it reads.
+    #[default]
     All,
     /// The top one alone. The rest is left to the target's backing file, of which this is the size.
     Top(u64),
@@ -49,14 +50,14 @@ pub enum Layers {
     Above(Rc<Node>),
 }
 
-/// How to copy.
-#[derive(Clone, Debug)]
+/// How to copy; as a rule all of it, in order, as it is, and as fast as may be.
+#[derive(Clone, Debug, Default)]
 pub struct CopyOptions {
     /// Of which layers.
     pub layers: Layers,
     /// Shortest run of zeros within data that is left out, in bytes; 0 writes everything, zeros too.
     pub sparse: u64,
-    /// How many pieces are in flight.
+    /// How many pieces are in flight; 0 is as 1.
     pub workers: usize,
     /// Write pieces as they come.
     pub out_of_order: bool,
@@ -99,7 +100,7 @@ pub async fn copy(
     reports: &Reports<'_>,
 ) -> Result<()> {
     let filling = target.driver().filling().filter(|_| options.target_is_new || !options.compress);
-    let packer = filling.filter(|_| options.compress).and_then(|filling| filling.packer());
+    let store = filling.filter(|_| options.compress).and_then(|filling| filling.new_room());
     let grain = if options.compress { cluster_size(target) } else { SECTOR };
     let cut = Cut { grain, long: filling.is_some() && !options.compress };
     let mut total = 0;
@@ -124,7 +125,7 @@ pub async fn copy(
         grain,
         turns: Turns::default(),
         filling,
-        packer,
+        packer: store.map(|store| (store.packer(), store)),
         spare: Spare::default(),
         offload,
         threads: Semaphore::new(threads),
@@ -182,7 +183,8 @@ struct Copy<'a> {
     turns: Turns,
     /// How pool threads can write to the target, if they can.
     filling: Option<&'a dyn Filling>,
-    packer: Option<Packer>,
+    /// What compresses, and who stores what comes out.
+    packer: Option<(Packer, &'a dyn NewRoom)>,
     /// Room that was taken and not used.
     spare: Spare,
     /// The file system copies.
@@ -195,16 +197,18 @@ struct Copy<'a> {
 }
 
 /// Which way a piece goes.
-enum Way {
+enum Way<'a> {
     /// Through the nodes.
     Through,
-    /// A pool thread copies it into this room.
-    Fill(Place, Rooms),
+    /// A pool thread copies it to where the target, with grains of so many bytes, has it.
+    Overwrite(Place, u64, Vec<Room>),
+    /// A pool thread copies it into this new room.
+    Fill(Place, &'a dyn NewRoom, VecDeque<Room>),
     /// A pool thread compresses it.
-    Pack(Place, Packer),
+    Pack(Place, &'a dyn NewRoom, Packer),
 }
 
-impl Copy<'_> {
+impl<'a> Copy<'a> {
     async fn work(&self) {
         let mut memory = through::Memory::default();
         while let Some((piece, way)) = self.next().await {
@@ -220,7 +224,7 @@ impl Copy<'_> {
     }
 
     /// The next piece; none after a failure.
-    async fn next(&self) -> Option<(Piece, Way)> {
+    async fn next(&self) -> Option<(Piece, Way<'a>)> {
         let mut plan = self.plan.lock().await;
         if self.failed.borrow().is_some() {
             return None;
@@ -251,37 +255,46 @@ impl Copy<'_> {
         }
     }
 
-    /// Room is taken in the order of the pieces, so that a new image has its clusters in the order of the disk.
-    async fn way(&self, piece: &Piece) -> Result<Way> {
+    async fn way(&self, piece: &Piece) -> Result<Way<'a>> {
         let (Some(filling), Some(place)) = (self.filling, &piece.place) else { return Ok(Way::Through) };
         let end = piece.to + piece.len;
         let whole = piece.to.is_multiple_of(filling.grain())
             && (end.is_multiple_of(filling.grain()) || end == self.target.size());
         match &self.packer {
-            Some(packer) if whole => Ok(Way::Pack(place.clone(), packer.clone())),
+            Some((packer, store)) if whole => Ok(Way::Pack(place.clone(), *store, packer.clone())),
             _ if self.options.compress => Ok(Way::Through),
             _ => {
-                let rooms = self.rooms(filling, piece, whole).await;
-                let rooms = rooms.map_err(|error| failed("writing", piece.to, error))?;
-                Ok(rooms.map_or(Way::Through, |rooms| Way::Fill(place.clone(), rooms)))
+                let way = self.way_by_thread(filling, piece, place, whole).await;
+                way.map_err(|error| failed("writing", piece.to, error))
             }
         }
     }
 
-    /// Where the bytes of a piece can go; `whole` if it is made of whole grains.
-    async fn rooms(&self, filling: &dyn Filling, piece: &Piece, whole: bool) -> Result<Option<Rooms>> {
-        match filling.held(piece.to, piece.len).await? {
-            Held::Own(rooms) => Ok(Some(Rooms::InPlace(rooms))),
-            Held::Nothing if whole => Ok(Some(Rooms::New(self.spare.take(filling, piece.len).await?))),
-            Held::Nothing | Held::Other => Ok(None),
+    /// How a pool thread can copy a piece that stands at `place`; `whole` if it is made of whole grains. Room is taken
+    /// in the order of the pieces, so that a new image has its clusters in the order of the disk.
+    async fn way_by_thread(
+        &self,
+        filling: &'a dyn Filling,
+        piece: &Piece,
+        place: &Place,
+        whole: bool,
+    ) -> Result<Way<'a>> {
+        match (filling.held(piece.to, piece.len).await?, filling.new_room()) {
+            (Held::Own(rooms), _) => Ok(Way::Overwrite(place.clone(), filling.grain(), rooms)),
+            (Held::Nothing, Some(source)) if whole => {
+                let rooms = self.spare.take(source, piece.len).await?;
+                Ok(Way::Fill(place.clone(), source, rooms))
+            }
+            _ => Ok(Way::Through),
         }
     }
 
-    async fn copy_piece(&self, piece: &Piece, way: Way, memory: &mut through::Memory) -> Result<()> {
+    async fn copy_piece(&self, piece: &Piece, way: Way<'a>, memory: &mut through::Memory) -> Result<()> {
         match way {
             Way::Through => self.copy_through(piece, memory).await,
-            Way::Fill(place, room) => self.fill(piece, place, room, memory).await,
-            Way::Pack(place, packer) => self.pack(piece, place, packer, memory).await,
+            Way::Overwrite(place, grain, rooms) => self.overwrite(piece, place, grain, rooms, memory).await,
+            Way::Fill(place, source, rooms) => self.fill(piece, place, source, rooms, memory).await,
+            Way::Pack(place, store, packer) => self.pack(piece, place, store, packer, memory).await,
         }
     }
 }

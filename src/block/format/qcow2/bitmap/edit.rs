@@ -26,7 +26,7 @@ impl Bitmaps for Qcow2 {
     }
 
     fn have_room(&self) -> bool {
-        self.v3
+        self.v3.get()
     }
 
     fn tracked_size(&self) -> u64 {
@@ -173,7 +173,7 @@ impl Qcow2 {
     /// Whether the format has room for it.
     fn check_storable(&self, name: &str, granularity_bits: u32) -> Result<()> {
         let refuse = |message: String| Err(Error::new(Kind::InvalidArgument, message));
-        if !self.v3 {
+        if !self.v3.get() {
             return refuse("Cannot store dirty bitmaps in qcow2 v2 files".to_owned());
         }
         if text::to_bytes(name).len() > MAX_NAME {

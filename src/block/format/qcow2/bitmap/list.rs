@@ -2,7 +2,7 @@
 
 use super::super::header::Header;
 use super::bits::Bits;
-use super::directory::{self, Entry};
+use super::directory::{self, Entry, Table};
 use crate::block::graph::Node;
 use crate::block::graph::bitmaps::BitmapInfo;
 use crate::block::{Error, Kind, Result};
@@ -63,6 +63,8 @@ pub(in super::super) struct BitmapList {
     pub(super) loaded: Cell<u64>,
     /// Bytes of memory that bitmaps may still fill when they are read.
     room: Cell<u64>,
+    /// Tables that were given up and could not be read; they and their clusters of bits stay counted.
+    pub(super) unread: RefCell<Vec<Table>>,
 }
 
 impl BitmapList {
@@ -80,6 +82,7 @@ impl BitmapList {
             tracking: Cell::new(false),
             loaded: Cell::new(0),
             room: Cell::new(room),
+            unread: RefCell::default(),
         };
         bitmaps.update();
         Ok(bitmaps)

@@ -106,19 +106,34 @@ impl Qcow2 {
         Ok(offset.0..offset.0 + bytes.len() as u64)
     }
 
-    /// Gives up clusters that the header no longer leads to. What cannot be read, or is no cluster of bits for
-    /// sure, leaks.
+    /// Gives up clusters that the header no longer leads to. What is no table, or no cluster of bits for sure, leaks.
     async fn give_back(&self, directory: Range<u64>, tables: Vec<Table>) {
         self.give_back_range(directory);
         for table in tables {
-            let Ok(entries) = self.bitmap_table(table).await else { continue };
-            for entry in entries {
-                if let TableEntry::Bits(at) = entry {
-                    self.give_back_range(at.0..at.0 + self.geometry.cluster_size());
-                }
+            match self.bitmap_table(table).await {
+                Ok(entries) => self.give_back_table(table, &entries),
+                Err(error) if error.kind() == Kind::InvalidFormat => {}
+                Err(_) => self.bitmaps.unread.borrow_mut().push(table),
             }
-            self.give_back_range(table.range());
         }
+    }
+
+    /// Before the image is closed: tries again to read what was given up. What cannot be read now leaks.
+    pub(in super::super) async fn give_back_unread(&self) {
+        for table in self.bitmaps.unread.take() {
+            if let Ok(entries) = self.bitmap_table(table).await {
+                self.give_back_table(table, &entries);
+            }
+        }
+    }
+
+    fn give_back_table(&self, table: Table, entries: &[TableEntry]) {
+        for entry in entries {
+            if let TableEntry::Bits(at) = entry {
+                self.give_back_range(at.0..at.0 + self.geometry.cluster_size());
+            }
+        }
+        self.give_back_range(table.range());
     }
 
     fn give_back_range(&self, range: Range<u64>) {

@@ -182,7 +182,7 @@ impl Checker<'_> {
         let geometry = self.image.geometry;
         let mut bytes = vec![0; geometry.l2_entry() as usize];
         for (index, words) in entries {
-            words.without_cluster(geometry, self.image.v3).write(&mut bytes);
+            words.without_cluster(geometry, self.image.v3.get()).write(&mut bytes);
             let at = HostOffset(table).add(*index as u64 * geometry.l2_entry());
             self.write_metadata(at, &bytes, own).await?;
         }

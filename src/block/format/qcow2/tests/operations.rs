@@ -4,7 +4,7 @@
 //!
 //! * requests of the guest: bytes are the old or the new ones until a flush, then the new ones;
 //! * a change (of size, snapshots, header …): everything that the image shows is as before or as after it, and as
-//!   after it once the change returned.
+//!   after it once the change returned. What is documented to happen in several stages may stop at each.
 //!
 //! What an image shows is [`Seen`]: content, internal snapshots with theirs, and what the header says.
 
@@ -70,6 +70,8 @@ pub(super) struct Change {
     pub(super) name: &'static str,
     make: Make,
     expect: Box<dyn Fn(&mut Seen)>,
+    /// What it may also leave half-way, of what was before and what comes: nothing as a rule.
+    halfway: fn(&Seen, &Seen) -> Vec<Seen>,
 }
 
 /// A step that `make` does to the disk and that makes of the image what `expect` says.
@@ -78,7 +80,17 @@ pub(super) fn change(
     make: impl Fn(Rc<Node>) -> LocalBoxFuture<'static, Result<()>> + 'static,
     expect: impl Fn(&mut Seen) + 'static,
 ) -> Step {
-    Step::Change(Change { name, make: Box::new(make), expect: Box::new(expect) })
+    change_in_stages(name, make, expect, |_, _| Vec::new())
+}
+
+/// The same, of an operation that is not to happen as a whole, but as so many.
+pub(super) fn change_in_stages(
+    name: &'static str,
+    make: impl Fn(Rc<Node>) -> LocalBoxFuture<'static, Result<()>> + 'static,
+    expect: impl Fn(&mut Seen) + 'static,
+    halfway: fn(&Seen, &Seen) -> Vec<Seen>,
+) -> Step {
+    Step::Change(Change { name, make: Box::new(make), expect: Box::new(expect), halfway })
 }
 
 /// What an image shows to a reader.
@@ -238,14 +250,16 @@ pub(super) struct Expect<'a> {
     since: Vec<(usize, Vec<u8>)>,
     /// What a change that is under way makes of it.
     coming: Option<Seen>,
+    /// What it may leave half-way.
+    halfway: Vec<Seen>,
     /// The first step is over.
     begun_well: bool,
 }
 
 impl<'a> Expect<'a> {
     pub(super) fn new(row: &'a Row, facts: &'a [String], start: Seen) -> Expect<'a> {
-        let (since, coming, begun_well) = (Vec::new(), None, false);
-        Expect { row, facts, durable: start.clone(), current: start, since, coming, begun_well }
+        let (since, coming, halfway, begun_well) = (Vec::new(), None, Vec::new(), false);
+        Expect { row, facts, durable: start.clone(), current: start, since, coming, halfway, begun_well }
     }
 
     /// A step begins.
@@ -265,6 +279,7 @@ impl<'a> Expect<'a> {
                 if let Some(facts) = self.facts.get(step) {
                     coming.facts.clone_from(facts);
                 }
+                self.halfway = (change.halfway)(&self.current, &coming);
                 self.coming = Some(coming);
             }
         }
@@ -310,12 +325,18 @@ impl<'a> Expect<'a> {
     /// What was coming is there, for good.
     pub(super) fn change_is_made(&mut self) {
         self.current = self.coming.take().unwrap();
+        self.halfway.clear();
         self.flushed();
     }
 
     /// What a change that is under way would make of the image.
     pub(super) fn coming(&self) -> Option<&Seen> {
         self.coming.as_ref()
+    }
+
+    /// Whether the header may say this of an image whose change failed.
+    pub(super) fn may_say(&self, facts: &str) -> bool {
+        facts == self.current.facts || self.halfway.iter().any(|halfway| halfway.facts == facts)
     }
 
     /// Whether the image is not, or no longer, damaged.
@@ -341,7 +362,7 @@ impl<'a> Expect<'a> {
 
     /// Whether an image may show this now.
     fn judge(&self, seen: &Seen) -> std::result::Result<(), String> {
-        if self.coming.as_ref() == Some(seen) {
+        if self.coming.as_ref() == Some(seen) || self.halfway.contains(seen) {
             return Ok(());
         }
         let old = &self.durable;

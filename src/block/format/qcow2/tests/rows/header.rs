@@ -1,7 +1,7 @@
 //! What the header says of an image changes, and overlays are emptied.
 
 use super::super::model::base;
-use super::super::operations::{Row, Step, change};
+use super::super::operations::{Row, Seen, Step, change, change_in_stages};
 use super::snapshots::take_snapshot;
 use super::{new_row, options, overlay, workload};
 use crate::block::graph::Node;
@@ -39,6 +39,37 @@ pub(super) fn amends(seed: u64) -> Vec<Row> {
         new_row(name, &small, backing, steps)
     };
     kinds.into_iter().map(row).collect()
+}
+
+/// Images of version 2, with a snapshot, get another size with version 3: they grow over a longer backing file, and
+/// shrink.
+pub(super) fn amends_of_size(seed: u64) -> [Row; 2] {
+    [(4096, 230 << 10, None), (512, 40 << 10, Some(8))].map(|(cluster, size, refcount_bits)| {
+        let (backing, small) = (base(200 << 10), overlay(options(100 << 10, cluster, 16, 2)));
+        let mut steps = workload(seed, 100 << 10, cluster as usize, 6);
+        steps.push(take_snapshot("one", false));
+        steps.extend(workload(seed + 1, 100 << 10, cluster as usize, 6));
+        let (compat, new_size) = (Some("1.1".into()), Some(size as u64));
+        let options = AmendOptions { compat, refcount_bits, size: new_size, ..AmendOptions::default() };
+        let name = format!("amending with a snapshot, clusters of {cluster}: {options:?}");
+        let make = move |node: Rc<Node>| {
+            let options = options.clone();
+            async move { node.driver().amender().unwrap().amend(&options).await }.boxed_local()
+        };
+        steps.push(change_in_stages("amend", make, move |seen| seen.content.resize(size, 0), stages));
+        new_row(name, &small, Some(backing), steps)
+    })
+}
+
+/// The version first, then the size, then the rest.
+fn stages(old: &Seen, new: &Seen) -> Vec<Seen> {
+    let specifics = |seen: &Seen| seen.facts.split_once(", ").unwrap().1.to_owned();
+    let upgraded = specifics(new).replace("refcount_bits: 8", "refcount_bits: 16");
+    let stage = |seen: &Seen| {
+        let facts = format!("{} bytes, {upgraded}", seen.content.len());
+        Seen { facts, ..seen.clone() }
+    };
+    vec![stage(old), stage(new)]
 }
 
 /// Overlays are emptied, with and without a snapshot beside, and get another backing file.

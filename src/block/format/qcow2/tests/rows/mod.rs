@@ -17,7 +17,7 @@ use crate::block::options::Preallocation;
 use bitmaps::bitmaps;
 use damage::repairs;
 use encryption::{data_files, encrypted, key_slots};
-use header::{amends, overlays};
+use header::{amends, amends_of_size, overlays};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sizes::{grows, shrinks};
@@ -40,6 +40,7 @@ fn rows(seed: u64) -> Vec<Row> {
     rows.extend(grows(seed));
     rows.extend(shrinks(seed));
     rows.extend(amends(seed));
+    rows.extend(amends_of_size(seed));
     rows.extend(overlays(seed));
     rows.extend(repairs(seed));
     rows.extend(bitmaps(seed));
