@@ -16,21 +16,30 @@ use std::time::Duration;
 pub(crate) const BACKENDS: [Backend; 2] = [Backend::Auto, Backend::Threads];
 
 /// A folder with ours under the names of QEMU's tools in `bin`.
-pub(crate) struct Folder(tempfile::TempDir);
+pub(crate) struct Folder {
+    folder: tempfile::TempDir,
+    /// The reactor of our programs.
+    backend: Backend,
+}
 
 impl Folder {
     pub(crate) fn new() -> Folder {
+        Folder::with(Backend::Auto)
+    }
+
+    /// As [`Folder::new`]; our programs use this reactor there.
+    pub(crate) fn with(backend: Backend) -> Folder {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("bin")).unwrap();
         for name in ["qemu-img", "qemu-nbd"] {
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_cowvm"), folder.path().join("bin").join(name))
                 .unwrap();
         }
-        Folder(folder)
+        Folder { folder, backend }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     /// The program that a test means: `ours/X` is ours under the name X, else it is the host's.
@@ -45,12 +54,16 @@ impl Folder {
     }
 
     pub(crate) fn output_of(&self, program: &str, words: &[&str]) -> Output {
-        Command::new(self.program(program))
-            .args(words)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.command(program).args(words).output().unwrap()
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.program(program));
+        if self.backend == Backend::Threads {
+            command.env("COWVM_AIO", "threads");
+        }
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command
     }
 
     /// Runs a program, which must succeed; what it said.
@@ -96,7 +109,7 @@ impl Folder {
         let mut child = Command::new(env!("CARGO_BIN_EXE_cowvm"))
             .args(["nbd", "-b", "127.0.0.1", "-p", "0"])
             .args(line.split(' '))
-            .current_dir(self.0.path())
+            .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -116,13 +129,7 @@ impl Folder {
     fn try_serve(&self, program: &str, words: &[String]) -> Option<Server> {
         // A socket of a server before answers nobody.
         let _ = std::fs::remove_file(self.path("socket"));
-        let mut child = Command::new(self.program(program))
-            .args(words)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = self.command(program).args(words).stderr(Stdio::null()).spawn().unwrap();
         // It listens before it has opened the image; only then it greets.
         while !self.is_greeted() {
             if child.try_wait().unwrap().is_some() {

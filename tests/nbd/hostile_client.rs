@@ -1,6 +1,7 @@
 //! Our server against clients that send nonsense, or nothing: the others are served.
 
 use crate::harness::{Folder, Server, random_file, seed};
+use cowvm::block::aio::Backend;
 use cowvm::util::nbd::handshake::{contexts_data, go_data, option_message};
 use cowvm::util::nbd::transmission::Headers;
 use cowvm::util::nbd::{Command, Request, option};
@@ -11,11 +12,37 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+/// Tests of servers with either reactor.
+macro_rules! tests {
+    ($($property:ident),* $(,)?) => {
+        mod with_a_ring {
+            $(#[test] fn $property() { super::$property(super::Backend::Auto); })*
+        }
+        mod with_threads {
+            $(#[test] fn $property() { super::$property(super::Backend::Threads); })*
+        }
+    };
+}
+
+tests![
+    nonsense_at_any_point_of_a_conversation_ends_it_and_nothing_else,
+    a_client_may_leave_at_every_byte,
+    names_longer_than_the_protocol_has_are_refused,
+    a_thousand_clients_that_say_nothing_do_not_keep_out_one_that_does,
+    a_client_that_reads_no_replies_holds_up_nobody_else,
+    a_handshake_that_takes_too_long_is_ended,
+    a_client_too_many_waits_for_a_place,
+    who_waits_for_a_place_and_hangs_up_is_forgotten,
+    who_waits_for_a_place_is_not_sent_away_for_those_who_say_nothing,
+    long_reads_without_chunks_are_all_answered,
+    hints_to_read_ahead_hold_no_memory_and_end_with_their_client,
+];
+
 /// Most memory that the server may hold after all that, in bytes.
 const MEMORY: u64 = 200 << 20;
 
-fn served() -> (Folder, Server) {
-    let folder = Folder::new();
+fn served(backend: Backend) -> (Folder, Server) {
+    let folder = Folder::with(backend);
     random_file(&folder.path("disk"), 1 << 20, 5);
     let server = folder.serve("ours/qemu-nbd", "-t -e 4 -f raw disk");
     (folder, server)
@@ -68,11 +95,10 @@ fn say(folder: &Folder, said: &[u8]) {
     let _ = listener.join().unwrap();
 }
 
-#[test]
-fn nonsense_at_any_point_of_a_conversation_ends_it_and_nothing_else() {
+fn nonsense_at_any_point_of_a_conversation_ends_it_and_nothing_else(backend: Backend) {
     let seed = seed();
     let mut rng = StdRng::seed_from_u64(seed);
-    let (folder, server) = served();
+    let (folder, server) = served(backend);
     for round in 0..300 {
         let mut said = conversation([Headers::Simple, Headers::Structured, Headers::Extended][round % 3]);
         let which = rng.random_range(0..said.len());
@@ -91,9 +117,8 @@ fn nonsense_at_any_point_of_a_conversation_ends_it_and_nothing_else() {
     assert_eq!(server.terminate(), Some(0));
 }
 
-#[test]
-fn a_client_may_leave_at_every_byte() {
-    let (folder, server) = served();
+fn a_client_may_leave_at_every_byte(backend: Backend) {
+    let (folder, server) = served(backend);
     let said = conversation(Headers::Structured).concat();
     for len in (0..300).chain((300..said.len()).step_by(97)) {
         let mut stream = connect(&folder);
@@ -102,9 +127,8 @@ fn a_client_may_leave_at_every_byte() {
     serves_others(&folder, &server);
 }
 
-#[test]
-fn names_longer_than_the_protocol_has_are_refused() {
-    let (folder, server) = served();
+fn names_longer_than_the_protocol_has_are_refused(backend: Backend) {
+    let (folder, server) = served(backend);
     for len in [4097, 65_536, 1 << 20, u32::MAX as usize] {
         let name = "a".repeat(len.min(1 << 20));
         for which in [option::EXPORT_NAME, option::GO, option::SET_META_CONTEXT, 77] {
@@ -116,19 +140,17 @@ fn names_longer_than_the_protocol_has_are_refused() {
     serves_others(&folder, &server);
 }
 
-#[test]
-fn a_thousand_clients_that_say_nothing_do_not_keep_out_one_that_does() {
+fn a_thousand_clients_that_say_nothing_do_not_keep_out_one_that_does(backend: Backend) {
     raise_file_limit();
-    let (folder, server) = served();
+    let (folder, server) = served(backend);
     let silent: Vec<UnixStream> = (0..1000).map(|_| connect(&folder)).collect();
     serves_others(&folder, &server);
     drop(silent);
     serves_others(&folder, &server);
 }
 
-#[test]
-fn a_client_that_reads_no_replies_holds_up_nobody_else() {
-    let (folder, server) = served();
+fn a_client_that_reads_no_replies_holds_up_nobody_else(backend: Backend) {
+    let (folder, server) = served(backend);
     let mut greedy = Vec::new();
     for _ in 0..3 {
         let mut stream = connect(&folder);
@@ -150,9 +172,8 @@ fn a_client_that_reads_no_replies_holds_up_nobody_else() {
     assert!(memory < 3 * (64 << 20) + MEMORY, "{memory} bytes");
 }
 
-#[test]
-fn a_handshake_that_takes_too_long_is_ended() {
-    let folder = Folder::new();
+fn a_handshake_that_takes_too_long_is_ended(backend: Backend) {
+    let folder = Folder::with(backend);
     random_file(&folder.path("disk"), 1 << 20, 5);
     let _server = folder.serve("ours/qemu-nbd", "-t --handshake-limit=1 -f raw disk");
     let mut stream = connect(&folder);
@@ -161,9 +182,8 @@ fn a_handshake_that_takes_too_long_is_ended() {
     assert_eq!(&heard[..8], b"NBDMAGIC");
 }
 
-#[test]
-fn a_client_too_many_waits_for_a_place() {
-    let folder = Folder::new();
+fn a_client_too_many_waits_for_a_place(backend: Backend) {
+    let folder = Folder::with(backend);
     random_file(&folder.path("disk"), 1 << 20, 5);
     let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
     let first = entered(&folder);
@@ -191,9 +211,8 @@ fn waits(folder: &Folder) -> UnixStream {
     stream
 }
 
-#[test]
-fn who_waits_for_a_place_and_hangs_up_is_forgotten() {
-    let folder = Folder::new();
+fn who_waits_for_a_place_and_hangs_up_is_forgotten(backend: Backend) {
+    let folder = Folder::with(backend);
     random_file(&folder.path("disk"), 1 << 20, 5);
     let server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
     let first = entered(&folder);
@@ -208,10 +227,9 @@ fn who_waits_for_a_place_and_hangs_up_is_forgotten() {
     entered(&folder);
 }
 
-#[test]
-fn who_waits_for_a_place_is_not_sent_away_for_those_who_say_nothing() {
+fn who_waits_for_a_place_is_not_sent_away_for_those_who_say_nothing(backend: Backend) {
     raise_file_limit();
-    let folder = Folder::new();
+    let folder = Folder::with(backend);
     random_file(&folder.path("disk"), 1 << 20, 5);
     let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
     let first = entered(&folder);
@@ -223,9 +241,8 @@ fn who_waits_for_a_place_is_not_sent_away_for_those_who_say_nothing() {
 }
 
 /// Replies that are longer than what the server holds of one client are sent as they are read.
-#[test]
-fn long_reads_without_chunks_are_all_answered() {
-    let folder = Folder::new();
+fn long_reads_without_chunks_are_all_answered(backend: Backend) {
+    let folder = Folder::with(backend);
     let bytes = random_file(&folder.path("disk"), 24 << 20, 6);
     let _server = folder.serve("ours/qemu-nbd", "-t -e 1 -f raw disk");
     let mut stream = entered(&folder);
@@ -247,9 +264,8 @@ fn long_reads_without_chunks_are_all_answered() {
     }
 }
 
-#[test]
-fn hints_to_read_ahead_hold_no_memory_and_end_with_their_client() {
-    let folder = Folder::new();
+fn hints_to_read_ahead_hold_no_memory_and_end_with_their_client(backend: Backend) {
+    let folder = Folder::with(backend);
     std::fs::File::create(folder.path("disk")).unwrap().set_len(1 << 32).unwrap();
     let server = folder.serve("ours/qemu-nbd", "-t -e 2 -f raw disk");
     let mut stream = entered(&folder);

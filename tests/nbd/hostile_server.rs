@@ -1,17 +1,15 @@
 //! Our client against servers that send nonsense: it may get errors, and nothing else.
 
 use crate::harness::{BACKENDS, seed};
+use crate::script::Script;
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::open::open;
 use cowvm::block::options::OpenOptions;
 use cowvm::block::protocol::Location;
 use cowvm::block::protocol::nbd::Target;
 use cowvm::util::keyval::Options;
-use cowvm::util::nbd::handshake::{Info, context_data, reply_message};
 use cowvm::util::nbd::transmission::{ChunkWriter, Headers, simple_reply};
-use cowvm::util::nbd::{
-    BlockSizes, Command, GREETING, NEWSTYLE, OptionHeader, Request, context, error, export, option, reply,
-};
+use cowvm::util::nbd::{Command, OptionHeader, Request, error};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
@@ -27,7 +25,7 @@ struct Rogue {
     left: u32,
     /// Requests until one is answered with ESHUTDOWN, which is the end.
     until_shutdown: u32,
-    headers: Headers,
+    script: Script,
 }
 
 /// The end of a conversation.
@@ -52,7 +50,7 @@ impl Rogue {
     }
 
     fn talk(&mut self) -> Result<(), Over> {
-        self.send([&GREETING.to_be_bytes()[..], &NEWSTYLE.to_be_bytes(), &3u16.to_be_bytes()].concat())?;
+        self.send(Script::greeting())?;
         self.read(4)?;
         while !self.option()? {}
         loop {
@@ -63,37 +61,18 @@ impl Rogue {
     fn option(&mut self) -> Result<bool, Over> {
         let header = OptionHeader::parse(&self.read(OptionHeader::SIZE)?).ok_or(Over)?;
         self.read(header.len as usize)?;
-        let which = header.option;
-        match which {
-            option::EXTENDED_HEADERS if self.headers == Headers::Extended => {}
-            option::STRUCTURED_REPLY if self.headers == Headers::Structured => {}
-            option::SET_META_CONTEXT => {
-                self.send(reply_message(which, reply::META_CONTEXT, &context_data(1, context::ALLOCATION)))?;
-            }
-            option::GO => {
-                let flags = export::HAS_FLAGS | export::FLUSH | export::WRITE_ZEROES | export::TRIM;
-                self.send(reply_message(which, reply::INFO, &Info::Export(SIZE, flags).to_bytes()))?;
-                self.send(reply_message(
-                    which,
-                    reply::INFO,
-                    &Info::BlockSize(BlockSizes::UNSAID).to_bytes(),
-                ))?;
-            }
-            _ => {
-                self.send(reply_message(which, reply::ERR_UNSUP, b"no"))?;
-                return Ok(false);
-            }
-        }
-        self.send(reply_message(which, reply::ACK, &[]))?;
-        Ok(which == option::GO)
+        let (said, done) = self.script.answer(header.option);
+        said.into_iter().try_for_each(|message| self.send(message))?;
+        Ok(done)
     }
 
     fn request(&mut self) -> Result<(), Over> {
-        let header = self.read(self.headers.request_size())?;
-        let request = Request::parse(&header, self.headers).ok_or(Over)?;
+        let headers = self.script.headers;
+        let header = self.read(headers.request_size())?;
+        let request = Request::parse(&header, headers).ok_or(Over)?;
         let Request { cookie, offset, len, .. } = request;
-        let chunks = ChunkWriter { headers: self.headers, cookie, offset };
-        let simple = self.headers == Headers::Simple;
+        let chunks = ChunkWriter { headers, cookie, offset };
+        let simple = headers == Headers::Simple;
         if self.until_shutdown == 0 {
             let refusal = if simple {
                 simple_reply(cookie, error::ESHUTDOWN)
@@ -115,10 +94,9 @@ impl Rogue {
             Command::BlockStatus => chunks.status(1, &[(len, 3)], true),
             Command::Write => {
                 self.read(len as usize)?;
-                if simple { simple_reply(cookie, 0) } else { chunks.none() }
+                self.script.done(&request)
             }
-            _ if simple => simple_reply(cookie, 0),
-            _ => chunks.none(),
+            _ => self.script.done(&request),
         };
         self.send(answer)
     }
@@ -167,8 +145,8 @@ fn nonsense_at_any_point_of_a_conversation_is_survived() {
         let (rng_of_server, left) = (StdRng::seed_from_u64(rng.random()), rng.random_range(0..30));
         let server = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let mut rogue = Rogue { stream, rng: rng_of_server, left, until_shutdown: u32::MAX, headers };
-            let _ = rogue.talk();
+            let rogue = honest(stream, headers, u32::MAX);
+            let _ = Rogue { rng: rng_of_server, left, ..rogue }.talk();
         });
         let backend: Backend = BACKENDS[round / 3 % 2];
         let engine = Engine::new(backend).unwrap();
@@ -183,7 +161,8 @@ fn nonsense_at_any_point_of_a_conversation_is_survived() {
 
 /// A server that spoils nothing.
 fn honest(stream: UnixStream, headers: Headers, until_shutdown: u32) -> Rogue {
-    Rogue { stream, rng: StdRng::seed_from_u64(0), left: u32::MAX, until_shutdown, headers }
+    let script = Script { headers, flags: Script::FLAGS, size: SIZE };
+    Rogue { stream, rng: StdRng::seed_from_u64(0), left: u32::MAX, until_shutdown, script }
 }
 
 /// A server that goes down in good order refuses what it has not done: that is asked of the next one.

@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod client;
+mod forgetful_server;
 mod harness;
 mod hostile_client;
 mod hostile_server;
 mod interop;
 mod lending;
+mod losses;
 mod restart;
+mod script;
 mod server;
 mod tls;
 mod words;

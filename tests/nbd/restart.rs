@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 const BLOCKS: usize = 512;
 
 /// Kills the server whenever `done` has gone on by some requests, and starts it again.
@@ -114,12 +114,12 @@ impl Step {
     }
 }
 
-fn content(version: u64, block: usize) -> Vec<u8> {
+pub(crate) fn content(version: u64, block: usize) -> Vec<u8> {
     let stamp = [version.to_le_bytes(), (block as u64).to_le_bytes()].concat();
     stamp.iter().copied().cycle().take(BLOCK).collect()
 }
 
-fn check(bytes: &[u8], version: u64, block: usize) {
+pub(crate) fn check(bytes: &[u8], version: u64, block: usize) {
     let expected = if version == 0 { vec![0; BLOCK] } else { content(version, block) };
     let found = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     assert!(bytes == expected, "block {block}: version {version} expected, {found} found");
@@ -178,7 +178,7 @@ fn an_export_that_can_do_more_or_less_of_what_nobody_uses_is_the_same() {
     assert_eq!(image.read(0, 512), [0; 512]);
 }
 
-fn options(name: &str, more: &str) -> OpenOptions {
+pub(crate) fn options(name: &str, more: &str) -> OpenOptions {
     let mut options = OpenOptions { format: Some("raw".into()), read_only: false, ..OpenOptions::default() };
     let target = Target::from_name(name).unwrap().unwrap();
     options.location = Some(Location::Nbd(target, cowvm::util::keyval::Options::parse(more, None)));

@@ -34,6 +34,7 @@ pub use outbox::{Body, Outbox, Stream};
 pub use pipe::{Lender, Loan, take_back};
 pub use socket::{Detached, Socket};
 
+use super::Iov;
 use executor::Executor;
 use poller::Poller;
 use ring::Ring;
@@ -187,6 +188,21 @@ impl Engine {
             Reactor::Threads(poller) => {
                 poller.ready(fd.clone(), libc::POLLOUT).await;
                 Ok(())
+            }
+        }
+    }
+
+    /// Waits until `fd`, a socket, has something to receive, and receives it; a ring does both at once. Without one it has
+    /// only waited, and says that it would block.
+    async fn receive(&self, fd: &Rc<OwnedFd>, into: &Iov) -> io::Result<usize> {
+        match &self.reactor {
+            Reactor::Ring(ring) => {
+                let request = ring::Request::Read { file: fd.clone(), into: into.clone(), offset: 0 };
+                ring.run(request).await.map(|len| len as usize)
+            }
+            Reactor::Threads(poller) => {
+                poller.ready(fd.clone(), libc::POLLIN).await;
+                Err(io::ErrorKind::WouldBlock.into())
             }
         }
     }

@@ -88,6 +88,7 @@ impl Ring {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .build(ENTRIES);
         // Kernels before 6.1 know none of these.
         let ring = modern.or_else(|_| IoUring::new(ENTRIES))?;
@@ -152,14 +153,24 @@ impl Ring {
         self.free.borrow_mut().push(slot);
     }
 
-    /// Enters the kernel once: submits what is queued, reaps what is done, waits for something if `wait`.
+    /// Enters the kernel once, if it has something to do: submits what is queued, reaps what is done, waits for something
+    /// if `wait`.
     pub(super) fn turn(&self, wait: bool) -> io::Result<Turn> {
         if !self.kick_armed.replace(true) {
             let poll = opcode::PollAdd::new(Fd(self.kick), libc::POLLIN as u32).multi(true).build();
             self.push(poll.user_data(KICK))?;
         }
-        self.enter(wait)?;
+        if wait || self.kernel_has_work() {
+            self.enter(wait)?;
+        }
         Ok(self.reap())
+    }
+
+    /// Whether there is something to submit, or the kernel has completions that it brings only when it is entered.
+    fn kernel_has_work(&self) -> bool {
+        let mut ring = self.ring.borrow_mut();
+        let queue = ring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
     fn enter(&self, wait: bool) -> io::Result<()> {

@@ -7,7 +7,7 @@ use super::tls::Session;
 use super::{Engine, Loan};
 use crate::block::Iov;
 use rustls::Connection;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
@@ -17,6 +17,8 @@ pub struct Socket {
     engine: Rc<Engine>,
     fd: Rc<OwnedFd>,
     tls: OnceCell<Session>,
+    /// It may have more to receive than was taken with the last call.
+    may_have_more: Cell<bool>,
 }
 
 /// A socket on its way to another thread's engine.
@@ -39,12 +41,22 @@ impl Socket {
         if done < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Socket { engine: engine.clone(), fd: Rc::new(fd), tls: OnceCell::new() })
+        Ok(Socket {
+            engine: engine.clone(),
+            fd: Rc::new(fd),
+            tls: OnceCell::new(),
+            may_have_more: Cell::new(true),
+        })
     }
 
     /// A socket of another thread, whose waits run on `engine` now.
     pub fn attach(engine: &Rc<Engine>, socket: Detached) -> Socket {
-        Socket { engine: engine.clone(), fd: Rc::new(socket.fd), tls: socket.tls }
+        Socket {
+            engine: engine.clone(),
+            fd: Rc::new(socket.fd),
+            tls: socket.tls,
+            may_have_more: Cell::new(true),
+        }
     }
 
     /// The engine.
@@ -57,8 +69,7 @@ impl Socket {
     /// # Errors
     /// What the host says; a [`rustls::Error`] within where the handshake does not succeed.
     pub async fn start_tls(&self, connection: Connection) -> io::Result<()> {
-        let session = Session::new(connection);
-        session.shake_hands(&self.engine, &self.fd).await?;
+        let session = Session::shake_hands(&self.engine, &self.fd, connection).await?;
         self.tls.set(session).map_err(|_| io::ErrorKind::AlreadyExists.into())
     }
 
@@ -70,15 +81,19 @@ impl Socket {
         if let Some(session) = self.tls.get() {
             return self.after(session.recv(&self.engine, &self.fd, into).await).await;
         }
-        loop {
-            // SAFETY: the list keeps its ranges mapped during the call.
-            match self.message(into, |fd, message| unsafe { libc::recvmsg(fd, message, 0) }) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.engine.readable(&self.fd).await?;
-                }
-                done => return self.after(done).await,
+        let mut done = Err(io::ErrorKind::WouldBlock.into());
+        while would_block(&done) {
+            // Who got less than there was room for has emptied the socket: to look again at once is mostly in vain.
+            if self.may_have_more.replace(true) {
+                // SAFETY: the list keeps its ranges mapped during the call.
+                done = self.message(into, |fd, message| unsafe { libc::recvmsg(fd, message, 0) });
+            }
+            if would_block(&done) {
+                done = self.engine.receive(&self.fd, into).await;
             }
         }
+        self.may_have_more.set(done.as_ref().is_ok_and(|len| *len == into.len()));
+        self.after(done).await
     }
 
     /// Sends a part of the bytes, at least one. A peer that is gone is an error, never a signal.
@@ -222,4 +237,8 @@ impl Socket {
             }
         }
     }
+}
+
+fn would_block(done: &io::Result<usize>) -> bool {
+    done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -29,21 +29,24 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Before the handshake.
-    pub(super) fn new(connection: Connection) -> Session {
-        Session { connection: RefCell::new(connection), incoming: RefCell::default() }
-    }
-
-    /// Runs the handshake.
-    pub(super) async fn shake_hands(&self, engine: &Engine, fd: &Rc<OwnedFd>) -> io::Result<()> {
+    /// Runs the handshake. Its arithmetic is done on a thread of the pool: whoever can connect can ask for it.
+    pub(super) async fn shake_hands(
+        engine: &Engine,
+        fd: &Rc<OwnedFd>,
+        connection: Connection,
+    ) -> io::Result<Session> {
+        let mut session = Session { connection: RefCell::new(connection), incoming: RefCell::default() };
         loop {
-            self.flush(engine, fd).await?;
-            if !self.connection.borrow().is_handshaking() {
-                return Ok(());
+            session.flush(engine, fd).await?;
+            if !session.connection.borrow().is_handshaking() {
+                return Ok(session);
             }
-            if let Err(error) = self.pull(engine, fd).await {
+            session.fill(engine, fd).await?;
+            let (back, done) = engine.compute(move || session.decrypted()).await;
+            session = back;
+            if let Err(error) = done {
                 // The peer may hear why, if it still listens.
-                let _ = self.push(fd);
+                let _ = session.push(fd);
                 return Err(error);
             }
         }
@@ -100,6 +103,12 @@ impl Session {
 
     /// Receives and decrypts some records.
     async fn pull(&self, engine: &Engine, fd: &Rc<OwnedFd>) -> io::Result<()> {
+        self.fill(engine, fd).await?;
+        self.decrypt()
+    }
+
+    /// Receives something, if nothing is there that was not decrypted yet.
+    async fn fill(&self, engine: &Engine, fd: &Rc<OwnedFd>) -> io::Result<()> {
         while self.incoming.borrow().is_empty() {
             let filled = self.incoming.borrow_mut().fill(fd);
             match filled {
@@ -108,6 +117,11 @@ impl Session {
                 filled => drop(filled?),
             }
         }
+        Ok(())
+    }
+
+    /// Decrypts what was received.
+    fn decrypt(&self) -> io::Result<()> {
         let mut connection = self.connection.borrow_mut();
         // No bytes at all mean the end of the stream, which the connection must know too.
         let ended = connection.read_tls(&mut *self.incoming.borrow_mut())? == 0;
@@ -118,6 +132,12 @@ impl Session {
             true => Err(io::ErrorKind::UnexpectedEof.into()),
             false => Ok(()),
         }
+    }
+
+    /// As [`Session::decrypt`], for another thread.
+    fn decrypted(self) -> (Session, io::Result<()>) {
+        let done = self.decrypt();
+        (self, done)
     }
 
     /// Sends all records that there are.
