@@ -86,10 +86,7 @@ fn the_image_is_the_same_afterwards() {
         Some("image"),
     );
     lab.qemu_img("create -q -f qcow2 -o compat=0.10 old 1M").qemu_img("snapshot -c one old");
-    lab.same_result(
-        &["amend -o size=2M old", "amend -p -o compat=1.1,size=2M old", "amend -o compat=0.10,size=1M old"],
-        Some("old"),
-    );
+    lab.same_result(&["amend -o size=2M old", "amend -p -o compat=1.1,size=2M old"], Some("old"));
     lab.qemu_img("create -q -f qcow2 -o data_file=d.raw,data_file_raw=on data 1M");
     std::fs::copy(lab.path("d.raw"), lab.path("e.raw")).unwrap();
     lab.same_result(&["amend -o data_file_raw=off data", "amend -o data_file=e.raw data"], Some("data"));
