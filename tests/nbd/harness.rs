@@ -106,11 +106,10 @@ impl Folder {
 
     /// Starts our server on a port of this host that nobody has; the server says which.
     pub(crate) fn serve_port(&self, line: &str) -> (Server, u16) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cowvm"))
+        let mut child = self
+            .command(env!("CARGO_BIN_EXE_cowvm"))
             .args(["nbd", "-b", "127.0.0.1", "-p", "0"])
             .args(line.split(' '))
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
