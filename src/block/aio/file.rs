@@ -4,7 +4,8 @@
 //!   reactor.
 //! * Cached writes up to [`INLINE_WRITE`] bytes are done inline: they are a copy into the page cache, and ext4
 //!   hands every buffered write of a ring to the same kernel worker, which is slower in all. Where other tasks can use the
-//!   time meanwhile, that is worth it for copies longer than [`SHORT_WRITE`].
+//!   time meanwhile, that is worth it for copies longer than [`MIDDLE_WRITE`], and for those longer than [`SHORT_WRITE`]
+//!   where about as much is read as is written: one processor reads what the other one writes.
 //! * Direct I/O always goes to the reactor.
 
 use super::ring::Request;
@@ -18,8 +19,11 @@ use std::rc::Rc;
 /// Longest cached write that is done inline, in bytes.
 const INLINE_WRITE: usize = 128 << 10;
 
+/// Cached writes up to this many bytes are done inline by those who do not read as much.
+const MIDDLE_WRITE: usize = 64 << 10;
+
 /// Cached writes up to this many bytes are done inline whatever else there is to do.
-const SHORT_WRITE: usize = 64 << 10;
+const SHORT_WRITE: usize = 16 << 10;
 
 /// The least unit of direct I/O, in bytes.
 const SECTOR: usize = 512;
@@ -74,6 +78,7 @@ impl HostFile {
         let mut done = 0;
         if !self.direct && self.nowait.get() {
             done = self.read_cached(offset, into);
+            self.engine.note_read(done);
             if self.engine.inline_budget_spent() {
                 self.engine.yield_now().await;
             }
@@ -122,7 +127,8 @@ impl HostFile {
     /// file's lock.
     fn writes_inline(&self, len: usize) -> bool {
         let alone = || self.handed_out.get() == 0 && !self.engine.executor.has_ready();
-        !self.direct && (len <= SHORT_WRITE || len <= INLINE_WRITE && alone())
+        let writes_only = || len <= MIDDLE_WRITE && !self.engine.has_read(len);
+        !self.direct && (len <= SHORT_WRITE || len <= INLINE_WRITE && (writes_only() || alone()))
     }
 
     /// fdatasync(2).

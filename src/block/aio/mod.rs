@@ -51,6 +51,9 @@ use work::Work;
 /// After how many requests that were served inline a task lets the others run.
 const INLINE_BUDGET: u32 = 64;
 
+/// Of how many bytes that were read inline it is remembered that they may be written next.
+const MOST_READ: usize = 1 << 20;
+
 /// Which reactor to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -91,6 +94,8 @@ pub struct Engine {
     blocking: RefCell<Vec<pool::Job>>,
     computing: RefCell<Vec<pool::Job>>,
     inline: Cell<u32>,
+    /// Bytes that were read inline and not written yet, as far as one can tell: what copies does both.
+    read: Cell<usize>,
     /// System calls that worker threads carry out on memory of this thread's tasks.
     calls: Calls,
     work: Work,
@@ -118,6 +123,7 @@ impl Engine {
             blocking: RefCell::default(),
             computing: RefCell::default(),
             inline: Cell::new(0),
+            read: Cell::new(0),
             calls: Calls::default(),
             work: Work::default(),
         }))
@@ -252,6 +258,18 @@ impl Engine {
     /// Says how far long work is.
     pub fn tell_work(&self, done: u64, total: u64) {
         self.work.tell(done, total);
+    }
+
+    /// Notes that so many bytes were read inline.
+    fn note_read(&self, len: usize) {
+        self.read.set((self.read.get() + len).min(MOST_READ));
+    }
+
+    /// Whether most of `len` bytes that are to be written may have been read before.
+    fn has_read(&self, len: usize) -> bool {
+        let read = self.read.get();
+        self.read.set(read.saturating_sub(len));
+        read > len / 2
     }
 
     /// Counts a request that was served inline; true when it is time to yield.
