@@ -4,9 +4,9 @@
 //! gigabytes is better done where the bytes are looked at: a pool thread reads a block that fits into its
 //! processor's cache, works on it and reads the next.
 
+use rustix::fs::{FsWord, fstatfs};
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// What is copied at once where the kernel cannot do it, in bytes.
 const BLOCK: usize = 256 << 10;
 /// The file system of initial RAM disks, which libc does not name.
-const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
+const RAMFS_MAGIC: FsWord = 0x8584_58f6;
 
 /// A host file that any thread can read and write, through the page cache.
 #[derive(Clone, Debug)]
@@ -90,12 +90,8 @@ impl BulkFile {
     }
 
     /// The magic number of the file system.
-    fn file_system(&self) -> Option<libc::__fsword_t> {
-        let mut of = MaybeUninit::<libc::statfs>::uninit();
-        // SAFETY: an open descriptor, and memory for what the kernel fills in.
-        let known = unsafe { libc::fstatfs(self.0.as_raw_fd(), of.as_mut_ptr()) } == 0;
-        // SAFETY: it did.
-        known.then(|| unsafe { of.assume_init() }.f_type)
+    fn file_system(&self) -> Option<FsWord> {
+        fstatfs(&self.0).ok().map(|host| host.f_type)
     }
 
     fn copy_range(&self, offset: u64, to: &BulkFile, place: u64, len: u64) -> io::Result<u64> {
