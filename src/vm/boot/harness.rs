@@ -130,7 +130,12 @@ impl Machine {
     /// Runs the guest until it ends, or `reached` holds for its output after a call of the BIOS.
     pub(super) fn run_until(&mut self, reached: impl Fn(&str) -> bool) -> Ended {
         loop {
-            match self.vcpu.run().unwrap() {
+            let exit = match self.vcpu.run() {
+                // The kernel interrupts a thread whose io_uring has completions to tell of.
+                Err(error) if error.errno() == libc::EINTR => continue,
+                exit => exit.unwrap(),
+            };
+            match exit {
                 VcpuExit::IoOut(PORT, _) => {
                     if self.bios.call(&mut self.vcpu).unwrap() == Action::PowerOff {
                         return Ended::PowerOff;
