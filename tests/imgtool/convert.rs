@@ -118,6 +118,19 @@ fn zeros_are_left_out_where_they_are_as_long_as_was_asked_for() {
 }
 
 #[test]
+fn an_image_takes_no_more_of_the_disk_than_its_data() {
+    let lab = Lab::new();
+    let mut bytes = vec![0; 16 << 20];
+    // What is data at first gets its place as a whole.
+    bytes.chunks_mut(2 << 20).for_each(|part| part[..300 << 10].fill(1));
+    lab.write("thin", &bytes);
+    assert!(lab.ours("convert -f raw -O qcow2 thin out").status.success());
+    lab.qemu_img("compare -f raw -F qcow2 thin out");
+    let taken = std::fs::metadata(lab.path("out")).unwrap().blocks() * 512;
+    assert!(taken < (8 * 320 + 512) << 10, "{taken} bytes for 8 times 320 KiB");
+}
+
+#[test]
 fn clusters_of_zeros_are_not_stored_compressed() {
     let lab = Lab::new();
     let seed = rand::rng().random();

@@ -4,7 +4,7 @@
 //! gigabytes is better done where the bytes are looked at: a pool thread reads a block that fits into its
 //! processor's cache, works on it and reads the next.
 
-use rustix::fs::{FsWord, fstatfs};
+use rustix::fs::{FallocateFlags, FsWord, fallocate, fstatfs};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -53,6 +53,21 @@ impl BulkFile {
     /// What the host says.
     pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         self.0.write_all_at(from, offset)
+    }
+
+    /// Gives the `len` bytes from `offset` on, which nobody has written to, their blocks before threads write there,
+    /// where the file system takes less time for all at once than for each page: ext4 does (10 %).
+    pub fn reserve(&self, offset: u64, len: u64) {
+        let useful = self.file_system() == Some(libc::EXT4_SUPER_MAGIC);
+        if useful && fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len).is_err() {
+            // A disk that is nearly full has room for what is written.
+            self.punch(offset, len);
+        }
+    }
+
+    /// Makes a hole of bytes that nobody needs, if the file system can.
+    pub fn punch(&self, offset: u64, len: u64) {
+        let _ = fallocate(&self.0, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len);
     }
 
     /// Copies `len` bytes from `offset` on to `place` of another file, by copy_file_range(2) where the file system can:

@@ -132,8 +132,12 @@ impl Copy<'_> {
 
     /// Gives back what nobody took.
     pub(super) fn give_back_spare(&self) {
-        if let Some(source) = self.filling.and_then(|filling| filling.new_room()) {
-            self.spare.0.take().into_iter().for_each(|room| source.give_back(room));
+        let Some(source) = self.filling.and_then(|filling| filling.new_room()) else { return };
+        for room in self.spare.0.take() {
+            if room.untouched {
+                room.file.punch(room.offset, room.len);
+            }
+            source.give_back(room);
         }
     }
 

@@ -142,6 +142,9 @@ impl Job {
         // The rest of the last grain is behind the end of the disk.
         bytes[end..room].fill(0);
         let runs = find_runs(&bytes[..end], self.position + start, self.sparse);
+        if start == 0 && runs.iter().all(|(_, data)| *data) {
+            self.reserve();
+        }
         let done = match &self.rooms {
             Rooms::InPlace(rooms) => self.write_in_place(rooms, start, &bytes, &runs),
             Rooms::New(_) => self.write_grains(start, &bytes[..room], len, &runs),
@@ -149,6 +152,16 @@ impl Job {
         self.zeros.extend(done?);
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// What begins with data goes on with it, as a rule: all of its new room gets blocks in one go. Zeros that come later
+    /// have some too then, unless they are whole grains: others use those.
+    fn reserve(&self) {
+        if let Rooms::New(rooms) = &self.rooms {
+            for room in rooms.iter().filter(|room| room.untouched) {
+                room.file.reserve(room.offset, room.len);
+            }
+        }
     }
 
     /// Data goes where the disk has its place. Returns what is zero.

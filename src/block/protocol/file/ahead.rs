@@ -8,7 +8,8 @@
 //! An image that takes cluster after cluster makes its file longer with each write, and the file system looks for a
 //! block, counts it and notes it each time. ext4 takes 10 to 20 per cent less time for 64 KiB where the blocks are there
 //! already, and as much less for two threads that write behind the end where the end is behind them. What is
-//! left out of what threads write stays a hole: they get no blocks. Other file systems do the same of themselves (XFS),
+//! left out of what threads write stays a hole: blocks they get of themselves, where they know to need them
+//! ([`BulkFile::reserve`](crate::block::aio::BulkFile::reserve)). Other file systems do the same of themselves (XFS),
 //! or would lose by it (btrfs no longer compresses what it has reserved).
 //!
 //! What was not needed goes back: length at a flush, blocks when the file is closed. A process that is killed leaves at
@@ -32,22 +33,29 @@ pub(super) struct Ahead {
     /// Where its blocks and its length end on the host; 0 if that was never ahead.
     blocks: Cell<u64>,
     length: Cell<u64>,
-    /// The file system is one that it is good for, and has room.
-    useful: Cell<bool>,
+    /// The file system is one that it is good for, and has room; `None` until somebody asks.
+    useful: Cell<Option<bool>>,
 }
 
 impl Ahead {
-    pub(super) fn new(fd: &OwnedFd) -> Ahead {
-        let useful = fstatfs(fd).is_ok_and(|host| host.f_type == libc::EXT4_SUPER_MAGIC);
+    pub(super) fn new() -> Ahead {
         let none = || Cell::new(0);
-        Ahead { grown: none(), blocks: none(), length: none(), useful: Cell::new(useful) }
+        Ahead { grown: none(), blocks: none(), length: none(), useful: Cell::new(None) }
     }
 
-    /// How much more than to `end` a file grows on the host, one of `size` bytes: as much as it grew so far.
-    fn more(&self, size: u64, end: u64) -> Option<u64> {
+    /// How much more than to `end` the file `fd` grows on the host, one of `size` bytes: as much as it grew so far.
+    fn more(&self, fd: &OwnedFd, size: u64, end: u64) -> Option<u64> {
         let grown = self.grown.get() + end.saturating_sub(size);
         self.grown.set(grown);
-        (end > size && grown >= LEAST && self.useful.get()).then(|| grown.min(MOST))
+        (end > size && grown >= LEAST && self.is_useful(fd)).then(|| grown.min(MOST))
+    }
+
+    fn is_useful(&self, fd: &OwnedFd) -> bool {
+        let useful = self.useful.get();
+        let useful =
+            useful.unwrap_or_else(|| fstatfs(fd).is_ok_and(|host| host.f_type == libc::EXT4_SUPER_MAGIC));
+        self.useful.set(Some(useful));
+        useful
     }
 }
 
@@ -55,20 +63,22 @@ impl FileDriver {
     /// The file is about to grow to `end` without a gap, which might be meant to stay a hole.
     pub(super) fn allocate_ahead(&self, end: u64) {
         let size = self.size.get();
-        if let Some(more) = self.ahead.more(size, end).filter(|_| end > self.ahead.blocks.get()) {
+        if let Some(more) =
+            self.ahead.more(self.file.fd(), size, end).filter(|_| end > self.ahead.blocks.get())
+        {
             let done = fallocate(self.file.fd(), FallocateFlags::KEEP_SIZE, size, end - size + more);
             // Whether there is room for what is written, the write itself finds out.
-            self.ahead.useful.set(done.is_ok());
+            self.ahead.useful.set(Some(done.is_ok()));
             self.ahead.blocks.set(end + more);
         }
     }
 
     /// Threads are about to let the file grow to `end`.
     pub(super) fn lengthen_ahead(&self, end: u64) {
-        let more = self.ahead.more(self.size.get(), end);
+        let more = self.ahead.more(self.file.fd(), self.size.get(), end);
         if let Some(more) = more.filter(|_| end > self.ahead.length.get()) {
             let done = set_len(self.file.fd(), end + more);
-            self.ahead.useful.set(done.is_ok());
+            self.ahead.useful.set(Some(done.is_ok()));
             self.ahead.length.set(end + more);
         }
     }
@@ -78,17 +88,19 @@ impl FileDriver {
     /// # Errors
     /// What the host says; the file may be longer than it should be then.
     pub(super) fn shorten(&self) -> io::Result<()> {
-        match self.ahead.length.take() > self.size.get() {
-            true => set_len(self.file.fd(), self.size.get()),
-            false => Ok(()),
-        }
+        self.cut_off(self.ahead.length.take())
     }
 
-    /// Gives back all that is left.
+    /// Gives back all that is left. Where that fails it stays for the next growth.
     pub(super) fn give_back_ahead(&self) {
-        if self.ahead.blocks.take().max(self.ahead.length.take()) > self.size.get() {
-            // Blocks behind the end of a file go when its length is set. Where that fails they stay for the next growth.
-            let _ = set_len(self.file.fd(), self.size.get());
+        let _ = self.cut_off(self.ahead.blocks.take().max(self.ahead.length.take()));
+    }
+
+    /// Gives back what the file has up to `end` and does not need: blocks go too when its length is set.
+    fn cut_off(&self, end: u64) -> io::Result<()> {
+        match end > self.size.get() {
+            true => set_len(self.file.fd(), self.size.get()),
+            false => Ok(()),
         }
     }
 }

@@ -148,7 +148,7 @@ impl FileDriver {
         };
         let fd = OwnedFd::from(file);
         Ok(FileDriver {
-            ahead: Ahead::new(&fd),
+            ahead: Ahead::new(),
             file: HostFile::new(engine, fd, options.cache.direct),
             filename: filename.to_owned(),
             size: Cell::new(size),
