@@ -171,11 +171,8 @@ impl Folder {
     fn run(&self, case: &Case, tool: &[&str]) -> Run {
         let _ = std::fs::remove_file(self.path(case.output));
         case.prepare.iter().for_each(|line| self.qemu_img(line));
-        if !case.prepare.is_empty() {
-            // Who flushes pays for what it wrote itself.
-            // SAFETY: takes nothing and cannot fail.
-            unsafe { libc::sync() };
-        }
+        // Who writes pays for what it wrote itself.
+        rustix::fs::sync();
         let cost = cost(tool, case.line, &self.0, case.times);
         Run { cost, output: space(&self.path(case.output)) }
     }

@@ -142,6 +142,8 @@ impl Folder {
             let _ = std::fs::remove_file(self.0.join(name));
         }
         std::fs::File::create(self.0.join("target.raw")).unwrap().set_len(size).unwrap();
+        // Who writes pays for what it wrote itself.
+        rustix::fs::sync();
         let server = self.serve(run.server);
         let start = Instant::now();
         assert!(self.command(run.client).status().unwrap().success(), "{:?}", run.client);
