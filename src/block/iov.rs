@@ -172,26 +172,61 @@ impl std::fmt::Debug for Iov {
     }
 }
 
-/// Memory of our own, zeroed and aligned to [`BUFFER_ALIGN`] bytes.
-pub struct Buffer(Rc<Memory>);
-
-struct Memory {
+/// Memory of one thread at a time, aligned to [`BUFFER_ALIGN`] bytes: what a processor copies between it and the page
+/// cache it copies half as fast again as where it is not aligned, as long vectors are not.
+pub struct AlignedBytes {
     base: NonNull<u8>,
     layout: Layout,
 }
 
-impl Buffer {
+// SAFETY: the memory belongs to it alone.
+unsafe impl Send for AlignedBytes {}
+
+impl AlignedBytes {
     /// `len` zero bytes.
-    pub fn new(len: usize) -> Buffer {
+    pub fn new(len: usize) -> AlignedBytes {
         // At least one byte: a zero-sized allocation has no address.
         let Ok(layout) = Layout::from_size_align(len.max(1), BUFFER_ALIGN) else {
             handle_alloc_error(Layout::new::<u8>())
         };
         // SAFETY: the size is not zero.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {
-            Some(base) => Buffer(Rc::new(Memory { base, layout })),
+            Some(base) => AlignedBytes { base, layout },
             None => handle_alloc_error(layout),
         }
+    }
+
+    /// The first `len` bytes, of new memory where there are fewer. What they hold is left from before.
+    pub fn first(&mut self, len: usize) -> &mut [u8] {
+        if len > self.layout.size() {
+            *self = AlignedBytes::new(len);
+        }
+        // SAFETY: base and size are the allocation's, all of it was written, and nobody else refers to it.
+        let all = unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.layout.size()) };
+        &mut all[..len]
+    }
+}
+
+impl Default for AlignedBytes {
+    fn default() -> AlignedBytes {
+        AlignedBytes::new(0)
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, freed once.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+/// Memory of our own for requests, zeroed and aligned to [`BUFFER_ALIGN`] bytes.
+pub struct Buffer(Rc<AlignedBytes>);
+
+impl Buffer {
+    /// `len` zero bytes.
+    pub fn new(len: usize) -> Buffer {
+        Buffer(Rc::new(AlignedBytes::new(len)))
     }
 
     /// A copy of `bytes`.
@@ -208,6 +243,11 @@ impl Buffer {
         self.0.layout.size()
     }
 
+    /// The memory, unless a list over it is still about (a request in flight).
+    pub fn into_bytes(self) -> Option<AlignedBytes> {
+        Rc::into_inner(self.0)
+    }
+
     /// The first `len` bytes as a list.
     pub fn iov(&self, len: usize) -> Iov {
         let len = len.min(self.len());
@@ -218,16 +258,15 @@ impl Buffer {
 
     /// The bytes, unless a list over them is still about (a request in flight).
     pub fn bytes(&mut self) -> Option<&mut [u8]> {
-        let memory = Rc::get_mut(&mut self.0)?;
-        // SAFETY: the `Rc` is the only one, so no list points here; base and size are the allocation's.
-        Some(unsafe { std::slice::from_raw_parts_mut(memory.base.as_ptr(), memory.layout.size()) })
+        let len = self.len();
+        // The `Rc` is the only one, so no list points here.
+        Rc::get_mut(&mut self.0).map(|memory| memory.first(len))
     }
 }
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, freed once.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+impl From<AlignedBytes> for Buffer {
+    fn from(bytes: AlignedBytes) -> Buffer {
+        Buffer(Rc::new(bytes))
     }
 }
 
@@ -270,6 +309,21 @@ mod tests {
         let other = Iov::concat(&[Buffer::new(4).iov(4), Buffer::new(4).iov(4)]);
         other.copy_from_iov(2, &all.slice(1, 5));
         assert_eq!(other.to_vec(), b"\0\0abcdx\0");
+    }
+
+    #[test]
+    fn memory_grows_and_changes_hands() {
+        let mut bytes = AlignedBytes::default();
+        bytes.first(3).copy_from_slice(b"abc");
+        assert_eq!(bytes.first(2), b"ab");
+        assert_eq!(bytes.first(10_000), [0; 10_000]);
+        assert!(bytes.first(1).as_ptr().addr().is_multiple_of(BUFFER_ALIGN));
+        bytes.first(3).copy_from_slice(b"def");
+        let buffer = Buffer::from(bytes);
+        let iov = buffer.iov(3);
+        assert_eq!(iov.to_vec(), b"def");
+        assert!(buffer.into_bytes().is_none(), "a request may be in flight");
+        assert!(Buffer::new(1).into_bytes().is_some());
     }
 
     #[test]

@@ -40,4 +40,4 @@ pub mod tls;
 pub mod trace;
 
 pub use error::{Error, Kind, Result};
-pub use iov::{Buffer, Iov};
+pub use iov::{AlignedBytes, Buffer, Iov};

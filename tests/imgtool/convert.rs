@@ -121,13 +121,35 @@ fn zeros_are_left_out_where_they_are_as_long_as_was_asked_for() {
 fn an_image_takes_no_more_of_the_disk_than_its_data() {
     let lab = Lab::new();
     let mut bytes = vec![0; 16 << 20];
-    // What is data at first gets its place as a whole.
+    // Long runs of data get their places as a whole.
     bytes.chunks_mut(2 << 20).for_each(|part| part[..300 << 10].fill(1));
-    lab.write("thin", &bytes);
-    assert!(lab.ours("convert -f raw -O qcow2 thin out").status.success());
-    lab.qemu_img("compare -f raw -F qcow2 thin out");
-    let taken = std::fs::metadata(lab.path("out")).unwrap().blocks() * 512;
-    assert!(taken < (8 * 320 + 512) << 10, "{taken} bytes for 8 times 320 KiB");
+    lab.write("raw", &bytes).qemu_img("convert -c -f raw -O qcow2 raw qcow2");
+    for (source, target) in [("raw", "raw"), ("raw", "qcow2"), ("qcow2", "raw"), ("qcow2", "qcow2")] {
+        assert!(lab.ours(&format!("convert -f {source} -O {target} {source} out")).status.success());
+        lab.qemu_img(&format!("compare -f raw -F {target} raw out"));
+        let (grain, tables) = if target == "raw" { (300, 64) } else { (320, 512) };
+        let taken = std::fs::metadata(lab.path("out")).unwrap().blocks() * 512;
+        assert!(taken <= (8 * grain + tables) << 10, "{source} to {target}: {taken} bytes");
+    }
+    assert!(lab.ours("convert -O raw -o preallocation=falloc -f raw raw out").status.success());
+    assert!(std::fs::metadata(lab.path("out")).unwrap().blocks() * 512 >= 16 << 20, "all of it was wanted");
+}
+
+#[test]
+fn what_cannot_be_decompressed_is_zeros_where_that_is_wanted() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q raw 4M").qemu_io("raw", "raw", &["write -P 5 0 1M", "write -P 6 2M 100k"]);
+    lab.qemu_img("convert -f raw -c -O qcow2 raw packed");
+    // The first compressed cluster, behind five of metadata: deflate has no blocks of this kind.
+    lab.patched("packed", "broken", |bytes| bytes[5 << 16] = 0xff);
+    for format in ["raw", "qcow2"] {
+        let line = format!("convert --salvage -q -f qcow2 -O {format} broken");
+        lab.qemu_img(&format!("{line} real"));
+        assert!(lab.ours(&format!("{line} ours")).status.success());
+        lab.qemu_img(&format!("compare -f {format} -F {format} real ours"));
+        assert!(!lab.ours(&format!("convert -f qcow2 -O {format} broken none")).status.success());
+        assert!(!lab.path("none").exists());
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::SECTOR;
 use super::place::{Extent, Place};
 use crate::block::aio::Engine;
 use crate::block::graph::Node;
-use crate::block::{Buffer, Error};
+use crate::block::{AlignedBytes, Buffer, Error};
 use futures_util::future::join;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::future::Future;
@@ -201,14 +201,15 @@ impl Task {
 
 /// How far into `len` bytes of both places the first difference is. Blocks.
 fn compare_places(places: &[Place; 2], len: usize) -> Result<Option<usize>, (usize, Error)> {
-    let mut buffers = [vec![0; BLOCK.min(len)], vec![0; BLOCK.min(len)]];
+    let mut buffers = [AlignedBytes::new(BLOCK.min(len)), AlignedBytes::new(BLOCK.min(len))];
     for at in (0..len).step_by(BLOCK) {
         let part = BLOCK.min(len - at);
         for (image, (place, buffer)) in places.iter().zip(&mut buffers).enumerate() {
-            let read = place.read(at as u64, &mut buffer[..part]);
+            let read = place.read(at as u64, buffer.first(part));
             read.map_err(|error| (image, Error::from_io(error)))?;
         }
-        if let Some(distance) = first_difference(&buffers[0][..part], &buffers[1][..part]) {
+        let [one, other] = &mut buffers;
+        if let Some(distance) = first_difference(one.first(part), other.first(part)) {
             return Ok(Some(at + distance));
         }
     }

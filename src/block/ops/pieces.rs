@@ -7,7 +7,7 @@
 //! Memory is bounded by [`WORKERS`] buffers.
 
 use crate::block::aio::Engine;
-use crate::block::{Buffer, Error, Iov, Kind, Result};
+use crate::block::{AlignedBytes, Buffer, Error, Iov, Kind, Result};
 use async_lock::Mutex;
 use futures_util::future::join_all;
 use std::cell::Cell;
@@ -60,24 +60,29 @@ pub(super) async fn in_flight<P: Pieces>(
 
 /// A worker's buffer, as large as its largest piece was.
 #[derive(Default)]
-pub(super) struct Scratch {
-    buffer: Option<Buffer>,
-    len: usize,
-}
+pub(super) struct Scratch(Option<Buffer>);
 
 impl Scratch {
     /// The first `len` bytes. What they hold is left from the last piece.
     pub(super) fn iov(&mut self, len: usize) -> Iov {
-        if len > self.len {
-            (self.buffer, self.len) = (None, len);
-        }
-        self.buffer.get_or_insert_with(|| Buffer::new(len)).iov(len)
+        self.0.take_if(|buffer| buffer.len() < len);
+        self.0.get_or_insert_with(|| Buffer::new(len)).iov(len)
     }
 
     /// The bytes that were read, when no [`Iov`] of them is about any more.
     pub(super) fn bytes(&mut self) -> Result<&[u8]> {
-        let bytes = self.buffer.as_mut().and_then(Buffer::bytes);
+        let bytes = self.0.as_mut().and_then(Buffer::bytes);
         bytes.map(|bytes| &*bytes).ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
+    }
+
+    /// The memory, for another thread, when no [`Iov`] of it is about any more.
+    pub(super) fn take(&mut self) -> AlignedBytes {
+        self.0.take().and_then(Buffer::into_bytes).unwrap_or_default()
+    }
+
+    /// Memory for the next piece.
+    pub(super) fn put(&mut self, bytes: AlignedBytes) {
+        self.0 = Some(bytes.into());
     }
 }
 

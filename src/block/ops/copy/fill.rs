@@ -1,20 +1,24 @@
-//! Pieces whose bytes stand in a host file: threads of the pool move them, and here is taken and shown what they fill.
+//! Pieces that go to a host file: threads of the pool move them, and here is taken and shown what they fill.
 //!
 //! ```text
 //!   source   | data |0 0| data |0|          read a block, look for zeros
 //!   room     | data | data |  left |        what is data goes to the next grains; what is left, others take
 //! ```
 
+use super::super::pieces::Scratch;
 use super::super::place::Place;
 use super::Copy;
 use super::job::{Broken, Job, Moved, Rooms, split_off};
 use super::plan::{Piece, failed, piece_len};
 use super::runs::{data_grains, find_runs, gaps};
-use super::through::Memory;
 use crate::block::graph::filling::{NewRoom, Packer, Room};
 use crate::block::{Buffer, Result};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+
+/// What a thread reads before it writes, in bytes: it stays in its processor's cache, and the file system finds blocks
+/// for all of it at once.
+const BLOCK: u64 = 512 << 10;
 
 /// Room that was taken and not used.
 #[derive(Default)]
@@ -47,70 +51,74 @@ impl Copy<'_> {
     pub(super) async fn overwrite(
         &self,
         piece: &Piece,
-        place: Place,
         grain: u64,
-        rooms: Vec<Room>,
-        memory: &mut Memory,
+        mut rooms: Vec<Room>,
+        scratch: &mut Scratch,
     ) -> Result<()> {
-        match self.run(self.job(piece, place, grain, Rooms::InPlace(rooms), memory)).await {
-            Ok(job) => {
-                let done = self.zero_all(piece, &job).await;
-                memory.bytes = job.bytes;
-                done
-            }
-            Err(broken) => self.go_on_after(broken, piece, memory).await,
+        rooms.iter_mut().for_each(|room| room.untouched |= self.options.target_is_new);
+        if let Some(job) = self.run(piece, grain, Rooms::InPlace(rooms), scratch).await? {
+            self.zero_all(piece, &job).await?;
+            scratch.put(job.bytes);
         }
+        Ok(())
     }
 
     /// Lets a thread of the pool move a piece into `rooms`, new ones from `source`.
     pub(super) async fn fill(
         &self,
         piece: &Piece,
-        place: Place,
         source: &dyn NewRoom,
         rooms: VecDeque<Room>,
-        memory: &mut Memory,
+        scratch: &mut Scratch,
     ) -> Result<()> {
-        match self.run(self.job(piece, place, source.grain(), Rooms::New(rooms.clone()), memory)).await {
-            Ok(job) => {
+        match self.run(piece, source.grain(), Rooms::New(rooms.clone()), scratch).await {
+            Ok(Some(job)) => {
                 let done = self.show(piece, source, &job).await;
-                memory.bytes = job.bytes;
+                scratch.put(job.bytes);
                 job.rooms.into_new().for_each(|room| self.spare.keep(Some(room)));
                 done
             }
-            Err(broken) => {
+            salvaged_or_failed => {
                 rooms.into_iter().for_each(|room| source.give_back(room));
-                self.go_on_after(broken, piece, memory).await
+                salvaged_or_failed.map(drop)
             }
         }
     }
 
-    fn job(&self, piece: &Piece, source: Place, grain: u64, rooms: Rooms, memory: &mut Memory) -> Job {
-        Job {
-            source,
+    /// Lets a thread of the pool move a piece; `None` if it could not be read in one go and was salvaged. What only a
+    /// driver can read is read here.
+    async fn run(
+        &self,
+        piece: &Piece,
+        grain: u64,
+        rooms: Rooms,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Job>> {
+        if piece.place.is_none() {
+            self.read_bytes(piece, piece.len.next_multiple_of(grain), scratch).await?;
+        }
+        let job = Job {
+            source: piece.place.clone(),
             len: piece.len,
             position: piece.to,
-            block: piece_len(self.options, grain),
+            block: piece_len(self.options, grain).max(BLOCK),
             sparse: self.options.shortest_zeros(grain),
             offload: self.offload,
             grain,
             rooms,
             shown: Vec::new(),
             zeros: Vec::new(),
-            bytes: std::mem::take(&mut memory.bytes),
-        }
-    }
-
-    async fn run(&self, job: Job) -> Moved<Job> {
-        let _permit = self.threads.acquire().await;
-        self.engine.offload(move || job.run()).await
-    }
-
-    /// What cannot be read in one go may be salvaged.
-    async fn go_on_after(&self, broken: Broken, piece: &Piece, memory: &mut Memory) -> Result<()> {
-        match broken.reading && self.options.salvage {
-            true => self.copy_through(piece, memory).await,
-            false => Err(broken.told(piece)),
+            bytes: scratch.take(),
+        };
+        let permit = self.threads.acquire().await;
+        let moved = self.engine.offload(move || job.run()).await;
+        drop(permit);
+        match moved {
+            Ok(job) => Ok(Some(job)),
+            Err(broken) if broken.reading && self.options.salvage => {
+                self.copy_through(piece, scratch).await.map(|()| None)
+            }
+            Err(broken) => Err(broken.told(piece)),
         }
     }
 
@@ -132,12 +140,8 @@ impl Copy<'_> {
 
     /// Gives back what nobody took.
     pub(super) fn give_back_spare(&self) {
-        let Some(source) = self.filling.and_then(|filling| filling.new_room()) else { return };
-        for room in self.spare.0.take() {
-            if room.untouched {
-                room.file.punch(room.offset, room.len);
-            }
-            source.give_back(room);
+        if let Some(source) = self.filling.and_then(|filling| filling.new_room()) {
+            self.spare.0.take().into_iter().for_each(|room| source.give_back(room));
         }
     }
 
@@ -148,13 +152,13 @@ impl Copy<'_> {
         place: Place,
         store: &dyn NewRoom,
         packer: Packer,
-        memory: &mut Memory,
+        scratch: &mut Scratch,
     ) -> Result<()> {
-        let mut bytes = std::mem::take(&mut memory.bytes);
+        let mut room = scratch.take();
         let (len, to, grain) = (piece.len as usize, piece.to, store.grain());
         let sparse = self.options.shortest_zeros(grain);
         let job = move || -> Moved<_> {
-            bytes.resize(len.next_multiple_of(grain as usize).max(bytes.len()), 0);
+            let bytes = room.first(len.next_multiple_of(grain as usize));
             place.read(0, &mut bytes[..len]).map_err(|error| Broken { reading: true, at: 0, error })?;
             // What lies behind the end of the disk reads as zeros, should it grow.
             bytes[len..].fill(0);
@@ -162,16 +166,17 @@ impl Copy<'_> {
             let data = data_grains(&runs, grain);
             let grains = data.iter().flat_map(|range| range.clone().step_by(grain as usize));
             let packed = grains.map(|at| (at, packer(&bytes[at as usize..(at + grain) as usize])));
-            Ok((packed.collect::<Vec<_>>(), gaps(&data, len as u64), bytes))
+            Ok((packed.collect::<Vec<_>>(), gaps(&data, len as u64), room))
         };
-        let (packed, zeros, bytes) = match self.engine.offload(job).await {
+        let (packed, zeros, mut room) = match self.engine.offload(job).await {
             Ok(packed) => packed,
-            Err(_) if self.options.salvage => return self.copy_through(piece, memory).await,
+            Err(_) if self.options.salvage => return self.copy_through(piece, scratch).await,
             Err(broken) => return Err(broken.told(piece)),
         };
         if !self.options.out_of_order {
             self.turns.wait(piece.turn).await;
         }
+        let bytes = room.first(len);
         for (start, packed) in packed {
             let (at, end) = (to + start, (start + grain).min(piece.len));
             let done = match packed {
@@ -183,7 +188,7 @@ impl Copy<'_> {
         for zeros in zeros {
             self.zero(to + zeros.start, zeros.end - zeros.start).await?;
         }
-        memory.bytes = bytes;
+        scratch.put(room);
         Ok(())
     }
 

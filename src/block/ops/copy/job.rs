@@ -3,9 +3,9 @@
 use super::super::place::Place;
 use super::plan::{Piece, failed};
 use super::runs::{Run, data_grains, find_runs, gaps};
-use crate::block::Error;
 use crate::block::aio::{BulkFile, CopyError};
 use crate::block::graph::filling::Room;
+use crate::block::{AlignedBytes, Error};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
@@ -67,11 +67,12 @@ impl Rooms {
 
 /// A piece on its way.
 pub(super) struct Job {
-    pub(super) source: Place,
+    /// Where its bytes are; `None` if they were read.
+    pub(super) source: Option<Place>,
     pub(super) len: u64,
     /// Where it goes on the target: runs of zeros are aligned there.
     pub(super) position: u64,
-    /// Bytes that are looked at together.
+    /// Bytes that are looked at together; all that were read.
     pub(super) block: u64,
     pub(super) sparse: u64,
     /// The file system does it.
@@ -80,7 +81,7 @@ pub(super) struct Job {
     pub(super) rooms: Rooms,
     pub(super) shown: Vec<Shown>,
     pub(super) zeros: Vec<Range<u64>>,
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: AlignedBytes,
 }
 
 impl Broken {
@@ -94,7 +95,7 @@ impl Job {
     /// Moves everything. Blocks.
     pub(super) fn run(mut self) -> Moved<Job> {
         match (self.offload, self.source.clone()) {
-            (true, Place::File(file, offset)) => self.copy_all(&file, offset)?,
+            (true, Some(Place::File(file, offset))) => self.copy_all(&file, offset)?,
             _ => {
                 for start in (0..self.len).step_by(self.block as usize) {
                     self.copy_block(start, self.block.min(self.len - start))?;
@@ -134,34 +135,24 @@ impl Job {
     }
 
     fn copy_block(&mut self, start: u64, len: u64) -> Moved<()> {
-        let (source, end) = (self.source.clone(), len as usize);
+        let end = len as usize;
         let room = len.next_multiple_of(self.grain) as usize;
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.resize(room.max(bytes.len()), 0);
-        source.read(start, &mut bytes[..end]).map_err(|error| Broken { reading: true, at: start, error })?;
+        let mut memory = std::mem::take(&mut self.bytes);
+        let bytes = memory.first(room);
+        if let Some(source) = &self.source {
+            let read = source.read(start, &mut bytes[..end]);
+            read.map_err(|error| Broken { reading: true, at: start, error })?;
+        }
         // The rest of the last grain is behind the end of the disk.
         bytes[end..room].fill(0);
         let runs = find_runs(&bytes[..end], self.position + start, self.sparse);
-        if start == 0 && runs.iter().all(|(_, data)| *data) {
-            self.reserve();
-        }
         let done = match &self.rooms {
-            Rooms::InPlace(rooms) => self.write_in_place(rooms, start, &bytes, &runs),
-            Rooms::New(_) => self.write_grains(start, &bytes[..room], len, &runs),
+            Rooms::InPlace(rooms) => self.write_in_place(rooms, start, bytes, &runs),
+            Rooms::New(_) => self.write_grains(start, bytes, len, &runs),
         };
         self.zeros.extend(done?);
-        self.bytes = bytes;
+        self.bytes = memory;
         Ok(())
-    }
-
-    /// What begins with data goes on with it, as a rule: all of its new room gets blocks in one go. Zeros that come later
-    /// have some too then, unless they are whole grains: others use those.
-    fn reserve(&self) {
-        if let Rooms::New(rooms) = &self.rooms {
-            for room in rooms.iter().filter(|room| room.untouched) {
-                room.file.reserve(room.offset, room.len);
-            }
-        }
     }
 
     /// Data goes where the disk has its place. Returns what is zero.
@@ -227,7 +218,11 @@ impl Job {
     }
 
     fn write(&self, room: &Room, at: u64, bytes: &[u8], start: u64) -> Moved<()> {
-        let done = room.file.write(room.offset + at, bytes);
+        let offset = room.offset + at;
+        let done = match room.untouched {
+            true => room.file.write_new(offset, bytes),
+            false => room.file.write(offset, bytes),
+        };
         done.map_err(|error| Broken { reading: false, at: start, error })
     }
 }

@@ -1,13 +1,13 @@
 //! Copying the content of images into another one: holes are never read, runs of zeros never written as data.
 //!
 //! ```text
-//!   sources ─ allocation status ─▶ Plan: pieces ──▶ worker 1 ─┬─ bytes in a host file: a pool thread moves them (fill)
+//!   sources ─ allocation status ─▶ Plan: pieces ──▶ worker 1 ─┬─ to a host file: a pool thread moves them (fill)
 //!                                    (one lock)  └─▶ worker n ─┴─ else: read and write through the nodes (through)
 //! ```
 //!
 //! Each worker owns one buffer, so memory is bounded by workers times the longest piece. Pieces that go through the nodes
 //! are written in order, unless that is not wanted: the target then grows like a file that is written from start to
-//! end. Room in a new image is taken in order too.
+//! end. Room in a new image is taken in order too. What only a driver can read is read through its node in any case.
 
 mod fill;
 mod job;
@@ -20,7 +20,7 @@ pub(super) use plan::piece_len;
 pub(super) use runs::find_runs;
 pub use through::Reports;
 
-use super::pieces::Pace;
+use super::pieces::{Pace, Scratch};
 use super::place::Place;
 use super::{SECTOR, cluster_size};
 use crate::block::aio::Engine;
@@ -37,6 +37,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::thread::available_parallelism;
 use turns::Turns;
+
+/// Shortest piece that another thread writes when it has been read here, in bytes.
+const SHORT: u64 = 64 << 10;
 
 /// Which layers of a source are copied.
 #[derive(Clone, Debug, Default)]
@@ -200,19 +203,19 @@ struct Copy<'a> {
 enum Way<'a> {
     /// Through the nodes.
     Through,
-    /// A pool thread copies it to where the target, with grains of so many bytes, has it.
-    Overwrite(Place, u64, Vec<Room>),
-    /// A pool thread copies it into this new room.
-    Fill(Place, &'a dyn NewRoom, VecDeque<Room>),
+    /// A pool thread moves it to where the target, with grains of so many bytes, has it.
+    Overwrite(u64, Vec<Room>),
+    /// A pool thread moves it into this new room.
+    Fill(&'a dyn NewRoom, VecDeque<Room>),
     /// A pool thread compresses it.
     Pack(Place, &'a dyn NewRoom, Packer),
 }
 
 impl<'a> Copy<'a> {
     async fn work(&self) {
-        let mut memory = through::Memory::default();
+        let mut scratch = Scratch::default();
         while let Some((piece, way)) = self.next().await {
-            let done = self.copy_piece(&piece, way, &mut memory).await;
+            let done = self.copy_piece(&piece, way, &mut scratch).await;
             done.unwrap_or_else(|error| self.fail(error));
             // Whatever came of it, others wait for their turn.
             self.turns.finish(piece.turn);
@@ -256,45 +259,45 @@ impl<'a> Copy<'a> {
     }
 
     async fn way(&self, piece: &Piece) -> Result<Way<'a>> {
-        let (Some(filling), Some(place)) = (self.filling, &piece.place) else { return Ok(Way::Through) };
+        let Some(filling) = self.filling.filter(|_| piece.content == Content::Data) else {
+            return Ok(Way::Through);
+        };
         let end = piece.to + piece.len;
         let whole = piece.to.is_multiple_of(filling.grain())
             && (end.is_multiple_of(filling.grain()) || end == self.target.size());
-        match &self.packer {
-            Some((packer, store)) if whole => Ok(Way::Pack(place.clone(), *store, packer.clone())),
+        match (&self.packer, &piece.place) {
+            (Some((packer, store)), Some(place)) if whole => {
+                Ok(Way::Pack(place.clone(), *store, packer.clone()))
+            }
             _ if self.options.compress => Ok(Way::Through),
+            // Another thread takes longer to begin than it takes to write so little.
+            (_, None) if piece.len < SHORT => Ok(Way::Through),
             _ => {
-                let way = self.way_by_thread(filling, piece, place, whole).await;
+                let way = self.way_by_thread(filling, piece, whole).await;
                 way.map_err(|error| failed("writing", piece.to, error))
             }
         }
     }
 
-    /// How a pool thread can copy a piece that stands at `place`; `whole` if it is made of whole grains. Room is taken
-    /// in the order of the pieces, so that a new image has its clusters in the order of the disk.
-    async fn way_by_thread(
-        &self,
-        filling: &'a dyn Filling,
-        piece: &Piece,
-        place: &Place,
-        whole: bool,
-    ) -> Result<Way<'a>> {
+    /// How a pool thread can move a piece; `whole` if it is made of whole grains. Room is taken in the order of the
+    /// pieces, so that a new image has its clusters in the order of the disk.
+    async fn way_by_thread(&self, filling: &'a dyn Filling, piece: &Piece, whole: bool) -> Result<Way<'a>> {
         match (filling.held(piece.to, piece.len).await?, filling.new_room()) {
-            (Held::Own(rooms), _) => Ok(Way::Overwrite(place.clone(), filling.grain(), rooms)),
+            (Held::Own(rooms), _) => Ok(Way::Overwrite(filling.grain(), rooms)),
             (Held::Nothing, Some(source)) if whole => {
                 let rooms = self.spare.take(source, piece.len).await?;
-                Ok(Way::Fill(place.clone(), source, rooms))
+                Ok(Way::Fill(source, rooms))
             }
             _ => Ok(Way::Through),
         }
     }
 
-    async fn copy_piece(&self, piece: &Piece, way: Way<'a>, memory: &mut through::Memory) -> Result<()> {
+    async fn copy_piece(&self, piece: &Piece, way: Way<'a>, scratch: &mut Scratch) -> Result<()> {
         match way {
-            Way::Through => self.copy_through(piece, memory).await,
-            Way::Overwrite(place, grain, rooms) => self.overwrite(piece, place, grain, rooms, memory).await,
-            Way::Fill(place, source, rooms) => self.fill(piece, place, source, rooms, memory).await,
-            Way::Pack(place, store, packer) => self.pack(piece, place, store, packer, memory).await,
+            Way::Through => self.copy_through(piece, scratch).await,
+            Way::Overwrite(grain, rooms) => self.overwrite(piece, grain, rooms, scratch).await,
+            Way::Fill(source, rooms) => self.fill(piece, source, rooms, scratch).await,
+            Way::Pack(place, store, packer) => self.pack(piece, place, store, packer, scratch).await,
         }
     }
 }

@@ -15,21 +15,12 @@ pub struct Reports<'a> {
     pub warn: &'a dyn Fn(&str, u64, &Error),
 }
 
-/// What a worker keeps from piece to piece.
-#[derive(Default)]
-pub(super) struct Memory {
-    /// For requests.
-    scratch: Scratch,
-    /// For threads of the pool.
-    pub(super) bytes: Vec<u8>,
-}
-
 impl Copy<'_> {
-    pub(super) async fn copy_through(&self, piece: &Piece, memory: &mut Memory) -> Result<()> {
+    pub(super) async fn copy_through(&self, piece: &Piece, scratch: &mut Scratch) -> Result<()> {
         let runs = match piece.content {
             Content::Backing => return Ok(()),
             Content::Zero => vec![(0..piece.len, false)],
-            Content::Data => self.read(piece, memory).await?,
+            Content::Data => self.read(piece, scratch).await?,
         };
         // Who compresses does so as part of the write: all at once then.
         if !(self.options.out_of_order || self.options.compress) {
@@ -39,7 +30,7 @@ impl Copy<'_> {
             let (at, len) = (piece.to + run.start, run.end - run.start);
             if data {
                 // The piece fits into memory, so its parts do.
-                let iov = memory.scratch.iov(piece.len as usize).slice(run.start as usize, len as usize);
+                let iov = scratch.iov(piece.len as usize).slice(run.start as usize, len as usize);
                 self.write(at, &iov).await.map_err(|error| failed("writing", at, error))?;
             } else {
                 self.zero(at, len).await?;
@@ -84,20 +75,25 @@ impl Copy<'_> {
     }
 
     /// Reads a piece and finds its runs of zeros.
-    async fn read(&self, piece: &Piece, memory: &mut Memory) -> Result<Vec<Run>> {
-        let iov = memory.scratch.iov(piece.len as usize);
+    async fn read(&self, piece: &Piece, scratch: &mut Scratch) -> Result<Vec<Run>> {
+        self.read_bytes(piece, piece.len, scratch).await?;
+        let bytes = &scratch.bytes()?[..piece.len as usize];
+        Ok(find_runs(bytes, piece.to, self.options.shortest_zeros(self.grain)))
+    }
+
+    /// Reads a piece into memory of `room` bytes.
+    pub(super) async fn read_bytes(&self, piece: &Piece, room: u64, scratch: &mut Scratch) -> Result<()> {
+        let iov = scratch.iov(room as usize).slice(0, piece.len as usize);
         let done = piece.source.read(piece.from, &iov).await;
         match done {
             Err(_) if self.options.salvage => {
                 // In the order of the disk, as they are told.
                 self.turns.wait(piece.turn).await;
                 self.read_sectors(piece, &iov).await;
+                Ok(())
             }
-            done => done.map_err(|error| failed("reading", piece.from, error))?,
+            done => done.map_err(|error| failed("reading", piece.from, error)),
         }
-        drop(iov);
-        let bytes = &memory.scratch.bytes()?[..piece.len as usize];
-        Ok(find_runs(bytes, piece.to, self.options.shortest_zeros(self.grain)))
     }
 
     /// Reads sector by sector; those that cannot be read are zeros.

@@ -9,7 +9,7 @@
 //! block, counts it and notes it each time. ext4 takes 10 to 20 per cent less time for 64 KiB where the blocks are there
 //! already, and as much less for two threads that write behind the end where the end is behind them. What is
 //! left out of what threads write stays a hole: blocks they get of themselves, where they know to need them
-//! ([`BulkFile::reserve`](crate::block::aio::BulkFile::reserve)). Other file systems do the same of themselves (XFS),
+//! ([`BulkFile::write_new`](crate::block::aio::BulkFile::write_new)). Other file systems do the same of themselves (XFS),
 //! or would lose by it (btrfs no longer compresses what it has reserved).
 //!
 //! What was not needed goes back: length at a flush, blocks when the file is closed. A process that is killed leaves at
