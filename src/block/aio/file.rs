@@ -126,7 +126,7 @@ impl HostFile {
     /// Whether a write of `len` bytes is done at once. While the reactor has one, the next would wait for the
     /// file's lock.
     fn writes_inline(&self, len: usize) -> bool {
-        let alone = || self.handed_out.get() == 0 && !self.engine.executor.has_ready();
+        let alone = || self.handed_out.get() == 0 && self.engine.is_idle();
         let writes_only = || len <= MIDDLE_WRITE && !self.engine.has_read(len);
         !self.direct && (len <= SHORT_WRITE || len <= INLINE_WRITE && (writes_only() || alone()))
     }

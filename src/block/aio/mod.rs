@@ -242,10 +242,19 @@ impl Engine {
         result.await
     }
 
+    /// Whether no other task of this thread could use its time now.
+    pub fn is_idle(&self) -> bool {
+        !self.executor.has_ready()
+    }
+
     /// Runs `work` on another thread: for work that only burns CPU. As many run at a time as there are processors.
     pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (job, result) = pool::job(work);
         self.computing.borrow_mut().push(job);
+        // A thread that has nothing to do does not wait until all tasks here have been polled.
+        if pool::COMPUTING.has_idle() {
+            pool::COMPUTING.submit(&mut self.computing.borrow_mut());
+        }
         result.await
     }
 

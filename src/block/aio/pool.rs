@@ -104,6 +104,12 @@ impl Pool {
         (0..wanted).for_each(|_| self.ready.notify_one());
     }
 
+    /// Whether a thread waits for work, and will not be woken for what is there.
+    pub(super) fn has_idle(&self) -> bool {
+        let state = lock(&self.state);
+        state.idle > state.jobs.len()
+    }
+
     fn work(&self) {
         let mut state = lock(&self.state);
         loop {

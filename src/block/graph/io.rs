@@ -5,7 +5,7 @@
 
 use super::event::Event;
 use super::node::Node;
-use crate::block::{Buffer, Error, Iov, Kind, Result};
+use crate::block::{AlignedBytes, Buffer, Error, Iov, Kind, Result};
 use std::ops::Range;
 use tracing::trace;
 
@@ -28,6 +28,13 @@ impl Node {
         let iov = buffer.iov(len);
         self.read(offset, &iov).await?;
         Ok(iov.to_vec())
+    }
+
+    /// As [`Node::read_bytes`], for another thread; the memory is no copy.
+    pub async fn read_memory(&self, offset: u64, len: usize) -> Result<AlignedBytes> {
+        let buffer = Buffer::new(len);
+        self.read(offset, &buffer.iov(len)).await?;
+        buffer.into_bytes().ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
     }
 
     /// Writes `from.len()` bytes.

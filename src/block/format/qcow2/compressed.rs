@@ -166,15 +166,16 @@ impl Qcow2 {
     async fn decompress(&self, clusters: Vec<Compressed>, single: bool) -> Result<Vec<u8>> {
         let start = clusters.first().map_or(0, |data| data.offset.0);
         let end = clusters.iter().map(|data| data.offset.0 + data.len).max().unwrap_or(start);
+        let len = (end - start) as usize;
         self.file.debug_event(Event::ReadCompressed);
-        let packed = self.file.read_bytes(start, (end - start) as usize).await?;
+        let mut packed = self.file.read_memory(start, len).await?;
         let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
-        let alone = single && self.users.is_single();
+        let alone = single && self.users.is_single() && self.engine.is_idle();
         let inline = clusters.len() * size <= if alone { INLINE_ALONE } else { INLINE };
         let mut out = self.decompressed.spare.borrow_mut().pop().unwrap_or_default();
         out.resize(clusters.len() * size, 0);
         let work = move || {
-            decompress_all(codec, &packed, start, &clusters, out.chunks_exact_mut(size))?;
+            decompress_all(codec, packed.first(len), start, &clusters, out.chunks_exact_mut(size))?;
             Ok(out)
         };
         if inline { work() } else { self.engine.compute(work).await }
