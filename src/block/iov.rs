@@ -4,6 +4,7 @@
 //! split, and it never becomes a `&[u8]`: the guest, the kernel and a second request may change the bytes at
 //! any time, so every access copies.
 
+use crate::block::{Error, Kind, Result};
 use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::any::Any;
@@ -243,9 +244,12 @@ impl Buffer {
         self.0.layout.size()
     }
 
-    /// The memory, unless a list over it is still about (a request in flight).
-    pub fn into_bytes(self) -> Option<AlignedBytes> {
-        Rc::into_inner(self.0)
+    /// The memory, with what a finished request left there.
+    ///
+    /// # Errors
+    /// When a list over it is still about (a request in flight).
+    pub fn into_bytes(self) -> Result<AlignedBytes> {
+        Rc::into_inner(self.0).ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
     }
 
     /// The first `len` bytes as a list.
@@ -322,8 +326,8 @@ mod tests {
         let buffer = Buffer::from(bytes);
         let iov = buffer.iov(3);
         assert_eq!(iov.to_vec(), b"def");
-        assert!(buffer.into_bytes().is_none(), "a request may be in flight");
-        assert!(Buffer::new(1).into_bytes().is_some());
+        assert!(buffer.into_bytes().is_err(), "a request may be in flight");
+        assert!(Buffer::new(1).into_bytes().is_ok());
     }
 
     #[test]

@@ -75,9 +75,9 @@ impl Scratch {
         bytes.map(|bytes| &*bytes).ok_or_else(|| Error::new(Kind::Io, "a finished read holds its buffer"))
     }
 
-    /// The memory, for another thread, when no [`Iov`] of it is about any more.
-    pub(super) fn take(&mut self) -> AlignedBytes {
-        self.0.take().and_then(Buffer::into_bytes).unwrap_or_default()
+    /// The memory with what was read, for another thread, when no [`Iov`] of it is about any more.
+    pub(super) fn take(&mut self) -> Result<AlignedBytes> {
+        self.0.take().map_or_else(|| Ok(AlignedBytes::default()), Buffer::into_bytes)
     }
 
     /// Memory for the next piece.

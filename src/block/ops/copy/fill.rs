@@ -108,7 +108,7 @@ impl Copy<'_> {
             rooms,
             shown: Vec::new(),
             zeros: Vec::new(),
-            bytes: scratch.take(),
+            bytes: scratch.take()?,
         };
         let permit = self.threads.acquire().await;
         let moved = self.engine.offload(move || job.run()).await;
@@ -154,7 +154,7 @@ impl Copy<'_> {
         packer: Packer,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let mut room = scratch.take();
+        let mut room = scratch.take()?;
         let (len, to, grain) = (piece.len as usize, piece.to, store.grain());
         let sparse = self.options.shortest_zeros(grain);
         let job = move || -> Moved<_> {
