@@ -1,29 +1,28 @@
 //! Images that another process has open: refused in the same words, and read when forced.
 
 use crate::harness::Lab;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 /// A process that holds an image; it ends with the value.
 struct Holder(Child);
 
 impl Holder {
-    /// Waits until the real qemu-img is refused.
+    /// Waits until qemu-io answers, which it does when it has the image open. Nobody tries the image meanwhile: whoever
+    /// did could be the one that has it when qemu-io opens it.
     fn new(lab: &Lab, format: &str, name: &str) -> Holder {
-        let child = Command::new("qemu-io")
+        let mut child = Command::new("qemu-io")
             .args(["-f", format, name])
             .current_dir(lab.path(""))
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let holder = Holder(child);
-        let refused = || {
-            let probe =
-                Command::new("qemu-img").args(["info", name]).current_dir(lab.path("")).output().unwrap();
-            !probe.status.success()
-        };
-        while !refused() {}
-        holder
+        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
+        assert!(answer.contains("MiB"), "{answer}");
+        Holder(child)
     }
 }
 

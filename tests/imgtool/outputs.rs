@@ -265,7 +265,9 @@ fn a_complete_image_that_cannot_have_its_name_is_kept() {
     let mut child = tool.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let part = || content(&lab.path("")).into_iter().find(|(name, _)| name.ends_with(".part"));
     child.stdin.as_mut().unwrap().write_all(&[5; 1 << 20]).unwrap();
-    while part().is_none() {}
+    while part().is_none() {
+        assert!(child.try_wait().unwrap().is_none());
+    }
     fs::create_dir(lab.path("out")).unwrap();
     drop(child.stdin.take());
     let done = child.wait_with_output().unwrap();

@@ -124,12 +124,13 @@ fn a_disk_on_an_export_tells_whether_its_server_is_there() {
     let serve = || {
         let socket = place.text("nbd");
         let _ = std::fs::remove_file(&socket);
-        let server =
-            Command::new("qemu-nbd").args(["-t", "-e", "0", "-f", "raw", "-k", &socket, &image]).spawn();
+        let words = ["-t", "-e", "0", "-f", "raw", "-k", &socket, &image];
+        let mut server = Command::new("qemu-nbd").args(words).spawn().unwrap();
         while UnixStream::connect(&socket).is_err() {
+            assert!(server.try_wait().unwrap().is_none());
             std::thread::yield_now();
         }
-        server.unwrap()
+        server
     };
     let mut server = serve();
     let drive =
