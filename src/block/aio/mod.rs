@@ -90,9 +90,8 @@ enum Reactor {
 pub struct Engine {
     executor: Executor,
     reactor: Reactor,
-    /// Work for other threads that the tasks of this turn have queued: what blocks, and what computes.
-    blocking: RefCell<Vec<pool::Job>>,
-    computing: RefCell<Vec<pool::Job>>,
+    /// Work for other threads that the tasks of this turn have queued.
+    offloaded: RefCell<Vec<pool::Job>>,
     inline: Cell<u32>,
     /// Bytes that were read inline and not written yet, as far as one can tell: what copies does both.
     read: Cell<usize>,
@@ -120,8 +119,7 @@ impl Engine {
         Ok(Rc::new(Engine {
             executor,
             reactor,
-            blocking: RefCell::default(),
-            computing: RefCell::default(),
+            offloaded: RefCell::default(),
             inline: Cell::new(0),
             read: Cell::new(0),
             calls: Calls::default(),
@@ -151,8 +149,10 @@ impl Engine {
             if let Some(result) = self.executor.poll_woken(future.as_mut()) {
                 return Ok(result);
             }
-            pool::BLOCKING.submit(&mut self.blocking.borrow_mut());
-            pool::COMPUTING.submit(&mut self.computing.borrow_mut());
+            let offloaded = self.offloaded.take();
+            if !offloaded.is_empty() {
+                pool::BLOCKING.submit(offloaded);
+            }
             let wait = self.executor.prepare_to_wait();
             let turn = match &self.reactor {
                 Reactor::Ring(ring) => ring.turn(wait),
@@ -238,7 +238,7 @@ impl Engine {
     /// Runs `work` on another thread: for work that blocks.
     pub async fn offload<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (job, result) = pool::job(work);
-        self.blocking.borrow_mut().push(job);
+        self.offloaded.borrow_mut().push(job);
         result.await
     }
 
@@ -247,15 +247,16 @@ impl Engine {
         !self.executor.has_ready()
     }
 
-    /// Runs `work` on another thread: for work that only burns CPU. As many run at a time as there are processors.
+    /// Runs `work` on another thread: for work that only burns CPU.
     pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (job, result) = pool::job(work);
-        self.computing.borrow_mut().push(job);
-        // A thread that has nothing to do does not wait until all tasks here have been polled.
-        if pool::COMPUTING.has_idle() {
-            pool::COMPUTING.submit(&mut self.computing.borrow_mut());
-        }
+        pool::COMPUTING.submit([job]);
         result.await
+    }
+
+    /// As [`Engine::compute`], but here while those threads have plenty to do: for short pieces of work, as all tasks wait.
+    pub async fn share<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        if pool::COMPUTING.has_plenty() { work() } else { self.compute(work).await }
     }
 
     /// From now on `listener` hears how far long work of drivers is: how much is done of how much, in bytes of what
@@ -328,7 +329,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::FromRawFd;
-    use std::sync::mpsc;
+    use std::sync::{Arc, Condvar, Mutex, mpsc};
 
     fn engines() -> Vec<Rc<Engine>> {
         vec![Engine::new(Backend::Auto).unwrap(), Engine::new(Backend::Threads).unwrap()]
@@ -377,6 +378,28 @@ mod tests {
             assert_ne!(here, there);
             let there = engine.block_on(engine.compute(|| std::thread::current().id())).unwrap();
             assert_ne!(here, there);
+        }
+    }
+
+    #[test]
+    fn the_own_thread_takes_shared_work_when_the_others_have_plenty() {
+        for engine in engines() {
+            let here = std::thread::current().id();
+            let gate = Arc::new((Mutex::new(false), Condvar::new()));
+            let jobs = (0..1000).map(|_| {
+                let gate = gate.clone();
+                engine.share(move || {
+                    let mine = std::thread::current().id() == here;
+                    let mut open = gate.0.lock().unwrap();
+                    *open |= mine;
+                    gate.1.notify_all();
+                    // The other threads wait until this one has done a piece.
+                    drop(gate.1.wait_while(open, |open| !*open).unwrap());
+                    mine
+                })
+            });
+            let mine = engine.block_on(futures_util::future::join_all(jobs)).unwrap();
+            assert!(mine.contains(&true));
         }
     }
 

@@ -2,8 +2,9 @@
 //! for every request where io_uring is refused.
 //!
 //! * Threads are started as work queues up, to the pool's most; one that finds nothing to do for a while ends.
-//! * No more threads compute than there are processors: they would only take turns, and each change of turns costs
-//!   about as much as a small job.
+//! * One thread less computes than there are processors: whose work it is has one too, and takes a part while more waits
+//!   than the threads need ([`Pool::has_plenty`]). With as many threads as processors, that one would run when the
+//!   scheduler comes around to it, and they would be out of work until then.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 /// How long an idle thread stays.
 const IDLE: Duration = Duration::from_secs(10);
+/// Jobs for each thread to go on with: it will not run out of them while a job is done elsewhere.
+const PLENTY: usize = 2;
 
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
@@ -36,7 +39,7 @@ struct State {
 pub(super) static BLOCKING: Pool = Pool::new(|| 64);
 /// For work that computes.
 pub(super) static COMPUTING: Pool =
-    Pool::new(|| available_parallelism().map_or(1, |processors| processors.get()));
+    Pool::new(|| available_parallelism().map_or(1, |processors| (processors.get() - 1).max(1)));
 
 /// The result of a job, and who waits for it.
 struct Outcome<T> {
@@ -81,14 +84,12 @@ impl Pool {
         Pool { most: LazyLock::new(most), state: Mutex::new(state), ready: Condvar::new() }
     }
 
-    /// Hands all of `jobs` to the threads, under one lock.
-    pub(super) fn submit(&'static self, jobs: &mut Vec<Job>) {
-        if jobs.is_empty() {
-            return;
-        }
+    /// Hands `jobs` to the threads, under one lock.
+    pub(super) fn submit(&'static self, jobs: impl IntoIterator<Item = Job>) {
         let mut state = lock(&self.state);
-        let wanted = jobs.len().min(state.idle);
-        state.jobs.extend(jobs.drain(..));
+        let before = state.jobs.len();
+        state.jobs.extend(jobs);
+        let wanted = (state.jobs.len() - before).min(state.idle);
         let room = self.most.saturating_sub(state.threads);
         for _ in 0..state.jobs.len().saturating_sub(state.idle).min(room) {
             let started = std::thread::Builder::new().name("cowvm-pool".into()).spawn(|| self.work());
@@ -104,10 +105,9 @@ impl Pool {
         (0..wanted).for_each(|_| self.ready.notify_one());
     }
 
-    /// Whether a thread waits for work, and will not be woken for what is there.
-    pub(super) fn has_idle(&self) -> bool {
-        let state = lock(&self.state);
-        state.idle > state.jobs.len()
+    /// Whether more jobs wait than the threads need.
+    pub(super) fn has_plenty(&self) -> bool {
+        lock(&self.state).jobs.len() >= *self.most * PLENTY
     }
 
     fn work(&self) {

@@ -105,7 +105,7 @@ impl Cipherer {
         let pieces = (0..from.len()).step_by(PIECE).map(|at| {
             let mut bytes = from.slice(at, PIECE).to_vec();
             let (sectors, first) = (self.sectors.clone(), first + (at / SECTOR) as u64);
-            let done = self.engine.compute(move || {
+            let done = self.engine.share(move || {
                 work(&sectors, first, &mut bytes);
                 bytes
             });

@@ -30,9 +30,15 @@ impl Node {
         Ok(iov.to_vec())
     }
 
-    /// As [`Node::read_bytes`], for another thread; the memory is no copy.
-    pub async fn read_memory(&self, offset: u64, len: usize) -> Result<AlignedBytes> {
-        let buffer = Buffer::new(len);
+    /// Reads `len` bytes into the beginning of `memory`, or new memory where that is too short, for another thread.
+    pub async fn read_memory(
+        &self,
+        offset: u64,
+        len: usize,
+        mut memory: AlignedBytes,
+    ) -> Result<AlignedBytes> {
+        memory.first(len);
+        let buffer = Buffer::from(memory);
         self.read(offset, &buffer.iov(len)).await?;
         buffer.into_bytes()
     }

@@ -20,7 +20,7 @@ use super::mapping::{Extent, Place, View};
 use crate::block::graph::Event;
 use crate::block::options::Preallocation;
 use crate::block::range_lock::RangeLock;
-use crate::block::{Error, Iov, Kind, Result};
+use crate::block::{AlignedBytes, Error, Iov, Kind, Result};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -50,12 +50,19 @@ struct Part {
     into: Iov,
 }
 
+/// What one job reads and makes of it.
+#[derive(Default)]
+struct Scratch {
+    packed: AlignedBytes,
+    clusters: Vec<u8>,
+}
+
 /// Clusters that were read in part, decompressed, the last one first.
 #[derive(Default)]
 pub(super) struct Decompressed {
     kept: RefCell<VecDeque<(Compressed, Rc<Vec<u8>>)>>,
     /// Memory for the next ones: fresh from the host it would cost a good part of what the codec does.
-    spare: RefCell<Vec<Vec<u8>>>,
+    spare: RefCell<Vec<Scratch>>,
     /// So that two requests do not decompress one cluster twice.
     turns: RangeLock,
 }
@@ -76,10 +83,10 @@ impl Decompressed {
         kept.truncate(most);
     }
 
-    fn give_back(&self, memory: Vec<u8>) {
+    fn give_back(&self, scratch: Scratch) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < 2 * JOBS && memory.capacity() as u64 <= KEPT / JOBS as u64 {
-            spare.push(memory);
+        if spare.len() < 2 * JOBS && scratch.clusters.capacity() as u64 <= KEPT / JOBS as u64 {
+            spare.push(scratch);
         }
     }
 
@@ -139,12 +146,12 @@ impl Qcow2 {
     /// `single`: it is all that the request waits for.
     async fn read_batch(&self, batch: Vec<Part>, single: bool) -> Result<()> {
         let data = batch.iter().map(|part| part.data).collect();
-        let clusters = self.decompress(data, single).await?;
+        let scratch = self.decompress(data, single).await?;
         let size = self.geometry.cluster_size() as usize;
-        for (part, cluster) in batch.iter().zip(clusters.chunks_exact(size)) {
+        for (part, cluster) in batch.iter().zip(scratch.clusters.chunks_exact(size)) {
             part.into.copy_from(0, cluster);
         }
-        self.decompressed.give_back(clusters);
+        self.decompressed.give_back(scratch);
         Ok(())
     }
 
@@ -157,28 +164,31 @@ impl Qcow2 {
         if let Some(cluster) = self.decompressed.get(data) {
             return Ok(cluster);
         }
-        let cluster = Rc::new(self.decompress(vec![data], true).await?);
+        let mut scratch = self.decompress(vec![data], true).await?;
+        let cluster = Rc::new(std::mem::take(&mut scratch.clusters));
+        self.decompressed.give_back(scratch);
         self.decompressed.keep(data, cluster.clone());
         Ok(cluster)
     }
 
     /// Reads and decompresses clusters that stand in the order of the file, not far from each other.
-    async fn decompress(&self, clusters: Vec<Compressed>, single: bool) -> Result<Vec<u8>> {
+    async fn decompress(&self, clusters: Vec<Compressed>, single: bool) -> Result<Scratch> {
         let start = clusters.first().map_or(0, |data| data.offset.0);
         let end = clusters.iter().map(|data| data.offset.0 + data.len).max().unwrap_or(start);
         let len = (end - start) as usize;
+        let mut scratch = self.decompressed.spare.borrow_mut().pop().unwrap_or_default();
         self.file.debug_event(Event::ReadCompressed);
-        let mut packed = self.file.read_memory(start, len).await?;
+        scratch.packed = self.file.read_memory(start, len, scratch.packed).await?;
         let (codec, size) = (self.codec, self.geometry.cluster_size() as usize);
         let alone = single && self.users.is_single() && self.engine.is_idle();
         let inline = clusters.len() * size <= if alone { INLINE_ALONE } else { INLINE };
-        let mut out = self.decompressed.spare.borrow_mut().pop().unwrap_or_default();
-        out.resize(clusters.len() * size, 0);
         let work = move || {
-            decompress_all(codec, packed.first(len), start, &clusters, out.chunks_exact_mut(size))?;
-            Ok(out)
+            scratch.clusters.resize(clusters.len() * size, 0);
+            let into = scratch.clusters.chunks_exact_mut(size);
+            decompress_all(codec, scratch.packed.first(len), start, &clusters, into)?;
+            Ok(scratch)
         };
-        if inline { work() } else { self.engine.compute(work).await }
+        if inline { work() } else { self.engine.share(work).await }
     }
 }
 
@@ -251,7 +261,7 @@ impl Qcow2 {
         // What lies behind the end of the disk reads as zeros, should it grow.
         bytes.resize(bytes.len().next_multiple_of(size), 0);
         self.engine
-            .compute(move || bytes.chunks_exact(size).map(|cluster| codec.compress(cluster)).collect())
+            .share(move || bytes.chunks_exact(size).map(|cluster| codec.compress(cluster)).collect())
             .await
     }
 
