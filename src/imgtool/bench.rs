@@ -197,7 +197,7 @@ async fn bench(engine: &Rc<Engine>, filename: &str, request: &Request) -> Result
         output::write(&request.plan())?;
     }
     let start = Instant::now();
-    let sent = send(&node, &request.load).await;
+    let sent = send(engine, &node, &request.load).await;
     let seconds = start.elapsed().as_secs_f64();
     let closed = sent.and(node.close().await);
     closed.map_err(|error| Failure::message(format!("Failed request: {}", cause(&error))))?;

@@ -6,8 +6,10 @@
 //!   hands every buffered write of a ring to the same kernel worker, which is slower in all. Where other tasks can use the
 //!   time meanwhile, that is worth it for copies longer than [`MIDDLE_WRITE`], and for those longer than [`SHORT_WRITE`]
 //!   where about as much is read as is written: one processor reads what the other one writes.
+//! * Those that follow one another become one call (module `gather`).
 //! * Direct I/O always goes to the reactor.
 
+use super::gather::Gathering;
 use super::ring::Request;
 use super::{Engine, Reactor};
 use crate::block::Iov;
@@ -37,6 +39,7 @@ pub struct HostFile {
     nowait: Cell<bool>,
     /// Cached writes that the reactor has.
     handed_out: Cell<usize>,
+    gathering: Gathering,
 }
 
 /// What worker threads run: a request that its task owns until the call is over.
@@ -55,6 +58,7 @@ impl HostFile {
             direct,
             nowait: Cell::new(true),
             handed_out: Cell::new(0),
+            gathering: Gathering::default(),
         }
     }
 
@@ -103,6 +107,9 @@ impl HostFile {
     pub async fn write(&self, offset: u64, from: &Iov) -> io::Result<()> {
         let mut done = 0;
         if self.writes_inline(from.len()) {
+            if self.write_together(offset, from).await {
+                return Ok(());
+            }
             done = retry(|| vectored(libc::pwritev, &self.fd, from, offset))? as usize;
             if self.engine.inline_budget_spent() {
                 self.engine.yield_now().await;
@@ -121,6 +128,18 @@ impl HostFile {
             }
         }
         Ok(())
+    }
+
+    /// Writes `from` with what other tasks write next to it; false if it is not written.
+    async fn write_together(&self, offset: u64, from: &Iov) -> bool {
+        let Some(batch) = self.gathering.add(offset, from, self.engine.is_idle()) else { return false };
+        self.engine.yield_now().await;
+        batch.outcome.get().unwrap_or_else(|| {
+            batch.write(|all| {
+                let done = retry(|| vectored(libc::pwritev, &self.fd, all, batch.offset));
+                done.is_ok_and(|n| n as usize == all.len())
+            })
+        })
     }
 
     /// Whether a write of `len` bytes is done at once. While the reactor has one, the next would wait for the

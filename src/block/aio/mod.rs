@@ -17,6 +17,7 @@
 mod bulk;
 mod executor;
 mod file;
+mod gather;
 mod inbox;
 mod outbox;
 mod pipe;

@@ -1,9 +1,9 @@
 //! A simple benchmark: equal requests at regular steps, some of them at a time.
 
+use crate::block::aio::Engine;
 use crate::block::graph::Node;
 use crate::block::iov::BUFFER_ALIGN;
 use crate::block::{Buffer, Error, Kind, Result};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::rc::Rc;
 
 /// Most memory that requests in flight may take, in bytes.
@@ -30,11 +30,11 @@ pub struct Load {
     pub drain: bool,
 }
 
-/// Sends `load` to `node`.
+/// Sends `load` to `node`, each request as a task of its own, as a guest's are.
 ///
 /// # Errors
-/// The first failure; a request that reaches behind the end of the disk is one.
-pub async fn run(node: &Rc<Node>, load: &Load) -> Result<()> {
+/// The first failure; a request that reaches behind the end of the disk is one. What was sent before is over then.
+pub async fn run(engine: &Rc<Engine>, node: &Rc<Node>, load: &Load) -> Result<()> {
     let slots = load.depth.min(load.count);
     // Each has a buffer of whole pages, and what it takes to wait for its end.
     let waiting = size_of_val(&act(node, load, Action::Flush)) as u64;
@@ -43,18 +43,29 @@ pub async fn run(node: &Rc<Node>, load: &Load) -> Result<()> {
         let message = format!("{slots} requests of {} bytes at a time need too much memory", load.len);
         return Err(Error::new(Kind::InvalidArgument, message).remedy("choose a smaller depth"));
     }
-    Sender { node, load, left: load.count, offset: load.offset, slots, idle: Vec::new() }.send().await
+    let (ended, ends) = async_channel::unbounded();
+    let (left, offset, idle) = (load.count, load.offset, Vec::new());
+    Sender { engine, node, load, left, offset, slots, running: 0, idle, ended, ends, outcome: Ok(()) }
+        .send()
+        .await
 }
 
 struct Sender<'a> {
+    engine: &'a Rc<Engine>,
     node: &'a Rc<Node>,
     load: &'a Load,
     left: u64,
     offset: u64,
     /// How many requests may still be started now.
     slots: u64,
+    /// How many things are in flight.
+    running: u64,
     /// Buffers of requests that are over.
     idle: Vec<Buffer>,
+    /// Where each thing's end is told, and heard.
+    ended: async_channel::Sender<Result<Option<Buffer>>>,
+    ends: async_channel::Receiver<Result<Option<Buffer>>>,
+    outcome: Result<()>,
 }
 
 /// One thing in flight.
@@ -65,27 +76,51 @@ enum Action {
 
 impl Sender<'_> {
     async fn send(mut self) -> Result<()> {
-        let mut running = FuturesUnordered::new();
         loop {
             let mut flush = false;
             while self.left > 0 && self.slots > 0 && !flush {
-                running.push(act(self.node, self.load, self.next()));
+                let request = self.next();
+                self.start(request);
                 flush = self.load.flush_interval > 0 && self.left.is_multiple_of(self.load.flush_interval);
             }
-            while flush
-                && self.load.drain
-                && let Some(done) = running.next().await
-            {
-                self.finish(done?);
+            while flush && self.load.drain && self.finish_one().await {}
+            if flush && self.outcome.is_ok() {
+                self.start(Action::Flush);
             }
-            if flush {
-                running.push(act(self.node, self.load, Action::Flush));
-            }
-            match running.next().await {
-                Some(done) => self.finish(done?),
-                None => return Ok(()),
+            if !self.finish_one().await {
+                return self.outcome;
             }
         }
+    }
+
+    fn start(&mut self, action: Action) {
+        let (node, load, ended) = (self.node.clone(), *self.load, self.ended.clone());
+        self.running += 1;
+        self.engine.spawn(async move {
+            // Nobody listens any more where the whole was given up.
+            let _ = ended.try_send(act(&node, &load, action).await);
+        });
+    }
+
+    /// Waits until something in flight is over; false when there was nothing. After a failure nothing more is started.
+    async fn finish_one(&mut self) -> bool {
+        if self.running == 0 {
+            return false;
+        }
+        self.running -= 1;
+        match self.ends.recv().await {
+            Ok(Ok(buffer)) => {
+                self.slots += u64::from(buffer.is_some());
+                self.idle.extend(buffer);
+            }
+            Ok(Err(error)) => {
+                self.left = 0;
+                self.outcome = self.outcome.clone().and(Err(error));
+            }
+            // It has a sender itself.
+            Err(_) => return false,
+        }
+        true
     }
 
     /// The next request.
@@ -101,13 +136,6 @@ impl Sender<'_> {
             buffer
         });
         Action::Transfer(buffer, at)
-    }
-
-    fn finish(&mut self, buffer: Option<Buffer>) {
-        if let Some(buffer) = buffer {
-            self.slots += 1;
-            self.idle.push(buffer);
-        }
     }
 }
 

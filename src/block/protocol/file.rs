@@ -115,7 +115,7 @@ impl FileDriver {
         }
         let left = u64::from(!self.cache.direct);
         set_len(self.file.fd(), left)?;
-        self.size.set(0);
+        self.set_size(0);
         BulkFile::new(self.file.fd())?.write(0, &[0][..left as usize])
     }
 
@@ -125,6 +125,12 @@ impl FileDriver {
 
     fn request_failed(&self, error: io::Error) -> Error {
         Error::from_io(error).path(&self.filename)
+    }
+
+    fn set_size(&self, size: u64) {
+        self.size.set(size);
+        self.extent.set(None);
+        self.ahead.forget_writes();
     }
 
     fn grown_to(&self, end: u64) {
@@ -203,11 +209,12 @@ impl Driver for FileDriver {
     }
 
     async fn write(&self, offset: u64, from: &Iov) -> Result<()> {
-        if offset == self.size.get() && self.device.is_none() {
-            self.allocate_ahead(offset + from.len() as u64);
+        let end = offset + from.len() as u64;
+        if self.device.is_none() {
+            self.allocate_ahead(offset, end);
         }
         let done = self.file.write(offset, from).await;
-        self.grown_to(if done.is_ok() { offset + from.len() as u64 } else { 0 });
+        self.grown_to(if done.is_ok() { end } else { 0 });
         done.map_err(|error| self.request_failed(error))
     }
 
@@ -293,8 +300,7 @@ impl Driver for FileDriver {
             Preallocation::Falloc | Preallocation::Full => {}
         }
         set_len(self.file.fd(), size).map_err(resize)?;
-        self.size.set(size);
-        self.extent.set(None);
+        self.set_size(size);
         Ok(())
     }
 

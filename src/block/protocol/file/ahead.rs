@@ -30,6 +30,8 @@ const MOST: u64 = 64 << 20;
 pub(super) struct Ahead {
     /// By how much the file grew, in bytes.
     grown: Cell<u64>,
+    /// Where it ends when the writes that go on at its end are through.
+    reach: Cell<u64>,
     /// Where its blocks and its length end on the host; 0 if that was never ahead.
     blocks: Cell<u64>,
     length: Cell<u64>,
@@ -40,14 +42,19 @@ pub(super) struct Ahead {
 impl Ahead {
     pub(super) fn new() -> Ahead {
         let none = || Cell::new(0);
-        Ahead { grown: none(), blocks: none(), length: none(), useful: Cell::new(None) }
+        Ahead { grown: none(), reach: none(), blocks: none(), length: none(), useful: Cell::new(None) }
     }
 
-    /// How much more than to `end` the file `fd` grows on the host, one of `size` bytes: as much as it grew so far.
-    fn more(&self, fd: &OwnedFd, size: u64, end: u64) -> Option<u64> {
-        let grown = self.grown.get() + end.saturating_sub(size);
+    /// The writes so far say no more where the file ends.
+    pub(super) fn forget_writes(&self) {
+        self.reach.set(0);
+    }
+
+    /// How much more than from `start` to `end` the file `fd` grows on the host: as much as it grew so far.
+    fn more(&self, fd: &OwnedFd, start: u64, end: u64) -> Option<u64> {
+        let grown = self.grown.get() + end.saturating_sub(start);
         self.grown.set(grown);
-        (end > size && grown >= LEAST && self.is_useful(fd)).then(|| grown.min(MOST))
+        (end > start && grown >= LEAST && self.is_useful(fd)).then(|| grown.min(MOST))
     }
 
     fn is_useful(&self, fd: &OwnedFd) -> bool {
@@ -60,13 +67,16 @@ impl Ahead {
 }
 
 impl FileDriver {
-    /// The file is about to grow to `end` without a gap, which might be meant to stay a hole.
-    pub(super) fn allocate_ahead(&self, end: u64) {
-        let size = self.size.get();
-        if let Some(more) =
-            self.ahead.more(self.file.fd(), size, end).filter(|_| end > self.ahead.blocks.get())
-        {
-            let done = fallocate(self.file.fd(), FallocateFlags::KEEP_SIZE, size, end - size + more);
+    /// The file is about to be written from `start` to `end`. Where it grows by that, it gets blocks, unless there is a gap
+    /// before `start`, which might be meant to stay a hole.
+    pub(super) fn allocate_ahead(&self, start: u64, end: u64) {
+        if start != self.ahead.reach.get().max(self.size.get()) {
+            return;
+        }
+        self.ahead.reach.set(end);
+        let more = self.ahead.more(self.file.fd(), start, end);
+        if let Some(more) = more.filter(|_| end > self.ahead.blocks.get()) {
+            let done = fallocate(self.file.fd(), FallocateFlags::KEEP_SIZE, start, end - start + more);
             // Whether there is room for what is written, the write itself finds out.
             self.ahead.useful.set(Some(done.is_ok()));
             self.ahead.blocks.set(end + more);
