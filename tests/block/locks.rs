@@ -1,36 +1,10 @@
 //! cowvm and QEMU keep each other out.
 
 use crate::fixture::{BACKENDS, Folder, Image};
+use crate::holder::Holder;
 use cowvm::block::Kind;
 use cowvm::block::options::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
-
-/// A real qemu-io that holds an image.
-struct Holder(Child);
-
-impl Holder {
-    fn new(folder: &Folder, options: &[&str], image: &str) -> Holder {
-        let mut child = Command::new("qemu-io")
-            .args(options)
-            .arg(folder.path(image))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // An answer shows that the image is open.
-        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
-        Holder(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
+use std::process::Command;
 
 fn options(format: &str, read_only: bool) -> OpenOptions {
     OpenOptions { format: Some(format.into()), read_only, ..OpenOptions::default() }
@@ -40,7 +14,7 @@ fn options(format: &str, read_only: bool) -> OpenOptions {
 fn an_image_that_qemu_writes_is_refused_unless_forced() {
     let folder = Folder::new();
     folder.qemu_img("create -q -f qcow2 a.qcow2 1M");
-    let _holder = Holder::new(&folder, &["-f", "qcow2"], "a.qcow2");
+    let _holder = Holder::new(&["-f", "qcow2"], &folder.path("a.qcow2"));
     for read_only in [true, false] {
         let error = Image::try_open(BACKENDS[0], &folder.path("a.qcow2"), &options("qcow2", read_only)).err();
         let error = error.expect("opened although locked");
@@ -55,7 +29,7 @@ fn an_image_that_qemu_writes_is_refused_unless_forced() {
 fn readers_share_with_readers_and_exclude_writers() {
     let folder = Folder::new();
     folder.qemu_img("create -q -f qcow2 a.qcow2 1M");
-    let _holder = Holder::new(&folder, &["-r", "-f", "qcow2"], "a.qcow2");
+    let _holder = Holder::new(&["-r", "-f", "qcow2"], &folder.path("a.qcow2"));
     Image::try_open(BACKENDS[0], &folder.path("a.qcow2"), &options("qcow2", true)).unwrap();
     let error = Image::try_open(BACKENDS[0], &folder.path("a.qcow2"), &options("qcow2", false)).err();
     assert_eq!(error.unwrap().kind(), Kind::Locked);

@@ -6,6 +6,8 @@ mod data_file;
 mod devices;
 mod discards;
 mod fixture;
+#[path = "../common/holder.rs"]
+mod holder;
 mod hostile;
 mod judge;
 mod loans;

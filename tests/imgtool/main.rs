@@ -33,6 +33,8 @@ mod devices;
 mod differential;
 mod encryption;
 mod harness;
+#[path = "../common/holder.rs"]
+mod holder;
 mod info;
 mod json;
 mod locks;

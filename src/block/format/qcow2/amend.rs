@@ -181,9 +181,7 @@ impl Qcow2 {
     /// Switches to version 3 and nothing else, and goes on with an image of that version.
     async fn upgrade(&self) -> Result<()> {
         self.prepare_change().await?;
-        self.engine.tell_work(0, 2);
-        self.complete_snapshots().await?;
-        self.engine.tell_work(1, 2);
+        self.get_ready_for_version_3().await?;
         let target = Target { version: 3, ..Target::of(&self.header.borrow()) };
         self.unsettled.set(true);
         self.change_header(|header| target.enter(header)).await?;
@@ -191,6 +189,14 @@ impl Qcow2 {
         self.file.flush().await?;
         self.unsettled.set(false);
         self.engine.tell_work(2, 2);
+        Ok(())
+    }
+
+    /// Gives the snapshots what they have in version 3. That is the first half of the work that is told.
+    async fn get_ready_for_version_3(&self) -> Result<()> {
+        self.engine.tell_work(0, 2);
+        self.complete_snapshots().await?;
+        self.engine.tell_work(1, 2);
         Ok(())
     }
 
@@ -207,10 +213,9 @@ impl Qcow2 {
             self.overlap.want_inactive_l2(checks);
             done?;
         }
-        if target.version > 2 && !self.v3.get() {
-            self.engine.tell_work(0, 2);
-            self.complete_snapshots().await?;
-            self.engine.tell_work(1, 2);
+        let upgrades = target.version > 2 && !self.v3.get();
+        if upgrades {
+            self.get_ready_for_version_3().await?;
         }
         self.close_all().await?;
         let new = match target.refcount_order == self.geometry.refcount_order {
@@ -224,7 +229,7 @@ impl Qcow2 {
             }
         };
         self.change_header(switch).await?;
-        if target.version > 2 && !self.v3.get() {
+        if upgrades {
             self.engine.tell_work(2, 2);
         }
         if let Some(new) = new {
