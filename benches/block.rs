@@ -13,7 +13,7 @@ use cowvm::block::Buffer;
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::open::open;
 use cowvm::block::options::{CacheMode, OpenOptions};
-use measure::{Requests, median, option};
+use measure::{Requests, in_turn, median, option};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -118,18 +118,16 @@ fn make_image(folder: &Path, format: &str) -> PathBuf {
 
 fn compare(workload: Workload, image: &Path, rounds: usize) {
     let engines = workload.engines();
-    let mut theirs = vec![Vec::new(); engines.len()];
-    let (requests, options, mut ours) = (workload.requests(), workload.options(), Vec::new());
+    let (requests, options) = (workload.requests(), workload.options());
     let arguments = ["-f", workload.format, image.to_str().unwrap()];
     requests.cowvm(image, &options);
-    for _ in 0..rounds {
-        for (engine, times) in engines.iter().zip(&mut theirs) {
-            times.push(requests.qemu(&arguments, workload.cache(), engine));
-        }
-        ours.push(requests.cowvm(image, &options));
-    }
-    let rate = |times: &mut Vec<f64>| workload.count() as f64 / median(times) / 1000.0;
-    let theirs: Vec<f64> = theirs.iter_mut().map(rate).collect();
-    let (best, ours) = (theirs.iter().copied().fold(0.0, f64::max), rate(&mut ours));
+    let times = in_turn(rounds, engines.len() + 1, |who| match engines.get(who) {
+        Some(engine) => requests.qemu(&arguments, workload.cache(), engine),
+        None => requests.cowvm(image, &options),
+    });
+    let rates: Vec<f64> =
+        times.into_iter().map(|mut times| workload.count() as f64 / median(&mut times) / 1000.0).collect();
+    let (theirs, ours) = (&rates[..engines.len()], rates[engines.len()]);
+    let best = theirs.iter().copied().fold(0.0, f64::max);
     println!("| {} | {:.0} | {best:.0} | {ours:.0} | {:.2} |", workload.name(), theirs[0], ours / best);
 }

@@ -9,8 +9,8 @@
 
 mod measure;
 
-use measure::command::cost;
-use measure::{median, option};
+use measure::command::{Cost, cost};
+use measure::{in_turn, median, option};
 use std::path::{Path, PathBuf};
 
 /// Files of a folder.
@@ -57,18 +57,14 @@ fn make_tree(tree: &Path, files: usize) {
 }
 
 fn compare(name: &str, line: &str, folder: &Path, rounds: usize) {
-    let ours: &[&str] = &[env!("CARGO_BIN_EXE_cowvm"), "imgtool"];
-    let (mut seconds, mut memory) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for _ in 0..rounds {
-        for (at, tool) in [&["qemu-img"][..], ours].into_iter().enumerate() {
-            let _ = std::fs::remove_file(folder.join(OUTPUT));
-            let cost = cost(tool, line, folder, 1);
-            seconds[at].push(cost.seconds);
-            memory[at].push(cost.memory);
-        }
-    }
-    let ([theirs, ours], memory) =
-        (seconds.map(|mut all| median(&mut all)), memory.map(|mut all| median(&mut all)));
+    let tools: [&[&str]; 2] = [&["qemu-img"], &[env!("CARGO_BIN_EXE_cowvm"), "imgtool"]];
+    let costs = in_turn(rounds, tools.len(), |who| {
+        let _ = std::fs::remove_file(folder.join(OUTPUT));
+        cost(tools[who], line, folder, 1)
+    });
+    let middle =
+        |of: fn(&Cost) -> f64| [0, 1].map(|who| median(&mut costs[who].iter().map(of).collect::<Vec<_>>()));
+    let ([theirs, ours], memory) = (middle(|cost| cost.seconds), middle(|cost| cost.memory));
     let ratio = theirs / ours;
     println!("| {name} | {theirs:.3} | {ours:.3} | {ratio:.2} | {:.0} | {:.0} |", memory[0], memory[1]);
 }

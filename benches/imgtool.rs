@@ -11,7 +11,7 @@
 mod measure;
 
 use measure::command::{Cost, cost};
-use measure::{floor, median, option};
+use measure::{floor, in_turn, median, option};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -142,26 +142,23 @@ impl Folder {
 
     fn compare(&self, case: &Case, rounds: usize) {
         let ours: &[&str] = &[env!("CARGO_BIN_EXE_cowvm"), "imgtool"];
-        let (mut runs, mut floor) = ([Vec::new(), Vec::new()], Vec::new());
-        for _ in 0..rounds {
-            for (tool, runs) in [&["qemu-img"][..], ours].into_iter().zip(&mut runs) {
-                runs.push(self.run(case, tool));
-            }
-            if case.is_copy {
-                let is_data = |at: u64| (at / TURN).is_multiple_of(2);
-                floor.push(floor::copies(&self.path("base.raw"), &self.path("out"), is_data));
-            }
-        }
-        let middle = |of: fn(&Run) -> f64| {
-            runs.each_ref().map(|runs| median(&mut runs.iter().map(of).collect::<Vec<_>>()))
+        let runs = in_turn(rounds, if case.is_copy { 3 } else { 2 }, |who| match who {
+            0 => self.run(case, &["qemu-img"]),
+            1 => self.run(case, ours),
+            _ => self.copies(),
+        });
+        let middle = |of: fn(&Run) -> f64| -> Vec<f64> {
+            runs.iter().map(|runs| median(&mut runs.iter().map(of).collect::<Vec<_>>())).collect()
         };
-        let ([theirs, ours], memory) = (middle(|run| run.cost.seconds), middle(|run| run.cost.memory));
+        let (seconds, memory) = (middle(|run| run.cost.seconds), middle(|run| run.cost.memory));
         let output = middle(|run| run.output as f64);
         println!(
-            "| {} | {theirs:.4} | {ours:.4} | {:.2} | {} | {:.0} | {:.0} | {:.3} |",
+            "| {} | {:.4} | {:.4} | {:.2} | {} | {:.0} | {:.0} | {:.3} |",
             case.name,
-            theirs / ours,
-            if case.is_copy { format!("{:.4}", median(&mut floor)) } else { String::new() },
+            seconds[0],
+            seconds[1],
+            seconds[0] / seconds[1],
+            seconds.get(2).map(|floor| format!("{floor:.4}")).unwrap_or_default(),
             memory[0],
             memory[1],
             if output[0] > 0.0 { output[1] / output[0] } else { 1.0 },
@@ -175,6 +172,16 @@ impl Folder {
         rustix::fs::sync();
         let cost = cost(tool, case.line, &self.0, case.times);
         Run { cost, output: space(&self.path(case.output)) }
+    }
+
+    /// What the host's copies of the same bytes take.
+    fn copies(&self) -> Run {
+        let is_data = |at: u64| (at / TURN).is_multiple_of(2);
+        let out = self.path("out");
+        let _ = std::fs::remove_file(&out);
+        rustix::fs::sync();
+        let seconds = floor::copies(&self.path("base.raw"), &out, is_data);
+        Run { cost: Cost { seconds, memory: 0.0 }, output: space(&out) }
     }
 }
 

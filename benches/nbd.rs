@@ -9,7 +9,7 @@
 
 mod measure;
 
-use measure::{median, option};
+use measure::{in_turn, median, option};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -97,12 +97,9 @@ fn main() {
     println!("| case | QEMU s | cowvm s | times as fast |");
     println!("| --- | ---: | ---: | ---: |");
     for case in CASES.iter().filter(|case| case.name.contains(&only)) {
-        let mut times = [Vec::new(), Vec::new()];
-        for _ in 0..rounds {
-            times[0].push(folder.time(&case.theirs, size));
-            times[1].push(folder.time(&case.ours, size));
-        }
-        let [theirs, ours] = times.each_mut().map(|times| median(times));
+        let runs = [&case.theirs, &case.ours];
+        let mut times = in_turn(rounds, runs.len(), |who| folder.time(runs[who], size));
+        let [theirs, ours] = [0, 1].map(|who| median(&mut times[who]));
         println!("| {} | {theirs:.3} | {ours:.3} | {:.2} |", case.name, theirs / ours);
     }
 }

@@ -12,7 +12,7 @@
 mod measure;
 
 use cowvm::block::options::OpenOptions;
-use measure::{Requests, floor, median, option};
+use measure::{Requests, floor, in_turn, median, option};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -107,18 +107,18 @@ impl Folder {
         let path = self.path(recipe.image);
         let options = OpenOptions { format: Some("qcow2".into()), ..OpenOptions::default() };
         let arguments = ["-f", "qcow2", path.to_str().unwrap()];
-        let mut times = [const { Vec::new() }; 4];
-        for _ in 0..rounds {
-            for (engine, times) in ENGINES.iter().zip(&mut times) {
-                self.prepare(recipe);
-                times.push(requests.qemu(&arguments, "writeback", engine));
-            }
+        let times = in_turn(rounds, 4, |who| {
             self.prepare(recipe);
-            times[2].push(requests.cowvm(&path, &options));
-            times[3].push(self.floor(recipe, &requests));
-        }
-        let [threads, ring, ours, floor] =
-            times.map(|mut times| (count * size) as f64 / median(&mut times) / 1e6);
+            match who {
+                0 | 1 => requests.qemu(&arguments, "writeback", ENGINES[who]),
+                2 => requests.cowvm(&path, &options),
+                _ => self.floor(recipe, &requests),
+            }
+        });
+        let rates = times.into_iter().map(|mut times| (count * size) as f64 / median(&mut times) / 1e6);
+        let [threads, ring, ours, floor] = rates.collect::<Vec<_>>()[..] else {
+            unreachable!("four take part")
+        };
         let best = threads.max(ring);
         println!("| {name} | {threads:.0} | {best:.0} | {ours:.0} | {:.2} | {floor:.0} |", ours / best);
     }
@@ -145,12 +145,11 @@ impl Folder {
         let read = ["convert", "--object", SECRET, "--image-opts", image, "-O", "raw", "out"];
         let ours = env!("CARGO_BIN_EXE_cowvm");
         for (name, words, target) in [("luks-write", &write[..], "luks"), ("luks-read", &read[..], "out")] {
-            let mut times = [Vec::new(), Vec::new()];
-            for _ in 0..rounds {
-                times[0].push(self.seconds(Command::new("qemu-img").args(words), target));
-                times[1].push(self.seconds(Command::new(ours).arg("imgtool").args(words), target));
-            }
-            let [theirs, ours] = times.map(|mut times| DISK as f64 / median(&mut times) / 1e6);
+            let mut times = in_turn(rounds, 2, |who| match who {
+                0 => self.seconds(Command::new("qemu-img").args(words), target),
+                _ => self.seconds(Command::new(ours).arg("imgtool").args(words), target),
+            });
+            let [theirs, ours] = [0, 1].map(|who| DISK as f64 / median(&mut times[who]) / 1e6);
             println!("| {name} | {theirs:.0} | {theirs:.0} | {ours:.0} | {:.2} | |", ours / theirs);
         }
     }
@@ -158,6 +157,8 @@ impl Folder {
     /// How long a command takes that makes `target` anew.
     fn seconds(&self, command: &mut Command, target: &str) -> f64 {
         let _ = std::fs::remove_file(self.path(target));
+        // Who writes pays for what it wrote itself.
+        rustix::fs::sync();
         let start = Instant::now();
         assert!(command.current_dir(&self.0).status().unwrap().success());
         start.elapsed().as_secs_f64()
@@ -170,6 +171,7 @@ impl Folder {
         // A new file: nobody pays for giving back the old one's space.
         let _ = std::fs::remove_file(self.path(recipe.image));
         self.qemu_img(recipe.create);
+        rustix::fs::sync();
         warm(&self.path("base"));
     }
 }

@@ -86,6 +86,23 @@ impl Requests {
     }
 }
 
+/// Measures every contestant once a round, each round another one first: whoever comes first may pay for what the last of
+/// the round before left behind. Returns a list of the rounds for each.
+pub(crate) fn in_turn<T>(
+    rounds: usize,
+    contestants: usize,
+    mut measure: impl FnMut(usize) -> T,
+) -> Vec<Vec<T>> {
+    let mut measured: Vec<Vec<T>> = (0..contestants).map(|_| Vec::new()).collect();
+    for round in 0..rounds {
+        for turn in 0..contestants {
+            let contestant = (round + turn) % contestants;
+            measured[contestant].push(measure(contestant));
+        }
+    }
+    measured
+}
+
 /// The middle one.
 pub(crate) fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
