@@ -5,8 +5,11 @@
 //! equal to the model. A failure prints the seed; `COWVM_SEED=N` runs that one again.
 
 use crate::fixture::{BACKENDS, Folder, Image};
+use cowvm::block::Buffer;
 use cowvm::block::aio::Backend;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 /// An image as qemu-img makes it, and what it reads as.
@@ -64,6 +67,47 @@ fn agrees_with_the_model(steps: usize, make: impl Fn() -> Stack) {
     }
 }
 
+/// A request at an offset.
+enum Sent {
+    /// Finds these bytes.
+    Read(usize, Vec<u8>),
+    Write(usize, Vec<u8>),
+    Zeroes(usize, usize),
+}
+
+impl Image {
+    /// Sends each request as a task of its own, all at once, and waits for them.
+    fn send_at_once(&self, requests: Vec<Sent>) {
+        let all = async {
+            let ends: Vec<_> = requests
+                .into_iter()
+                .map(|request| {
+                    let (node, (done, end)) = (self.node.clone(), async_channel::bounded(1));
+                    self.engine.spawn(async move {
+                        match request {
+                            Sent::Read(at, expected) => {
+                                let found = node.read_bytes(at as u64, expected.len()).await.unwrap();
+                                assert!(found == expected, "{at}+{}", expected.len());
+                            }
+                            Sent::Write(at, bytes) => {
+                                let iov = Buffer::from_bytes(&bytes).iov(bytes.len());
+                                node.write(at as u64, &iov).await.unwrap();
+                            }
+                            Sent::Zeroes(at, len) => {
+                                node.write_zeroes(at as u64, len as u64, true).await.unwrap()
+                            }
+                        }
+                        done.try_send(()).unwrap();
+                    });
+                    end
+                })
+                .collect();
+            join_all(ends.iter().map(|end| end.recv())).await
+        };
+        assert!(self.engine.block_on(all).unwrap().iter().all(Result::is_ok));
+    }
+}
+
 struct Run {
     backend: Backend,
     stack: Stack,
@@ -100,7 +144,7 @@ impl Run {
     fn step(&mut self) {
         let (start, len) = self.range();
         let at = start as usize;
-        match self.rng.random_range(0..100) {
+        match self.rng.random_range(0..105) {
             0..35 => {
                 assert_eq!(self.image().read(start, len), self.stack.content[at..at + len], "{start}+{len}")
             }
@@ -117,9 +161,45 @@ impl Run {
             }
             85..92 => self.discard(start, len),
             92..97 => self.image().flush(),
-            _ => self.reopen(),
+            97..100 => self.reopen(),
+            _ => self.burst(start),
         }
         self.check_raw_data();
+    }
+
+    /// Many requests in flight at once, from `start` on: runs of some that follow one another, in any order. No two touch.
+    fn burst(&mut self, start: u64) {
+        let (mut runs, mut at) = (Vec::new(), start as usize);
+        for _ in 0..self.rng.random_range(2..20) {
+            let mut run = Vec::new();
+            for _ in 0..self.rng.random_range(1..5) {
+                let longest = (self.stack.content.len() - at).min(self.stack.cluster as usize).min(70_000);
+                if longest > 0 {
+                    let len = self.rng.random_range(1..=longest);
+                    run.push((at, at + len));
+                    at += len;
+                }
+            }
+            runs.push(run);
+        }
+        runs.shuffle(&mut self.rng);
+        let mut sent = Vec::new();
+        for (from, to) in runs.concat() {
+            let before = self.stack.content[from..to].to_vec();
+            let now = &mut self.stack.content[from..to];
+            sent.push(match self.rng.random_range(0..10) {
+                0 => Sent::Read(from, before),
+                1 => {
+                    now.fill(0);
+                    Sent::Zeroes(from, to - from)
+                }
+                _ => {
+                    self.rng.fill(now);
+                    Sent::Write(from, now.to_vec())
+                }
+            });
+        }
+        self.image().send_at_once(sent);
     }
 
     fn check_raw_data(&self) {

@@ -132,13 +132,11 @@ impl HostFile {
 
     /// Writes `from` with what other tasks write next to it; false if it is not written.
     async fn write_together(&self, offset: u64, from: &Iov) -> bool {
-        let Some(batch) = self.gathering.add(offset, from, self.engine.is_idle()) else { return false };
+        let Some(member) = self.gathering.add(offset, from, self.engine.is_idle()) else { return false };
         self.engine.yield_now().await;
-        batch.outcome.get().unwrap_or_else(|| {
-            batch.write(|all| {
-                let done = retry(|| vectored(libc::pwritev, &self.fd, all, batch.offset));
-                done.is_ok_and(|n| n as usize == all.len())
-            })
+        member.finish(|start, all| {
+            let done = retry(|| vectored(libc::pwritev, &self.fd, all, start));
+            done.is_ok_and(|n| n as usize == all.len())
         })
     }
 
