@@ -197,13 +197,18 @@ impl AlignedBytes {
         }
     }
 
+    /// How many bytes of memory it is.
+    pub fn capacity(&self) -> usize {
+        self.layout.size()
+    }
+
     /// The first `len` bytes, of new memory where there are fewer. What they hold is left from before.
     pub fn first(&mut self, len: usize) -> &mut [u8] {
-        if len > self.layout.size() {
+        if len > self.capacity() {
             *self = AlignedBytes::new(len);
         }
         // SAFETY: base and size are the allocation's, all of it was written, and nobody else refers to it.
-        let all = unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.layout.size()) };
+        let all = unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.capacity()) };
         &mut all[..len]
     }
 }

@@ -165,7 +165,11 @@ fn clusters_of_zeros_are_not_stored_compressed() {
         let line = format!("convert -c {line} -O qcow2 -o cluster_size=4k -f raw thin");
         lab.qemu_img(&format!("{line} real"));
         assert!(lab.ours(&format!("{line} ours")).status.success());
-        assert_eq!(lab.qemu_map("ours").as_array().unwrap().len(), 128, "{line}");
+        // Not how many extents: with -W those of one piece may stand apart.
+        let map = lab.qemu_map("ours");
+        let stored = map.as_array().unwrap().iter().filter(|extent| extent["zero"] == false);
+        let stored: u64 = stored.map(|extent| extent["length"].as_u64().unwrap()).sum();
+        assert_eq!(stored, 64 * (8 << 10), "{line}");
         lab.qemu_img("compare ours real");
     }
 }

@@ -255,9 +255,15 @@ impl Engine {
         result.await
     }
 
-    /// As [`Engine::compute`], but here while those threads have plenty to do: for short pieces of work, as all tasks wait.
+    /// As [`Engine::compute`], but here while those threads have plenty to do: for pieces of some milliseconds at
+    /// most, as all other tasks wait for one. They run before the next.
     pub async fn share<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        if pool::COMPUTING.has_plenty() { work() } else { self.compute(work).await }
+        if !pool::COMPUTING.has_plenty() {
+            return self.compute(work).await;
+        }
+        let done = work();
+        self.yield_now().await;
+        done
     }
 
     /// From now on `listener` hears how far long work of drivers is: how much is done of how much, in bytes of what
@@ -394,8 +400,8 @@ mod tests {
                     let mut open = gate.0.lock().unwrap();
                     *open |= mine;
                     gate.1.notify_all();
-                    // The other threads wait until this one has done a piece.
-                    drop(gate.1.wait_while(open, |open| !*open).unwrap());
+                    // The other threads wait until this one has done a piece, but not for ever if it never does.
+                    drop(gate.1.wait_timeout_while(open, Duration::from_secs(60), |open| !*open).unwrap());
                     mine
                 })
             });

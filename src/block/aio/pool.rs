@@ -2,9 +2,9 @@
 //! for every request where io_uring is refused.
 //!
 //! * Threads are started as work queues up, to the pool's most; one that finds nothing to do for a while ends.
-//! * One thread less computes than there are processors: whose work it is has one too, and takes a part while more waits
-//!   than the threads need ([`Pool::has_plenty`]). With as many threads as processors, that one would run when the
-//!   scheduler comes around to it, and they would be out of work until then.
+//! * One thread less computes than there are processors: whose work it is has one too, and takes a part of what it shares
+//!   while more waits than the threads need ([`Pool::has_plenty`]). With as many threads as processors, that one would
+//!   run when the scheduler comes around to it, and they would be out of work until then.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};

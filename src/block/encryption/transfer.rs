@@ -94,7 +94,7 @@ impl Cipherer {
         }
     }
 
-    /// Lets worker threads apply `work` to copies of all pieces of `from` and puts the results into `into`.
+    /// Lets worker threads, and this one, apply `work` to copies of all pieces of `from`; puts the results into `into`.
     async fn shared_out(
         &self,
         first: u64,

@@ -213,9 +213,13 @@ impl Driver for FileDriver {
         if self.device.is_none() {
             self.allocate_ahead(offset, end);
         }
-        let done = self.file.write(offset, from).await;
-        self.grown_to(if done.is_ok() { end } else { 0 });
-        done.map_err(|error| self.request_failed(error))
+        if let Err(error) = self.file.write(offset, from).await {
+            self.extent.set(None);
+            self.ahead.forget_writes();
+            return Err(self.request_failed(error));
+        }
+        self.grown_to(end);
+        Ok(())
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<()> {

@@ -4,7 +4,7 @@
 //!   host clusters  |  a  |   b    |  c  ┊   d   | free |      c goes over a border, as its clusters follow one
 //!                  └── refcount 3 ──────┴ refcount 2 ─┘      another; a refcount is how many reach in
 //! ```
-//! * Clusters are compressed and decompressed on the pool, about [`BATCH`] bytes a job, several jobs at once.
+//! * Clusters are compressed and decompressed by several threads, this one among them, about [`BATCH`] bytes a job.
 //! * Clusters that are read in part are kept decompressed for a while, so that small sequential reads decompress
 //!   each once. What is kept of a place is forgotten when something else is stored there; that happens only
 //!   after all requests that knew the old content have ended (see [`super::alloc`]), so none brings it back.
@@ -85,7 +85,8 @@ impl Decompressed {
 
     fn give_back(&self, scratch: Scratch) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < 2 * JOBS && scratch.clusters.capacity() as u64 <= KEPT / JOBS as u64 {
+        let size = scratch.packed.capacity() + scratch.clusters.capacity();
+        if spare.len() < 2 * JOBS && size as u64 <= KEPT / JOBS as u64 {
             spare.push(scratch);
         }
     }
