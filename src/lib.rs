@@ -24,6 +24,9 @@ pub mod devices;
 pub mod imgtool;
 pub mod monitor;
 pub mod nbd_server;
+#[cfg(test)]
+#[path = "../tests/common/seed.rs"]
+mod seed;
 pub mod util;
 pub mod vm;
 pub mod vmstate;

@@ -1,6 +1,7 @@
 //! Round trips, and what becomes of a state that has been altered or cut.
 
 use super::*;
+use crate::seed::seed_or;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -232,9 +233,7 @@ fn a_block_whose_bytes_change_has_another_entry() {
 #[test]
 fn hostile_words_under_right_checksums_are_refused_or_stay_within_the_limits() {
     const WORDS: [u32; 8] = [0, 1, 2, 64, 0x7fff_ffff, 0x8000_0000, u32::MAX, 1 << 20];
-    let seed = std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(5);
-    println!("COWVM_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed_or(5));
     let (head, bodies) = head();
     let (good, mut read) = (head.encode(), 0);
     for _ in 0..20_000 {

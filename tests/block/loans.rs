@@ -2,6 +2,7 @@
 //! who has them never sees what their place of the disk did not have, and the clusters come back.
 
 use crate::fixture::{BACKENDS, Folder, Image};
+use crate::seed::seed_or;
 use cowvm::block::aio::{Lender, Loan, Socket};
 use cowvm::block::graph::snapshots::{NewSnapshot, Selector};
 use rand::rngs::StdRng;
@@ -137,9 +138,7 @@ fn some(rng: &mut StdRng, most: u64) -> Range<u64> {
 
 #[test]
 fn what_is_lent_is_never_other_than_what_its_place_had() {
-    let seed = std::env::var("COWVM_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    println!("COWVM_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed_or(rand::random()));
     let folder = Folder::new();
     let mut disk = Disk::open(&folder);
     let mut lent: Vec<Lent> = Vec::new();

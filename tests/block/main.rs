@@ -17,4 +17,6 @@ mod loop_device;
 mod matrix;
 mod model;
 mod open;
+#[path = "../common/seed.rs"]
+mod seed;
 mod zeroes;

@@ -5,6 +5,7 @@
 //! equal to the model. A failure prints the seed; `COWVM_SEED=N` runs that one again.
 
 use crate::fixture::{BACKENDS, Folder, Image};
+use crate::seed::seed_or;
 use cowvm::block::Buffer;
 use cowvm::block::aio::Backend;
 use futures_util::future::join_all;
@@ -54,12 +55,8 @@ const RAW_DATA: &str = "raw-data";
 /// Runs `steps` random requests on the stack that `make` makes, on both reactors.
 fn agrees_with_the_model(steps: usize, make: impl Fn() -> Stack) {
     for backend in BACKENDS {
-        let seed = match std::env::var("COWVM_SEED") {
-            Ok(seed) => seed.parse().unwrap(),
-            Err(_) => rand::random(),
-        };
-        println!("{backend:?}: COWVM_SEED={seed}");
-        let mut run = Run::new(backend, make(), seed);
+        println!("{backend:?}");
+        let mut run = Run::new(backend, make(), seed_or(rand::random()));
         for _ in 0..steps {
             run.step();
         }

@@ -9,4 +9,6 @@ mod hostile;
 mod meanwhile;
 mod open;
 mod random;
+#[path = "../common/seed.rs"]
+mod seed;
 mod steps;

@@ -1,6 +1,7 @@
 //! Random trees and random changes, judged by mtools and fsck.fat.
 
 use crate::harness::{Bench, Contents, assert_same, contents};
+use crate::seed::seed_or;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::fs;
@@ -11,10 +12,7 @@ const LETTERS: &[char] =
     &['a', 'b', 'C', '1', '_', '.', ' ', '+', ',', '[', 'ő', 'Ж', '語', '-', '~', 'x', 'y'];
 
 pub(crate) fn seed() -> u64 {
-    let seed =
-        std::env::var("COWVM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
-    eprintln!("COWVM_SEED={seed}");
-    seed
+    seed_or(rand::random())
 }
 
 fn name(random: &mut StdRng) -> String {

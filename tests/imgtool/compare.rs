@@ -1,6 +1,7 @@
 //! `compare`: verdicts, the place of the first difference, progress and exit status are qemu-img's.
 
 use crate::harness::Lab;
+use crate::seed::seed_or;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Runs `compare` over every pair of images, in both orders.
@@ -69,8 +70,7 @@ fn disks_of_other_sizes_may_only_have_zeros_more() {
 #[test]
 fn the_first_difference_is_told() {
     let lab = Lab::new();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut random = StdRng::seed_from_u64(seed);
     let mut bytes = vec![0; 9 << 20];
     random.fill(&mut bytes[..]);
@@ -94,8 +94,7 @@ fn the_first_difference_is_told() {
 #[test]
 fn scattered_allocation_is_compared_piece_by_piece() {
     let lab = Lab::new();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut random = StdRng::seed_from_u64(seed);
     let formats = ["raw", "qcow2", "qcow2 -o cluster_size=8k", "qcow2 -o extended_l2=on"];
     for round in 0..3 {

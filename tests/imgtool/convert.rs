@@ -1,14 +1,14 @@
 //! `convert`: what arrives is what left, as qemu-img sees it; progress and refusals are the same bytes.
 
 use crate::harness::Lab;
+use crate::seed::seed_or;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::os::unix::fs::MetadataExt;
 
 /// Sources of every kind.
 fn sources() -> Lab {
     let lab = Lab::new();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut random = vec![0; 3 << 20];
     StdRng::seed_from_u64(seed).fill(&mut random[..]);
     // Zeros inside of data, in runs of all lengths and alignments.
@@ -155,8 +155,7 @@ fn what_cannot_be_decompressed_is_zeros_where_that_is_wanted() {
 #[test]
 fn clusters_of_zeros_are_not_stored_compressed() {
     let lab = Lab::new();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut bytes = vec![0; 4 << 20];
     StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
     bytes.chunks_mut(64 << 10).for_each(|part| part[8 << 10..].fill(0));

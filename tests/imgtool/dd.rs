@@ -1,13 +1,13 @@
 //! `dd`: what arrives is the run of blocks that was asked for, in the words of qemu-img where there are any.
 
 use crate::harness::Lab;
+use crate::seed::seed_or;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::os::unix::fs::MetadataExt;
 
 fn sources() -> Lab {
     let lab = Lab::new();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut random = vec![0; 300_000];
     StdRng::seed_from_u64(seed).fill(&mut random[..]);
     lab.write("random", &random).write("odd", &random[..5000]).write("empty", b"");

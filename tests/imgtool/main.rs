@@ -48,6 +48,8 @@ mod outputs;
 mod progress;
 mod rebase;
 mod resize;
+#[path = "../common/seed.rs"]
+mod seed;
 mod snapshot;
 mod third_party;
 mod trace;

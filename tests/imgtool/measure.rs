@@ -1,6 +1,7 @@
 //! `measure`: the numbers are qemu-img's, and no file gets longer than they say.
 
 use crate::harness::Lab;
+use crate::seed::seed_or;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::collections::HashMap;
@@ -116,8 +117,7 @@ fn copies_need_what_is_in_their_source() {
 #[test]
 fn no_file_gets_longer_than_measured() {
     let lab = sources();
-    let seed = rand::rng().random();
-    println!("seed {seed}");
+    let seed = seed_or(rand::random());
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..6 {
         let source = ["odd", "holes", "image", "packed", "top"].choose(&mut random).unwrap();

@@ -1,6 +1,7 @@
 //! `rebase`: the disk stays what it was, whatever lies below.
 
 use crate::harness::Lab;
+use crate::seed::seed_or;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -168,9 +169,7 @@ fn compressed_clusters_are_written_where_that_is_wanted() {
 
 #[test]
 fn images_of_all_kinds_keep_their_disks() {
-    let seed = std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
-    println!("COWVM_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed_or(7));
     let lab = Lab::new();
     let kinds = [
         "cluster_size=512",

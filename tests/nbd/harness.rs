@@ -1,5 +1,6 @@
 //! Servers as processes, clients in this one, folders that go away.
 
+use crate::seed::seed_or;
 use cowvm::block::aio::{Backend, Engine};
 use cowvm::block::graph::Node;
 use cowvm::block::open::open;
@@ -232,12 +233,7 @@ impl Image {
 
 /// The seed of a random test: that of `COWVM_SEED`, or a new one.
 pub(crate) fn seed() -> u64 {
-    let seed = match std::env::var("COWVM_SEED") {
-        Ok(seed) => seed.parse().unwrap(),
-        Err(_) => rand::random(),
-    };
-    println!("COWVM_SEED={seed}");
-    seed
+    seed_or(rand::random())
 }
 
 /// Random bytes in a file.

@@ -13,6 +13,8 @@ mod lending;
 mod losses;
 mod restart;
 mod script;
+#[path = "../common/seed.rs"]
+mod seed;
 mod server;
 mod tls;
 mod words;

@@ -1,6 +1,7 @@
 //! A directory of the host as a FAT disk of a real Linux, which changes it.
 
 use super::harness::session::Session;
+use crate::seed::seed_or;
 use std::fs;
 
 /// Rounds of changes, each with a flush at its end, and changes of a round: as many as fit into a minute, or, with
@@ -14,9 +15,7 @@ fn extent() -> (u32, u32) {
 
 #[test]
 fn the_directory_is_what_linux_made_of_its_disk_at_each_flush() {
-    let seed: u32 =
-        std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    eprintln!("COWVM_SEED={seed}");
+    let seed = seed_or(rand::random::<u32>().into());
     let (rounds, changes) = extent();
     let session = Session::new();
     let shared = session.path("shared");

@@ -21,4 +21,6 @@ mod everything;
 mod fat;
 mod harness;
 mod linux;
+#[path = "../common/seed.rs"]
+mod seed;
 mod snapshots;

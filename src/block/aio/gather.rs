@@ -102,6 +102,7 @@ mod tests {
     use super::super::{Backend, Engine, HostFile};
     use super::*;
     use crate::block::Buffer;
+    use crate::seed::seed_or;
     use futures_util::FutureExt;
     use futures_util::future::join_all;
     use rand::rngs::StdRng;
@@ -219,10 +220,7 @@ mod tests {
 
     #[test]
     fn all_bytes_come_to_their_places_in_whatever_order_they_are_sent() {
-        let seed =
-            std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-        println!("COWVM_SEED={seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
+        let mut rng = StdRng::seed_from_u64(seed_or(rand::random()));
         for _ in 0..200 {
             let file = tempfile::tempfile().unwrap();
             // A few streams, mixed; some go on where others begin.

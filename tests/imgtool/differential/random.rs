@@ -3,6 +3,7 @@
 //! The seed is the same at every run unless `COWVM_SEED` says otherwise.
 
 use super::Case;
+use crate::seed::seed_or;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -239,9 +240,7 @@ const GRAMMARS: &[Grammar] = &[
 
 /// All lines.
 pub(super) fn cases() -> Vec<Case> {
-    let seed = std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20);
-    println!("COWVM_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(seed_or(20));
     GRAMMARS
         .iter()
         .flat_map(|grammar| (0..LINES).map(|_| grammar.line(&mut random)).collect::<Vec<_>>())

@@ -10,6 +10,7 @@ use super::state::{Found, read_state};
 use super::sync::sync;
 use super::tree::{Chain, Id, ROOT};
 use super::volume::Volume;
+use crate::seed::seed_or;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -105,10 +106,7 @@ fn change(
 
 #[test]
 fn after_each_flush_what_is_known_is_what_all_of_the_disk_says() {
-    let seed =
-        std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    eprintln!("COWVM_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(seed_or(rand::random()));
     let (host, mut volume, mut names) = fixture();
     let mut free = Vec::new();
     for next in 40..100 {

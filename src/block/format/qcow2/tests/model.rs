@@ -7,6 +7,7 @@ use crate::block::format::qcow2::{CacheOptions, CreateOptions};
 use crate::block::graph::Node;
 use crate::block::options::Preallocation;
 use crate::block::{Buffer, Kind};
+use crate::seed::seed_or;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -15,10 +16,8 @@ use std::rc::Rc;
 
 /// A seed, printed so that a failure can be run again with `COWVM_SEED`.
 pub(super) fn seed(name: &str) -> u64 {
-    let seed =
-        std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    println!("{name}: COWVM_SEED={seed}");
-    seed
+    println!("{name}");
+    seed_or(rand::random())
 }
 
 /// A request on a range.

@@ -17,6 +17,7 @@ use crate::block::format::qcow2::mapping::View;
 use crate::block::graph::driver::{Check, CheckReport, Repair};
 use crate::block::graph::{Driver, Node};
 use crate::block::{Buffer, Result};
+use crate::seed::seed_or;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -397,9 +398,7 @@ impl<'a> Expect<'a> {
 
 /// The seed of a sweep, the same at every run unless `COWVM_SEED` says otherwise.
 pub(super) fn sweep_seed() -> u64 {
-    let seed = std::env::var("COWVM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20);
-    println!("COWVM_SEED={seed}");
-    seed
+    seed_or(20)
 }
 
 /// Whether every point is to be tried, not a sample.
